@@ -1,0 +1,173 @@
+"""The front door of every command: flags as words in, a checked call of the command's function out.
+
+Fire reads the command line; what it read is checked against the function's signature before anything runs, because Fire
+itself would call the function first and complain about a misspelt flag afterwards.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import re
+import sys
+import types
+import typing
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import fire
+from fire import decorators
+
+BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+
+
+class Option(NamedTuple):
+    """One flag: its name, type annotation, default (``inspect.Parameter.empty`` when required) and help line."""
+
+    name: str
+    type: Any
+    default: Any
+    help: str
+
+
+def read_words(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """Splits a command line into positional words and flags, every value as the text that was typed."""
+    seen: dict[str, Any] = {}
+
+    @decorators.SetParseFn(str)
+    def collect(*words: str, **flags: str) -> None:
+        seen.update(words=list(words), flags=flags)
+
+    fire.Fire(collect, command=list(argv), name="command")
+    return seen["words"], seen["flags"]
+
+
+def nearest(name: str, allowed: Iterable[str]) -> str:
+    """A phrase naming the closest allowed word, or all of them when none is close."""
+    allowed = list(allowed)
+    close = difflib.get_close_matches(name, allowed, n=1, cutoff=0.6)
+    return f"did you mean {close[0]!r}?" if close else f"choose from: {', '.join(sorted(allowed))}"
+
+
+def coerce(name: str, value: Any, annotation: Any) -> Any:
+    """Turns a typed word or a YAML value into the annotated type.
+
+    Raises:
+        ValueError: naming the option, what was found and what was expected.
+    """
+    origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin in (typing.Union, types.UnionType):
+        if value is None or str(value).lower() == "none":
+            return None
+        return coerce(name, value, next(kind for kind in inner if kind is not type(None)))
+    if origin is typing.Literal:
+        if value not in inner:
+            raise ValueError(f"--{name}: {value!r} is not a choice, {nearest(str(value), map(str, inner))}")
+        return value
+    if origin is tuple:
+        parts = value if isinstance(value, (list, tuple)) else str(value).strip("()[]").split(",")
+        if inner[-1] is not Ellipsis and len(parts) != len(inner):
+            raise ValueError(f"--{name}: expected {len(inner)} values separated by commas, found {value!r}")
+        return tuple(coerce(name, part, inner[0]) for part in parts)
+    if annotation is bool:
+        if str(value).lower() in BOOLEANS:
+            return BOOLEANS[str(value).lower()]
+    elif annotation in (int, float) and not isinstance(value, bool):
+        try:
+            number = float(value)
+            if annotation is float:
+                return number
+            if number == int(number):
+                return int(value) if re.fullmatch(r"[+-]?\d+", str(value)) else int(number)
+        except (TypeError, ValueError, OverflowError):
+            pass
+    elif annotation is str and not isinstance(value, (dict, list)) and value not in ("True", None):
+        return str(value)
+    kind = {int: "a whole number", float: "a number", bool: "true or false", str: "a value"}.get(annotation, annotation)
+    raise ValueError(f"--{name}: expected {kind}, found {'nothing' if value in ('True', None) else repr(value)}")
+
+
+def check_names(given: Iterable[str], allowed: Iterable[str]) -> None:
+    """Raises ValueError for the first name that is not an option, with the nearest one."""
+    allowed = list(allowed)
+    for name in given:
+        if name not in allowed:
+            raise ValueError(f"unknown option --{name}, {nearest(name, allowed)}")
+
+
+def options_of(function: Callable) -> list[Option]:
+    """The options of a command: its signature joined with the ``Args:`` section of its docstring."""
+    helps, current = {}, None
+    for line in inspect.getdoc(function).partition("Args:\n")[2].splitlines():
+        if line and not line.startswith(" "):
+            break
+        if match := re.match(r" {4}(\w+): (.*)", line):
+            current = match[1]
+            helps[current] = match[2]
+        elif current and line.strip():
+            helps[current] += " " + line.strip()
+    hints = typing.get_type_hints(function)
+    parameters = inspect.signature(function).parameters.values()
+    return [Option(p.name, hints[p.name], p.default, helps.get(p.name, "")) for p in parameters]
+
+
+def describe(options: Iterable[Option]) -> str:
+    """The options as text, one a paragraph: flag, type, help and default."""
+    lines = []
+    for name, kind, default, text in options:
+        shown = "|".join(map(str, typing.get_args(kind))) if typing.get_origin(kind) is typing.Literal else (
+            getattr(kind, "__name__", None) if not typing.get_args(kind) else str(kind).replace(" | None", ""))
+        required = default is inspect.Parameter.empty
+        lines.append(f"  --{name} {shown}{'  (required)' if required else ''}")
+        lines.append(f"        {text}{'' if required else f' [default: {default}]'}")
+    return "\n".join(lines)
+
+
+def bind(function: Callable, words: list[str], flags: dict[str, str]) -> dict[str, Any]:
+    """The checked keyword arguments of a command from the words and flags that were typed."""
+    options = {option.name: option for option in options_of(function)}
+    check_names(flags, options)
+    flags = dict(flags)
+    for name, value in list(flags.items()):
+        if options[name].type is bool and value.lower() not in BOOLEANS:  # `--full DIR`: the word is not the flag's
+            flags[name] = "True"
+            words = [*words, value]
+    for word in words:
+        free = next((name for name in options if name not in flags), None)
+        if free is None:
+            raise ValueError(f"unexpected word {word!r}")
+        flags[free] = word
+    missing = [n for n, o in options.items() if o.default is inspect.Parameter.empty and n not in flags]
+    if missing:
+        raise ValueError(f"missing {', '.join('--' + name for name in missing)} (see --help)")
+    return {name: coerce(name, value, options[name].type) for name, value in flags.items()}
+
+
+def guarded(call: Callable[[], int | None]) -> typing.NoReturn:
+    """Runs a call as a process: its status as exit code; errors a person can mend as one line and exit code 2."""
+    try:
+        sys.exit(call() or 0)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted; run the same command again to go on", file=sys.stderr)
+        sys.exit(130)
+
+
+def run(function: Callable[..., int | None], argv: Sequence[str] | None = None) -> typing.NoReturn:
+    """Runs ``function`` as the command that this process is, with ``--help`` made from its signature and docstring."""
+    def call() -> int | None:
+        words, flags = read_words(sys.argv[1:] if argv is None else argv)
+        if {"help", "h"} & set(flags):
+            intro = inspect.getdoc(function).partition("Args:\n")[0].strip()
+            print(f"usage: python -m {command_name()} [options]\n\n{intro}\n\n{describe(options_of(function))}")
+            return 0
+        return function(**bind(function, words, flags))
+    guarded(call)
+
+
+def command_name() -> str:
+    """The dotted name under which this process was started with ``python -m``."""
+    spec = sys.modules["__main__"].__spec__
+    return spec.name if spec else sys.argv[0]

@@ -1,0 +1,1 @@
+"""How bytes and folders mean something: layouts, safe decoding, the shard index."""

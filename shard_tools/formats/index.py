@@ -1,0 +1,137 @@
+"""The index beside the shards of one split: ``<split>.index.json`` (facts) and ``<split>.index.npy`` (one row a sample).
+
+Shards are plain WebDataset tars; the index adds what a tar can't tell without reading it: where every sample lies, its
+genre, album and cover hash, the statistics of the audio, and the hash of every file. It is written last, the JSON after
+everything else, so a folder that has ``<split>.index.json`` is complete.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+SCHEMA = 1
+SPLITS = ("train", "val", "test")
+
+# One sample. Offsets are of the member's data inside its shard, in bytes; audio_bytes 0 = the sample has no vector.
+# genre: position in the index's sorted list; group: album key hashed to 63 bits; cover_hash: of the cover as found.
+ROW = np.dtype([
+    ("shard", "<u4"), ("cover_offset", "<u8"), ("cover_bytes", "<u4"), ("audio_offset", "<u8"), ("audio_bytes", "<u4"),
+    ("genre", "<i2"), ("group", "<i8"), ("cover_hash", "<u8"),
+])
+
+
+@dataclass(frozen=True)
+class Index:
+    """An opened index.
+
+    Attributes:
+        root: folder of the shards.
+        split: ``train``, ``val`` or ``test``.
+        facts: the JSON: schema, options, samples, groups, genres, genre_counts, resolution, audio (None, or dimension,
+            blocks, presence rule, mean and std over train), shards (name, samples, bytes, sha256 each), drops.
+        rows: ``[N]`` of ``ROW``, memory-mapped read-only.
+    """
+
+    root: Path
+    split: str
+    facts: dict[str, Any]
+    rows: np.ndarray
+
+    @property
+    def shards(self) -> list[Path]:
+        return [self.root / shard["name"] for shard in self.facts["shards"]]
+
+
+def hash64(data: bytes) -> int:
+    """The first 64 bits of SHA-256, little endian."""
+    return int.from_bytes(hashlib.sha256(data).digest()[:8], "little")
+
+
+def file_sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Writes a file under a temporary name, syncs it and renames it into place: it is whole or absent."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with open(temporary, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def _digest(facts: dict[str, Any]) -> str:
+    body = {key: value for key, value in facts.items() if key != "self_sha256"}
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+
+def write_index(root: Path, split: str, facts: dict[str, Any], rows: np.ndarray) -> None:
+    """Writes rows, then facts (with the hash of the rows and their own), each atomically."""
+    assert rows.dtype == ROW
+    rows_path = root / f"{split}.index.npy"
+    temporary = root / f".{split}.index.npy.tmp"
+    with open(temporary, "wb") as file:
+        np.lib.format.write_array(file, rows, version=(1, 0), allow_pickle=False)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, rows_path)
+    facts = {"schema": SCHEMA, "split": split, **facts, "rows_sha256": file_sha256(rows_path)}
+    facts["self_sha256"] = _digest(facts)
+    write_atomically(root / f"{split}.index.json", (json.dumps(facts, indent=1, sort_keys=True) + "\n").encode())
+
+
+def read_facts(path: Path) -> dict[str, Any]:
+    """The checked JSON of an index.
+
+    Raises:
+        ValueError: damaged, or written by another version.
+    """
+    try:
+        facts = json.loads(path.read_bytes())
+        whole = facts["self_sha256"] == _digest(facts)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not a shard index ({error}); pack the shards again") from None
+    if not whole:
+        raise ValueError(f"{path} is damaged: its own checksum does not fit; pack the shards again")
+    if facts["schema"] != SCHEMA:
+        raise ValueError(f"{path} has schema {facts['schema']}, this version reads {SCHEMA}; pack the shards again")
+    return facts
+
+
+def open_index(root: str | Path, split: str) -> Index:
+    """Opens the index of one split without reading its rows.
+
+    Raises:
+        FileNotFoundError: the folder has no index for the split (says which it has).
+        ValueError: damaged, or rows and facts disagree.
+    """
+    root = Path(root)
+    path = root / f"{split}.index.json"
+    if not path.is_file():
+        have = ", ".join(splits_in(root)) or "none"
+        raise FileNotFoundError(f"{root} has no finished {split!r} split (found: {have}); make one with shard_tools.pack")
+    facts = read_facts(path)
+    try:
+        rows = np.load(root / f"{split}.index.npy", mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{root / f'{split}.index.npy'} can't be read ({error}); pack the shards again") from None
+    if rows.dtype != ROW or len(rows) != facts["samples"]:
+        raise ValueError(f"{root}: {split}.index.npy does not belong to {split}.index.json; pack the shards again")
+    return Index(root, split, facts, rows)
+
+
+def splits_in(root: str | Path) -> Iterator[str]:
+    """The finished splits of a folder, in the order train, val, test, then any other."""
+    found = {path.name.removesuffix(".index.json") for path in Path(root).glob("*.index.json")}
+    yield from (split for split in SPLITS if split in found)
+    yield from sorted(found.difference(SPLITS))
