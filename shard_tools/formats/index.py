@@ -1,4 +1,4 @@
-"""The index beside the shards of one split: ``<split>.index.json`` (facts) and ``<split>.index.npy`` (one row a sample).
+"""The index beside a split's shards: ``<split>.index.json`` (facts) and ``<split>.index.npy`` (one row a sample).
 
 Shards are plain WebDataset tars; the index adds what a tar can't tell without reading it: where every sample lies, its
 genre, album and cover hash, the statistics of the audio, and the hash of every file. It is written last, the JSON after
@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,10 +23,13 @@ SPLITS = ("train", "val", "test")
 
 # One sample. Offsets are of the member's data inside its shard, in bytes; audio_bytes 0 = the sample has no vector.
 # genre: position in the index's sorted list; group: album key hashed to 63 bits; cover_hash: of the cover as found.
+# crc: zlib.crc32 of the cover's bytes and the vector's after them, as they lie in the shard.
 ROW = np.dtype([
     ("shard", "<u4"), ("cover_offset", "<u8"), ("cover_bytes", "<u4"), ("audio_offset", "<u8"), ("audio_bytes", "<u4"),
-    ("genre", "<i2"), ("group", "<i8"), ("cover_hash", "<u8"),
+    ("genre", "<i2"), ("group", "<i8"), ("cover_hash", "<u8"), ("crc", "<u4"),
 ])
+
+SHARD_NAME = re.compile(r"([a-z]+)-(\d{5,})-of-(\d{5,})\.tar", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -87,7 +91,12 @@ def write_index(root: Path, split: str, facts: dict[str, Any], rows: np.ndarray)
     os.replace(temporary, rows_path)
     facts = {"schema": SCHEMA, "split": split, **facts, "rows_sha256": file_sha256(rows_path)}
     facts["self_sha256"] = _digest(facts)
-    write_atomically(root / f"{split}.index.json", (json.dumps(facts, indent=1, sort_keys=True) + "\n").encode())
+    write_atomically(root / f"{split}.index.json", facts_bytes(facts))
+
+
+def facts_bytes(facts: dict[str, Any]) -> bytes:
+    """The one way in which facts are written as JSON."""
+    return (json.dumps(facts, indent=1, sort_keys=True) + "\n").encode()
 
 
 def read_facts(path: Path) -> dict[str, Any]:
@@ -119,13 +128,13 @@ def open_index(root: str | Path, split: str) -> Index:
     path = root / f"{split}.index.json"
     if not path.is_file():
         have = ", ".join(splits_in(root)) or "none"
-        raise FileNotFoundError(f"{root} has no finished {split!r} split (found: {have}); make one with shard_tools.pack")
+        raise FileNotFoundError(f"{root} has no finished {split!r} split (found: {have}); make it: shard_tools.pack")
     facts = read_facts(path)
     try:
-        rows = np.load(root / f"{split}.index.npy", mmap_mode="r", allow_pickle=False)
+        rows = np.lib.format.open_memmap(root / f"{split}.index.npy", mode="r")  # refuses objects
     except (OSError, ValueError) as error:
         raise ValueError(f"{root / f'{split}.index.npy'} can't be read ({error}); pack the shards again") from None
-    if rows.dtype != ROW or len(rows) != facts["samples"]:
+    if rows.dtype != ROW or rows.shape != (facts["samples"],):
         raise ValueError(f"{root}: {split}.index.npy does not belong to {split}.index.json; pack the shards again")
     return Index(root, split, facts, rows)
 

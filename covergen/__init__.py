@@ -1,0 +1,1 @@
+"""Album covers from the music itself: models, distributed training, sampling and evaluation."""

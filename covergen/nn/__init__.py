@@ -1,0 +1,1 @@
+"""Pure torch: layers, losses and the contract of a turn."""

@@ -1,0 +1,1 @@
+"""What carries a run: configuration, data, the engine, checkpoints, averages and tracking."""

@@ -1,0 +1,164 @@
+"""The run folder on disk: who owns it, its configuration, and checkpoints that are whole or absent.
+
+    runs/<name>/config.yaml  data.json  log.jsonl  grids/  wandb/
+    runs/<name>/checkpoints/step_00000500/{<net>.safetensors, <net>_ema.safetensors, trainer.pt}
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from covergen.runtime.config import Config, differences
+from shard_tools.formats.index import write_atomically
+
+LOCK_PATIENCE = 60.0
+
+
+def lock(folder: Path, patience: float = LOCK_PATIENCE) -> IO[str]:
+    """Makes this process the only writer of a folder until it closes the file returned or ends, however it ends.
+
+    Waits up to ``patience`` seconds, for a predecessor may still be saving.
+
+    Raises:
+        ValueError: another process keeps writing there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    file = open(folder / ".lock", "a+")
+    began = time.monotonic()
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            if time.monotonic() - began > patience:
+                file.seek(0)
+                raise ValueError(f"{folder} is in use by process {file.read().strip() or '?'}; stop that one, "
+                                 "or give this run another --name") from None
+            time.sleep(0.5)
+    file.truncate(0)
+    file.write(str(os.getpid()))
+    file.flush()
+    return file
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The complete checkpoints of a run, oldest first."""
+    return sorted((folder / "checkpoints").glob("step_????????"))
+
+
+def step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("step_"))
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def save(folder: Path, step: int, networks: dict[str, nn.Module], averaged: dict[str, nn.Module],
+         trainer: dict[str, Any], keep: int) -> Path:
+    """Writes a checkpoint under a temporary name, syncs and renames it; only then removes all but ``keep`` newest."""
+    root = folder / "checkpoints"
+    final, temporary = root / f"step_{step:08d}", root / f".tmp_{step:08d}"
+    root.mkdir(parents=True, exist_ok=True)
+    for leftover in root.glob(".tmp_*"):
+        shutil.rmtree(leftover)
+    temporary.mkdir()
+    for name, network in {**networks, **{f"{name}_ema": network for name, network in averaged.items()}}.items():
+        # Clones, because safetensors refuses views and tensors that share memory.
+        tensors = {key: value.detach().cpu().contiguous().clone() for key, value in network.state_dict().items()}
+        save_file(tensors, temporary / f"{name}.safetensors")
+    torch.save(trainer, temporary / "trainer.pt")
+    for path in [*temporary.iterdir(), temporary]:
+        _sync(path)
+    if final.exists():  # the same step saved again (a stop right after a save): same content
+        shutil.rmtree(temporary)
+        return final
+    os.replace(temporary, final)
+    _sync(root)
+    for old in checkpoints(folder)[:-keep]:
+        doomed = root / f".tmp_{old.name}"
+        os.replace(old, doomed)  # a kill while removing must not leave half a checkpoint under a good name
+        shutil.rmtree(doomed)
+    return final
+
+
+def load(checkpoint: Path, networks: dict[str, nn.Module], averaged: dict[str, nn.Module],
+         device: torch.device) -> dict[str, Any]:
+    """Fills the networks from a checkpoint and returns its ``trainer.pt``.
+
+    Raises:
+        ValueError: a file is missing or damaged, or its names or shapes are not the network's.
+    """
+    for name, network in {**networks, **{f"{name}_ema": network for name, network in averaged.items()}}.items():
+        path = checkpoint / f"{name}.safetensors"
+        try:
+            network.load_state_dict(load_file(path))
+        except Exception as error:  # safetensors raises its own kinds for damaged files
+            raise ValueError(f"{path} can't be loaded: {error}") from None
+    try:
+        return torch.load(checkpoint / "trainer.pt", map_location=device, weights_only=True)
+    except Exception as error:
+        raise ValueError(f"{checkpoint / 'trainer.pt'} can't be loaded: {error}") from None
+
+
+def start_from(config: Config) -> Path | None:
+    """The checkpoint that the configuration's ``resume`` means, or None for a fresh start.
+
+    Raises:
+        ValueError: the run has checkpoints and ``never`` was asked for, its saved configuration defines another run, or
+            a path is no checkpoint or would fork this very run.
+    """
+    own, resume = checkpoints(config.folder), config.training.resume
+    if resume == "auto":
+        found = own[-1] if own else None
+    elif resume == "never":
+        if own:
+            raise ValueError(f"{config.folder} already holds step {step_of(own[-1])}; --resume auto goes on from it, "
+                             "another --name starts afresh")
+        found = None
+    else:
+        path = Path(resume)
+        inside = checkpoints(path)
+        found = inside[-1] if inside else path
+        if not (found / "trainer.pt").is_file():
+            raise ValueError(f"--resume {resume}: expected auto, never, or the path of a checkpoint or run folder")
+        if own and step_of(own[-1]) > step_of(found):
+            raise ValueError(f"--resume {resume}: {config.folder} already went on to step {step_of(own[-1])}; "
+                             "give the new course another --name")
+    saved = config.folder / "config.yaml"
+    if own and saved.is_file() and (changed := differences(yaml.safe_load(saved.read_text()), config.flat())):
+        raise ValueError(f"{config.folder} was started with other options:\n  " + "\n  ".join(changed)
+                         + "\nset them back, or give the new run another --name")
+    return found
+
+
+def write_run(folder: Path, config: Config, data: dict[str, Any], resuming: bool) -> None:
+    """Writes ``config.yaml`` and ``data.json``; a run that goes on must be on the data it began with.
+
+    Raises:
+        ValueError: the shards are not the run's.
+    """
+    path = folder / "data.json"
+    if resuming and path.is_file():
+        begun = json.loads(path.read_text())
+        if begun["identity"] != data["identity"]:
+            raise ValueError(f"{folder} was trained on other shards ({begun['samples']} samples, {begun['shards']}); "
+                             f"now {data['samples']} samples, {data['shards']}; give the new run another --name")
+    else:
+        write_atomically(path, (json.dumps(data, indent=1) + "\n").encode())
+    write_atomically(folder / "config.yaml", config.text().encode())

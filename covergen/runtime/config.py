@@ -1,0 +1,172 @@
+"""What a run is: flags, a YAML file and presets in, one frozen and checked ``Config`` out.
+
+Flags override the file, the file overrides the preset (the model's, and the demo's where no shards are given), the
+preset overrides the defaults. Nothing is read from anywhere else.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from covergen import models
+from shard_tools import cli
+
+
+def _option(default: Any, text: str) -> Any:
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass(frozen=True)
+class Training:
+    """Options of every model; ``None`` means: see the help of the option."""
+
+    shards: str | None = _option(None, "folder of shards; without it the toy demo world is made, packed and trained on")
+    out: str = _option("runs", "where run folders live")
+    name: str | None = _option(None, "the run folder's name; default: the model's, with -demo on the demo world")
+    steps: int = _option(50_000, "training steps: one update of the last network of the model")
+    batch_size: int = _option(64, "covers in a global batch, over all processes")
+    grad_accum: int = _option(1, "global batches whose gradients one update averages: 4 is one batch of 4x the size")
+    resolution: int | None = _option(None, "side of the covers in pixels; default: the shards', and never above it")
+    order: Literal["sample", "group"] = _option(
+        "sample", "an epoch is every sample once (sample), or every album once with a random track of it (group)")
+    lr: float = _option(1e-4, "learning rate of Adam")
+    betas: tuple[float, float] = _option((0.0, 0.999), "Adam's betas, as 0.0,0.999")
+    grad_clip: float = _option(0.0, "largest gradient norm of a turn; 0 does not clip")
+    seed: int = _option(0, "of initial weights, order, noise and everything else")
+    mixed_precision: Literal["no", "bf16", "fp16"] | None = _option(
+        None, "autocast precision; default: what accelerate launch was told; fp16 needs a GPU")
+    sync_bn: bool = _option(False, "batch norm over the batches of all GPUs")
+    ema: float = _option(0.999, "decay per step of the averaged weights (shorter at the start); 0 keeps none")
+    log_every: int = _option(10, "steps between lines of log.jsonl")
+    sample_every: int = _option(100, "steps between sample grids; 0 draws none")
+    save_every: int = _option(500, "steps between checkpoints")
+    keep: int = _option(3, "newest checkpoints that are kept")
+    minutes: float = _option(0.0, "save and stop after so many minutes; 0 has no limit")
+    resume: str = _option("auto", "auto goes on from the run's newest checkpoint; never refuses a run that has one; "
+                                  "else the path of a checkpoint (or run) to start from")
+    tracker: Literal["wandb", "none"] = _option("wandb", "wandb is offline unless an API key is configured")
+    project: str = _option("covergen", "project on Weights & Biases")
+    threads: int = _option(0, "threads a process computes with; 0: the cores shared by the processes of this machine")
+    loader_threads: int = _option(2, "threads a process decodes with")
+
+
+# May differ when a run is resumed: they change where and how long it runs and what it reports, not what it computes.
+FREE = {"shards", "out", "name", "steps", "log_every", "sample_every", "save_every", "keep", "minutes", "resume",
+        "tracker", "project", "threads", "loader_threads"}
+
+POSITIVE = {"steps", "batch_size", "grad_accum", "lr", "log_every", "save_every", "keep", "loader_threads", "width",
+            "latent", "critic_steps"}
+NOT_NEGATIVE = {"grad_clip", "ema", "sample_every", "minutes", "threads", "penalty", "seed"}
+
+# The demo world on two CPU cores in a few minutes; everything that is not here is the thesis's.
+DEMO = {"steps": 400, "width": 16, "batch_size": 64, "sample_every": 50, "save_every": 100, "minutes": 4.5}
+
+
+@dataclass(frozen=True)
+class Config:
+    """A resolved run: the model's name, its options and the options of training."""
+
+    model: str
+    training: Training
+    options: Any
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.training.out) / self.training.name
+
+    def flat(self) -> dict[str, Any]:
+        """All options by name, as plain YAML values."""
+        values = {"model": self.model, **dataclasses.asdict(self.training), **dataclasses.asdict(self.options)}
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
+
+    def text(self) -> str:
+        """The configuration as YAML, one option a line."""
+        return yaml.safe_dump(self.flat(), sort_keys=False)
+
+
+def options_of(model: str) -> list[cli.Option]:
+    """Every option of training a model, with its preset's values as defaults."""
+    module = models.load(model)
+    found = [cli.Option("model", Literal[tuple(models.MODELS)], "wgan_gp", "which model to train")]
+    for kind in (Training, module.Options):
+        hints = typing.get_type_hints(kind)
+        found += [cli.Option(f.name, hints[f.name], module.PRESET.get(f.name, f.default), f.metadata["help"])
+                  for f in dataclasses.fields(kind)]
+    return found
+
+
+def check_model(name: str) -> str:
+    """The name itself if it is in the table of models; ValueError with the nearest one otherwise."""
+    if name not in models.MODELS:
+        raise ValueError(f"--model {name}: no such model, {cli.nearest(name, models.MODELS)}")
+    return name
+
+
+def read_file(path: str) -> dict[str, Any]:
+    """The options in a YAML file.
+
+    Raises:
+        ValueError: not a mapping of option names to values.
+    """
+    try:
+        found = yaml.safe_load(Path(path).read_text())
+    except yaml.YAMLError as error:
+        raise ValueError(f"--config {path} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"--config {path}: expected lines 'option: value', found {type(found).__name__}")
+    return found
+
+
+def resolve(flags: dict[str, Any]) -> Config:
+    """The configuration from what was typed: flags over ``config`` file over presets over defaults.
+
+    Raises:
+        ValueError: an unknown name (with the nearest), a value of the wrong type or out of range.
+    """
+    flags = dict(flags)
+    path = flags.pop("config", None)
+    given = {**(read_file(path) if path else {}), **flags}
+    model = check_model(str(given.pop("model", "wgan_gp")))
+    module = models.load(model)
+    options = {option.name: option for option in options_of(model)}
+    cli.check_names(given, [*options, "config", "dry_run"])
+    demo = given.get("shards") is None
+    values = {**module.PRESET, **(DEMO if demo else {}), **given}
+    values = {name: cli.coerce(name, value, options[name].type) if value is not None else None
+              for name, value in values.items() if name in options}
+    for name, value in values.items():
+        if name in POSITIVE and not value > 0:
+            raise ValueError(f"--{name} {value}: must be above 0")
+        if name in NOT_NEGATIVE and not value >= 0:
+            raise ValueError(f"--{name} {value}: must be 0 or more")
+    if not 0 <= values.get("ema", 0) < 1:
+        raise ValueError(f"--ema {values['ema']}: a decay per step, from 0 (none) to below 1")
+    values.setdefault("name", f"{model}-demo" if demo else model)
+    if values["name"] in (".", "..") or Path(values["name"]).name != values["name"]:
+        raise ValueError(f"--name {values['name']}: one folder name is expected; say where with --out")
+    kinds = [{f.name: values[f.name] for f in dataclasses.fields(kind) if f.name in values}
+             for kind in (Training, module.Options)]
+    return Config(model, Training(**kinds[0]), module.Options(**kinds[1]))
+
+
+def differences(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """What defines a run and is not the same in two flat configurations, one phrase each."""
+    return [f"--{key}: {saved.get(key)!r} in the run, {now.get(key)!r} now"
+            for key in sorted(saved.keys() | now.keys()) if key not in FREE and saved.get(key) != now.get(key)]
+
+
+def help_text(flags: dict[str, str]) -> str:
+    """The help of the training command for the model that the flags name."""
+    model = check_model(flags.get("model", "wgan_gp"))
+    extra = [cli.Option("config", str, None, "YAML file of options; flags override it"),
+             cli.Option("dry_run", bool, False, "print the resolved configuration and stop")]
+    return (f"usage: accelerate launch -m covergen.train --model {model} [options]\n\n"
+            f"Trains a model on shards, or on the demo world where --shards is not given. Models: "
+            f"{', '.join(models.MODELS)}.\nThe defaults below are those of {model}.\n\n"
+            f"{cli.describe([*options_of(model), *extra])}")

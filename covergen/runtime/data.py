@@ -1,0 +1,226 @@
+"""From shards to batches: the batch for a place in the stream as a pure function of (shards, seed, place).
+
+Shards with an index are read by offset, every rank its slice of every global batch; a few threads read and decode
+ahead (decoding releases the interpreter lock, and threads save the copies that worker processes make). Foreign shards
+without an index are streamed through the ``webdataset`` package, in ``covergen.runtime.foreign``.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torchvision.io import ImageReadMode, decode_jpeg
+
+from covergen.runtime.order import GroupOrder, SampleOrder
+from shard_tools.formats import codec
+from shard_tools.formats.index import open_index
+
+STANDARD_LIMIT = 5.0
+
+
+class Batch(NamedTuple):
+    """One rank's part of a global batch.
+
+    cover: uint8 ``[B, 3, R, R]``; audio: float32 ``[B, A]``, the standardised vector and one presence bit per source
+    block, or None; genre: int64 ``[B]``, position in the sorted list of genres; group: int64 ``[B]``, album.
+    """
+
+    cover: Tensor
+    audio: Tensor | None
+    genre: Tensor
+    group: Tensor
+
+
+class Stream(Protocol):
+    """What training reads: ``batch(k)`` is this rank's part of the k-th global batch of the endless stream."""
+
+    resolution: int
+    facts: dict[str, Any]  # as in an index: samples, genres, audio
+    identity: str  # the same for the same samples
+
+    def batch(self, number: int, tasks: Callable[..., Any]) -> Batch: ...
+
+
+class AudioScale:
+    """Raw vectors to what networks see: standardised with the training split's statistics, presence bits appended."""
+
+    def __init__(self, facts: dict[str, Any]) -> None:
+        """Args: facts: the ``audio`` part of an index: dimension, blocks, mean, std."""
+        self.blocks = facts["blocks"]
+        self.mean = np.asarray(facts["mean"], np.float64)
+        std = np.asarray(facts["std"], np.float64)
+        self.std = np.where(std > 0, std, 1.0)
+        self.size = facts["dimension"] + len(self.blocks)
+
+    def __call__(self, raw: np.ndarray) -> np.ndarray:
+        """float32 ``[B, D]`` -> float32 ``[B, D + blocks]``; absent blocks become zeros, values are clipped to +-5."""
+        out = np.empty((len(raw), self.size), np.float32)
+        dimension = raw.shape[1]
+        out[:, :dimension] = np.clip((raw - self.mean) / self.std, -STANDARD_LIMIT, STANDARD_LIMIT)
+        for number, (start, stop) in enumerate(self.blocks):
+            present = raw[:, start:stop].any(axis=1)
+            out[~present, start:stop] = 0.0
+            out[:, dimension + number] = present
+        return out
+
+
+@lru_cache(maxsize=256)
+def _opened(path: Path) -> Any:
+    return open(path, "rb", buffering=0)
+
+
+def read_at(path: Path, offset: int, size: int) -> bytearray:
+    """``size`` bytes of a file from ``offset``; safe from many threads.
+
+    Raises:
+        ValueError: the file ends before.
+    """
+    data = bytearray(size)
+    file = _opened(path)  # held here: a file that the cache drops must not close before this read
+    if os.preadv(file.fileno(), [data], offset) != size:
+        raise ValueError(f"{path} ends before byte {offset + size}; it is damaged (shard_tools.verify tells more)")
+    return data
+
+
+class IndexedShards:
+    """Shards that ``shard_tools.pack`` wrote, cut into global batches of which this rank reads its slice."""
+
+    def __init__(self, root: str | Path, split: str, *, batch_size: int, seed: int = 0, order: str = "sample",
+                 rank: int = 0, ranks: int = 1) -> None:
+        """Args:
+            root: folder of the shards.
+            split: ``train``, ``val`` or ``test``.
+            batch_size: of the global batch, over all ranks.
+            seed: of the order.
+            order: ``sample``, every sample once an epoch, or ``group``, every album once with a random track.
+            rank: this process among ``ranks``.
+            ranks: must divide batch_size.
+        """
+        if batch_size % ranks:
+            raise ValueError(f"batch_size {batch_size} can't be shared by {ranks} processes; "
+                             f"nearest: {max(1, round(batch_size / ranks)) * ranks}")
+        self.index = open_index(root, split)
+        self.facts, self.resolution = self.index.facts, self.index.facts["resolution"]
+        self.identity = self.facts["self_sha256"]
+        rows, shards = self.index.rows, self.index.shards
+        if missing := [shard.name for shard in shards if not shard.is_file()]:
+            raise ValueError(f"{root}: {len(missing)} shards of the index are missing, the first is {missing[0]}")
+        self.shards = shards
+        self.order = GroupOrder(rows["group"], seed) if order == "group" else SampleOrder(len(rows), seed)
+        self.batch_size, self.rank, self.ranks = batch_size, rank, ranks
+        audio = self.facts["audio"]
+        self.scale = AudioScale(audio) if audio else None
+        self.dimension = audio["dimension"] if audio else 0
+
+    def rows(self, number: int) -> np.ndarray:
+        """This rank's rows ``[batch_size / ranks]`` of the global batch with this number."""
+        share = self.batch_size // self.ranks
+        start = number * self.batch_size + self.rank * share
+        return self.order(np.arange(start, start + share))
+
+    def read(self, rows: np.ndarray, tasks: Callable[..., Any] = map) -> Batch:
+        """The samples of given rows; ``tasks`` maps the reading of one sample over them (a thread pool's ``map``)."""
+        samples = self.index.rows[rows]
+        cover = torch.empty(len(rows), 3, self.resolution, self.resolution, dtype=torch.uint8)
+        raw = np.zeros((len(rows), self.dimension), np.float32)
+
+        def fill(slots: range) -> None:
+            for slot in slots:
+                self._fill(samples[slot], cover[slot], raw[slot])
+
+        portion = 8  # samples a task: enough to make the pool's own cost small
+        deque(tasks(fill, [range(i, min(i + portion, len(rows))) for i in range(0, len(rows), portion)]), maxlen=0)
+        return Batch(cover, torch.from_numpy(self.scale(raw)) if self.scale else None,
+                     torch.from_numpy(samples["genre"].astype(np.int64)), torch.from_numpy(samples["group"].copy()))
+
+    def batch(self, number: int, tasks: Callable[..., Any] = map) -> Batch:
+        """This rank's part of a global batch."""
+        return self.read(self.rows(number), tasks)
+
+    def _fill(self, sample: np.void, cover: Tensor, raw: np.ndarray) -> None:
+        shard = self.shards[sample["shard"]]
+        start, end = int(sample["cover_offset"]), int(sample["cover_offset"]) + int(sample["cover_bytes"])
+        if sample["audio_bytes"]:  # the vector lies beside the cover: one read for both
+            audio_start, end = int(sample["audio_offset"]), int(sample["audio_offset"]) + int(sample["audio_bytes"])
+        data = read_at(shard, start, end - start)
+        try:
+            jpeg = torch.frombuffer(data, dtype=torch.uint8, count=int(sample["cover_bytes"]))
+            cover.copy_(decode_jpeg(jpeg, mode=ImageReadMode.RGB))
+            if sample["audio_bytes"]:
+                raw[:] = codec.parse_vector(data[audio_start - start:], self.dimension)
+        except (RuntimeError, ValueError) as error:
+            raise ValueError(f"{shard}: damaged sample at byte {start}: {error} (shard_tools.verify --full "
+                             f"{shard.parent} names all of them)") from None
+
+
+class Loader:
+    """Batches of a stream from a number on, made ahead by threads, on a device at the wanted resolution.
+
+    Attributes:
+        waited: seconds that the reader of this iterator has spent waiting for data.
+    """
+
+    def __init__(self, stream: Stream, start: int, *, device: torch.device, resolution: int, threads: int,
+                 ahead: int = 3) -> None:
+        self.stream, self.number, self.device, self.resolution, self.ahead = stream, start, device, resolution, ahead
+        self.waited = 0.0
+        self.workers = ThreadPoolExecutor(threads, "decode")
+        self.makers = ThreadPoolExecutor(1, "batch")
+        self.pending: deque[Future[Batch]] = deque()
+
+    def _make(self, number: int) -> Batch:
+        batch = self.stream.batch(number, self.workers.map)
+        if self.device.type == "cuda":
+            batch = Batch(*(None if part is None else part.pin_memory() for part in batch))
+        return batch
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        while len(self.pending) < self.ahead:
+            self.pending.append(self.makers.submit(self._make, self.number))
+            self.number += 1
+        began = time.perf_counter()
+        batch = self.pending.popleft().result()
+        self.waited += time.perf_counter() - began
+        batch = Batch(*(None if part is None else part.to(self.device, non_blocking=True) for part in batch))
+        return batch._replace(cover=shrink(batch.cover, self.resolution))
+
+    def close(self) -> None:
+        """Stops the threads; batches not yet taken are dropped."""
+        for pool in (self.makers, self.workers):
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def shrink(cover: Tensor, resolution: int) -> Tensor:
+    """uint8 covers ``[B, 3, S, S]`` at a smaller side length, by averaging areas."""
+    if cover.shape[-1] == resolution:
+        return cover
+    return F.interpolate(cover.float(), size=(resolution, resolution), mode="area").round_().to(torch.uint8)
+
+
+def open_stream(root: str, split: str, **options: Any) -> Stream:
+    """The stream over a folder of shards: by index where there is one, else as foreign shards.
+
+    Raises:
+        FileNotFoundError: no such folder, or no shards in it.
+    """
+    folder = Path(root)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"--shards {root}: no such folder")
+    if any(folder.glob("*.index.json")) or (folder / ".pack").exists():
+        return IndexedShards(root, split, **options)
+    from covergen.runtime.foreign import ForeignShards
+    return ForeignShards(root, split, **options)

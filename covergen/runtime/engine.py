@@ -1,0 +1,269 @@
+"""The only room that knows Accelerate: a model's turns in, correct optimiser steps on any number of processes out.
+
+Every turn is wrapped on its own (one wrapped forward and one backward per update and micro-batch, so every gradient is
+reduced), has its own optimiser, and draws its noise for the whole global batch before taking this rank's slice, so that
+the number of processes changes nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from typing import Any
+
+import accelerate
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from covergen.nn.turn import Model
+from covergen.runtime.config import Training
+from covergen.runtime.data import Batch
+from covergen.runtime.ema import Average
+from covergen.runtime.machine import processes
+
+NEVER = 2**62  # "no step": larger than any step number
+
+
+def seed_of(*parts: int | str) -> int:
+    """A 63-bit seed that depends on all the parts."""
+    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), "little") >> 1
+
+
+class Engine:
+    """Wraps a model for training.
+
+    Attributes:
+        model: the model; its networks are the plain modules, on ``device``.
+        average: the averaged copies of the networks that the model names, or None.
+        device: where this process computes.
+        rank: this process among ``ranks``; rank 0 is the one that writes.
+    """
+
+    def __init__(self, model: Model, training: Training) -> None:
+        """Raises ValueError for a precision that the device does not offer."""
+        torch._dynamo.config.optimize_ddp = False
+        handlers = [accelerate.DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=False)]
+        precision = training.mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+        # Without a GPU Accelerate must be told so, or it starts every process as a run of its own.
+        cpu = not torch.accelerator.is_available()
+        state = accelerate.PartialState(cpu=cpu)
+        assert state.num_processes == processes()[1], (state.num_processes, processes())
+        if precision == "fp16" and state.device.type == "cpu":
+            raise ValueError("--mixed_precision fp16 needs a GPU: CPUs compute fp16 slower than fp32, and the loss "
+                             "scaling that it needs is not offered there; use bf16 (fast with AMX) or no")
+        if precision == "bf16" and state.device.type == "cuda" and not torch.cuda.is_bf16_supported():
+            raise ValueError("--mixed_precision bf16: this GPU has no bf16; use fp16 or no")
+        self.accelerator = accelerate.Accelerator(cpu=cpu, mixed_precision=precision, kwargs_handlers=handlers)
+        self.precision, self.training, self.model = precision, training, model
+        self.device, self.rank, self.ranks = state.device, state.process_index, state.num_processes
+        if training.sync_bn and self.device.type != "cuda":
+            raise ValueError("--sync_bn needs GPUs: torch's SyncBatchNorm does not run on CPUs")
+        if self.device.type == "cuda":
+            torch.set_float32_matmul_precision("high")
+        if training.sync_bn:  # replaces norms inside the networks; they themselves stay the same objects
+            for network in model.networks.values():
+                nn.SyncBatchNorm.convert_sync_batchnorm(network)
+        for network in model.networks.values():
+            network.to(self.device)
+        averaged = {name: model.networks[name] for name in model.averaged}
+        self.average = Average(averaged, training.ema) if training.ema else None
+        self.turns, self.optimizers = [], []
+        for turn in model.turns:
+            optimizer = torch.optim.Adam(turn.parameters(), lr=training.lr, betas=training.betas)
+            turn, optimizer = self.accelerator.prepare(turn, optimizer)
+            self.turns.append(turn)
+            self.optimizers.append(optimizer)
+        self.generator = torch.Generator(self.device)
+        # A side group on the host: agreeing on a stop must never wait for the GPU's queue.
+        self.host_group = dist.new_group(backend="gloo") if self.ranks > 1 else None
+        self._agreement: tuple[Any, Tensor] | None = None
+        self._open_window()
+
+    @property
+    def batches_per_step(self) -> int:
+        """Global batches that one step reads: one for each repeat of the most repeated turn, times the accumulation."""
+        return max(turn.repeats for turn in self.model.turns) * self.training.grad_accum
+
+    @property
+    def averaged(self) -> dict[str, nn.Module]:
+        """Averaged networks by name, empty without an average."""
+        return self.average.networks if self.average else {}
+
+    # -- a step ---
+
+    def step(self, number: int, batches: list[Batch], measure: bool = False) -> None:
+        """Takes every turn of step ``number`` (counted from 1).
+
+        Args:
+            number: of the step; noise is a function of it.
+            batches: the ``batches_per_step`` batches of the step; repeat r of a turn reads its accumulation's worth of
+                them from place r on.
+            measure: also note the gradient norm of every turn.
+        """
+        # Layers that draw from the global generator (dropout) are a function of the step as well.
+        torch.manual_seed(seed_of(self.training.seed, "layers", number, self.rank))
+        accumulation, skipped = self.training.grad_accum, False
+        for place, turn in enumerate(self.model.turns):
+            for repeat in range(turn.repeats):
+                share = batches[repeat * accumulation : (repeat + 1) * accumulation]
+                skipped |= self._update(place, number, repeat, share, measure)
+        if self.average and not skipped:
+            self.average.update()
+
+    def _update(self, place: int, number: int, repeat: int, batches: list[Batch], measure: bool) -> bool:
+        """One update of one turn; True when the loss scaler skipped it."""
+        turn, wrapped, optimizer = self.model.turns[place], self.turns[place], self.optimizers[place]
+        parameters = list(turn.parameters())
+        noise = self._noise(place, number, repeat, len(batches))
+        for micro, batch in enumerate(batches):
+            last = micro == len(batches) - 1
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(wrapped):  # covers the forward too
+                loss, scalars = wrapped(batch, {name: parts[micro] for name, parts in noise.items()})
+                self.accelerator.backward(loss / len(batches))
+            self._note(place, number, loss.detach(), scalars)
+        if self.training.grad_clip:
+            self.accelerator.unscale_gradients(optimizer)
+            norm = nn.utils.clip_grad_norm_(parameters, self.training.grad_clip)
+        optimizer.step()
+        if measure:  # after the step, where gradients are unscaled at any precision
+            norm = norm if self.training.grad_clip else nn.utils.get_total_norm([p.grad for p in parameters])
+            self.window[f"optim/{turn.name}_gradient_norm"] = [norm.float()]
+        optimizer.zero_grad(set_to_none=True)
+        return optimizer.step_was_skipped
+
+    def _noise(self, place: int, number: int, repeat: int, micros: int) -> dict[str, list[Tensor]]:
+        """This rank's slices of the step's noise, one a micro-batch; drawn alike on every rank for all of them."""
+        self.generator.manual_seed(seed_of(self.training.seed, "noise", number, place, repeat))
+        drawn = self.model.turns[place].draw(self.training.batch_size * micros, self.generator)
+        return {name: [part.chunk(self.ranks)[self.rank] for part in values.chunk(micros)]
+                for name, values in drawn.items()}
+
+    # -- what is logged ---
+
+    def _open_window(self) -> None:
+        self.window: dict[str, list[Tensor]] = {}
+        self.bad = torch.full((len(self.model.turns),), NEVER, dtype=torch.int64, device=self.device)
+
+    def _note(self, place: int, number: int, loss: Tensor, scalars: dict[str, Tensor]) -> None:
+        for name, value in scalars.items():
+            self.window.setdefault(f"loss/{name}", []).append(value.float())
+        first = self.bad[place].clamp(max=number)
+        self.bad[place] = torch.where(torch.isfinite(loss), self.bad[place], first)
+
+    def close_window(self) -> dict[str, float]:
+        """Means over all ranks and all updates since the last call: the only place where the host waits for the device.
+
+        Raises:
+            FloatingPointError: a loss was NaN or infinite; names the turn and the first such step.
+        """
+        names = sorted(self.window)
+        values = torch.stack([torch.stack(self.window[name]).mean() for name in names]).double()
+        if self.ranks > 1:
+            dist.all_reduce(values)
+            values /= self.ranks
+            dist.all_reduce(self.bad, dist.ReduceOp.MIN)
+        first = self.bad.tolist()
+        row = dict(zip(names, values.tolist(), strict=True))
+        self._open_window()
+        if min(first) < NEVER:
+            turn = self.model.turns[first.index(min(first))].name
+            raise FloatingPointError(f"the loss of the {turn} turn was not finite at step {min(first)}")
+        return row
+
+    # -- what all ranks do together ---
+
+    @torch.no_grad()
+    def mean_buffers(self) -> None:
+        """Sets running statistics to their mean over the ranks, on all of them, before they are used or saved."""
+        if self.ranks == 1:
+            return
+        for network in [*self.model.networks.values(), *self.averaged.values()]:
+            for buffer in network.buffers():
+                if buffer.is_floating_point():
+                    dist.all_reduce(buffer)
+                    buffer /= self.ranks
+
+    def check_weights(self) -> None:
+        """Compares the bits of all weights over the ranks.
+
+        Raises:
+            RuntimeError: ranks have drifted apart.
+            FloatingPointError: a network holds NaN or infinity.
+        """
+        networks = {**self.model.networks, **{f"{name}_ema": n for name, n in self.averaged.items()}}
+        sums = torch.stack([_bits(network) for network in networks.values()])
+        low, high = sums.clone(), sums.clone()
+        if self.ranks > 1:
+            dist.all_reduce(low, dist.ReduceOp.MIN)
+            dist.all_reduce(high, dist.ReduceOp.MAX)
+        for name, network, same in zip(networks, networks.values(), (low == high).tolist(), strict=True):
+            if not same:
+                raise RuntimeError(f"the weights of {name} differ between processes; nothing was saved")
+            if not all(bool(value.isfinite().all()) for value in network.state_dict().values()):
+                raise FloatingPointError(f"the weights of {name} are not finite")
+
+    def state(self, step: int) -> dict[str, Any]:
+        """What ``trainer.pt`` holds beside the networks: tensors and plain values only."""
+        scaler = self.accelerator.scaler
+        return {
+            "step": step,
+            "optimizers": {t.name: o.state_dict() for t, o in zip(self.model.turns, self.optimizers, strict=True)},
+            "scaler": scaler.state_dict() if scaler else None,
+            "average_updates": self.average.updates if self.average else 0,
+        }
+
+    def restore(self, state: dict[str, Any]) -> int:
+        """Takes over what ``state`` gave; returns its step. The networks are loaded already."""
+        for turn, optimizer in zip(self.model.turns, self.optimizers, strict=True):
+            optimizer.load_state_dict(state["optimizers"][turn.name])
+        if self.accelerator.scaler and state["scaler"]:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        if self.average:
+            self.average.updates = state["average_updates"]
+        return state["step"]
+
+    def agree(self, wish: bool) -> bool:
+        """Whether any rank wished so; with several ranks the answer to the wishes of one call ago, so nobody waits."""
+        if self.ranks == 1:
+            return wish
+        flag = torch.tensor(int(wish))
+        before, self._agreement = self._agreement, (dist.all_reduce(
+            flag, dist.ReduceOp.MAX, group=self.host_group, async_op=True), flag)
+        if before is None:
+            return False
+        before[0].wait()
+        return bool(before[1])
+
+    def main_first(self) -> contextlib.AbstractContextManager:
+        """Rank 0 goes through the block before the others do."""
+        return self.accelerator.main_process_first()
+
+    def wait(self) -> None:
+        """Waits until every rank is here."""
+        self.accelerator.wait_for_everyone()
+
+    def close(self) -> None:
+        """Leaves the process group."""
+        if self._agreement:
+            self._agreement[0].wait()
+        self.accelerator.end_training()
+
+    @torch.no_grad()
+    def sample(self, latents: Tensor) -> Tensor:
+        """Images ``[N, 3, R, R]`` in [-1, 1] from the averaged networks (the live ones without an average)."""
+        networks = {**self.model.networks, **self.averaged}
+        for network in networks.values():
+            network.eval()
+        with self.accelerator.autocast():
+            images = self.model.sample(networks, latents.to(self.device)).float()
+        for network in self.model.networks.values():
+            network.train()
+        return images
+
+
+def _bits(network: nn.Module) -> Tensor:
+    """A sum over the raw bits of all weights and buffers, int64."""
+    return torch.stack([value.detach().contiguous().view(torch.int32).sum(dtype=torch.int64)
+                        for value in network.state_dict().values() if value.dtype == torch.float32]).sum()

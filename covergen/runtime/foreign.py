@@ -1,0 +1,128 @@
+"""Shards that others wrote: WebDataset tars without our index in, the same kind of batches out, in a random order.
+
+Members ``jpg`` (or jpeg, png, webp), optionally ``npy`` and optionally ``json`` or ``cls`` with a genre. Shards are
+drawn with replacement and samples shuffled in a buffer: epochs are approximate, and a resumed run sees other samples
+than an undisturbed one would have. Members are decoded by our own safe codec, never by webdataset's (which unpickles).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import random
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import webdataset
+from torchvision.io import ImageReadMode, decode_jpeg
+
+from covergen.runtime.data import AudioScale, Batch
+from shard_tools.formats import blocks, codec
+from shard_tools.formats.index import hash64
+
+HEAD = 2_000  # samples read at the start for resolution, genres and the statistics of the audio
+BUFFER = 2_000  # samples shuffled among each other
+COVERS = ("jpg", "jpeg", "png", "webp")
+
+
+class ForeignShards:
+    """A folder of tars, each rank streaming its own random shards."""
+
+    def __init__(self, root: str | Path, split: str, *, batch_size: int, seed: int = 0, order: str = "sample",
+                 rank: int = 0, ranks: int = 1) -> None:
+        """Args: as of ``IndexedShards``; shards are those whose name starts with the split, or all when none does.
+
+        Raises:
+            FileNotFoundError: no tars, or no usable sample in them.
+            ValueError: an order by album, which foreign shards don't know.
+        """
+        tars = sorted(map(str, Path(root).glob("*.tar")))
+        self.urls = [tar for tar in tars if Path(tar).name.startswith(split)] or tars
+        if not self.urls:
+            raise FileNotFoundError(f"{root} holds no shards (*.tar); make them with shard_tools.pack")
+        if order != "sample":
+            raise ValueError("--order group needs shards with an index; pack the covers with shard_tools.pack")
+        self.share, self.rank, self.seed = batch_size // ranks, rank, seed
+        self.next, self.stream, self.damaged = None, None, 0
+        stat = [(Path(url).name, Path(url).stat().st_size) for url in self.urls]
+        self.identity = hashlib.sha256(repr(stat).encode()).hexdigest()
+        self._look(list(itertools.islice(self._samples(webdataset.SimpleShardList(self.urls)), HEAD)))
+
+    def _look(self, head: list[dict[str, Any]]) -> None:
+        if not head:
+            raise FileNotFoundError(f"{Path(self.urls[0]).parent}: no sample with a cover ({', '.join(COVERS)})")
+        sides = [min(codec.read_cover(sample["cover"]).shape[:2]) for sample in head[:100]]
+        self.resolution = 2 ** (min(sides).bit_length() - 1)
+        self.genres = sorted({sample["genre"] for sample in head} - {None})
+        vectors = [sample["audio"] for sample in head if sample["audio"] is not None]
+        self.scale, audio = None, None
+        if len(vectors) == len(head) and len({len(vector) for vector in vectors}) == 1:
+            stacked = np.stack(vectors)
+            found = blocks.detect_blocks(stacked)
+            mean, std = blocks.Moments.of(stacked, found).mean_and_std()
+            audio = {"dimension": stacked.shape[1], "blocks": [list(block) for block in found],
+                     "mean": mean.tolist(), "std": std.tolist()}
+            self.scale = AudioScale(audio)
+        self.facts = {"samples": len(head), "genres": self.genres, "audio": audio}
+        warnings.warn(f"{len(self.urls)} shards without an index: epochs are approximate and a resumed run sees other "
+                      f"samples; resolution, genres and audio statistics are those of the first {len(head)} samples. "
+                      "shard_tools.pack makes shards with an index", stacklevel=4)
+
+    def batch(self, number: int, tasks: Callable[..., Any] = map) -> Batch:
+        """The next batch of this rank; a number out of turn starts a new random stream there."""
+        if number != self.next:
+            seed = hashlib.blake2b(repr((self.seed, self.rank, number)).encode(), digest_size=4).digest()
+            seed = int.from_bytes(seed, "little")
+            shards = webdataset.ResampledShards(self.urls, seed=seed, deterministic=True)
+            self.stream = self._samples(shards, webdataset.shuffle(BUFFER, rng=random.Random(seed)))
+        self.next = number + 1
+        samples = list(itertools.islice(self.stream, self.share))
+        covers = torch.stack(list(tasks(self._decode, samples)))
+        audio = torch.from_numpy(self.scale(np.stack([s["audio"] for s in samples]))) if self.scale else None
+        place = {genre: i for i, genre in enumerate(self.genres)}
+        return Batch(covers, audio, torch.tensor([place.get(s["genre"], -1) for s in samples]),
+                     torch.tensor([s["group"] for s in samples]))
+
+    def _decode(self, sample: dict[str, Any]) -> torch.Tensor:
+        jpeg = codec.fit_cover(sample["cover"], self.resolution)
+        return decode_jpeg(torch.frombuffer(bytearray(jpeg), dtype=torch.uint8), mode=ImageReadMode.RGB)
+
+    def _samples(self, shards: Any, *stages: Any) -> Iterator[dict[str, Any]]:
+        """Raw samples of shards; damaged or incomplete ones are counted, named and left out."""
+        pipeline = webdataset.DataPipeline(shards, webdataset.tarfile_to_samples(handler=self._skip), *stages)
+        for raw in pipeline:
+            try:
+                cover = next((raw[kind] for kind in COVERS if kind in raw), None)
+                if cover is None:
+                    raise ValueError("no cover")
+                codec.probe_cover(cover)
+                audio = codec.read_vector(raw["npy"]) if "npy" in raw else None
+                scale = getattr(self, "scale", None)
+                if scale and (audio is None or len(audio) != len(scale.mean)):
+                    raise ValueError(f"an audio vector of {len(scale.mean)} numbers is missing")
+                yield {"cover": cover, "audio": audio, "genre": genre_of(raw), "group": hash64(cover) >> 1}
+            except ValueError as error:
+                self._skip(error, f"{raw.get('__url__')}: {raw.get('__key__')}")
+
+    def _skip(self, error: Exception, where: str = "") -> bool:
+        self.damaged += 1
+        if self.damaged <= 10:
+            warnings.warn(f"left out {where} {error}", stacklevel=2)
+        return True
+
+
+def genre_of(raw: dict[str, Any]) -> str | None:
+    """The genre in a sample's ``json`` ({"genre": ...} or {"label": ...}) or ``cls``, as text; None without one."""
+    try:
+        if "cls" in raw:
+            return raw["cls"].decode().strip()
+        facts = json.loads(raw["json"]) if "json" in raw else {}
+        found = facts.get("genre", facts.get("label"))
+        return None if found is None else str(found)
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"unreadable genre: {error}") from None

@@ -1,0 +1,51 @@
+"""What this machine gives a process: its place among the launched ones, threads to compute with, memory used."""
+
+from __future__ import annotations
+
+import os
+import resource
+from pathlib import Path
+
+import torch
+
+
+def processes() -> tuple[int, int, int]:
+    """Rank, number of processes and number of them on this machine, as the launcher set them."""
+    rank, size, local = (int(os.environ.get(name, default)) for name, default in
+                         (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_WORLD_SIZE", 1)))
+    return rank, size, local
+
+
+def use_threads(wanted: int) -> tuple[int, str]:
+    """Sets how many threads this process computes with; returns the number and where it comes from.
+
+    Launchers start CPU processes with OMP_NUM_THREADS=1 unless told otherwise, which leaves most cores idle. A value
+    that the user set is seen in the environment that the launcher itself was started with.
+    """
+    local = processes()[2]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    told = os.environ.get("OMP_NUM_THREADS")
+    if wanted:
+        number, source = wanted, "--threads"
+    elif told and (told != "1" or not _set_by_launcher()):
+        number, source = int(told), "OMP_NUM_THREADS"
+    else:
+        number, source = max(1, cores // local), f"{cores} cores / {local} local process{'es' if local > 1 else ''}"
+    torch.set_num_threads(number)
+    return number, source
+
+
+def _set_by_launcher() -> bool:
+    if not {"ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID"} & set(os.environ):
+        return False
+    try:
+        return b"\0OMP_NUM_THREADS=" not in b"\0" + Path(f"/proc/{os.getppid()}/environ").read_bytes()
+    except OSError:
+        return True
+
+
+def peak_memory(device: torch.device) -> float:
+    """Peak memory of this process in GiB: the GPU's where there is one, else resident."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

@@ -1,0 +1,80 @@
+"""In which order samples are seen: stream positions in, rows of the index out, without ever building a list of rows.
+
+An epoch is a keyed permutation of ``range(size)``: a Feistel network over the next power of four, walked until it
+lands inside. Position ``p`` of the endless stream is entry ``p % size`` of epoch ``p // size``, so any part of any
+epoch is known at once, a resume needs one number, and an epoch has every row exactly once however it is cut.
+
+Source: Black and Rogaway 2002, "Ciphers with Arbitrary Finite Domains" (cycle walking, generalised Feistel).
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+
+ROUNDS = 6
+
+
+def keys(*parts: int | str, count: int = ROUNDS) -> np.ndarray:
+    """``[count]`` uint64 keys that depend on all the parts."""
+    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8 * count).digest()
+    return np.frombuffer(digest, "<u8")
+
+
+def scramble(values: np.ndarray) -> np.ndarray:
+    """A bijective hash of uint64 values (the finaliser of splitmix64: Steele, Lea and Flood 2014)."""
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))
+
+
+def permute(places: np.ndarray, size: int, seed: int, epoch: int) -> np.ndarray:
+    """Where one epoch's permutation of ``range(size)`` sends each place; int64 in, int64 out, same shape."""
+    half = np.uint64(max(1, (max(size - 1, 1).bit_length() + 1) // 2))
+    mask = np.uint64((1 << int(half)) - 1)
+    rounds = keys("order", seed, epoch)
+
+    def encrypt(values: np.ndarray) -> np.ndarray:
+        left, right = values >> half, values & mask
+        for key in rounds:
+            left, right = right, left ^ (scramble(right + key) & mask)
+        return (left << half) | right
+
+    values = encrypt(places.astype(np.uint64))
+    while (outside := values >= size).any():
+        values[outside] = encrypt(values[outside])
+    return values.astype(np.int64)
+
+
+class SampleOrder:
+    """Every sample once an epoch."""
+
+    def __init__(self, size: int, seed: int) -> None:
+        self.size, self.seed = size, seed
+
+    def __call__(self, positions: np.ndarray) -> np.ndarray:
+        """Rows ``[n]`` at the positions ``[n]`` of the endless stream."""
+        rows = np.empty(len(positions), np.int64)
+        epochs = positions // self.size
+        for epoch in np.unique(epochs):
+            here = epochs == epoch
+            rows[here] = permute(positions[here] % self.size, self.size, self.seed, int(epoch))
+        return rows
+
+
+class GroupOrder:
+    """Every album once an epoch, with one of its tracks drawn anew each time."""
+
+    def __init__(self, groups: np.ndarray, seed: int) -> None:
+        """Args: groups: ``[N]`` album of every row; seed: of the whole order."""
+        self.members = np.argsort(groups, kind="stable")
+        _, self.starts, self.counts = np.unique(groups[self.members], return_index=True, return_counts=True)
+        self.albums = SampleOrder(len(self.starts), seed)
+        self.size, self.seed = len(self.starts), seed
+
+    def __call__(self, positions: np.ndarray) -> np.ndarray:
+        """Rows ``[n]`` at the positions ``[n]`` of the endless stream."""
+        albums = self.albums(positions)
+        draws = scramble(scramble(positions.astype(np.uint64)) + keys("track", self.seed, count=1))
+        return self.members[self.starts[albums] + (draws % self.counts[albums].astype(np.uint64)).astype(np.int64)]

@@ -1,0 +1,147 @@
+"""What a run says: scalars and sample grids in, ``log.jsonl``, PNG files and a Weights & Biases run out.
+
+The log file and the grids are the record; W&B is a view of them that may fail without harm. Only rank 0 tracks.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import warnings
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from torch import Tensor
+from torchvision.utils import make_grid
+
+from shard_tools.formats.index import write_atomically
+
+
+def cut_log(path: Path, step: int) -> int:
+    """Drops the lines of a log after ``step``, and any half-written one, for that part of the run happens again.
+
+    Returns the last step that the log held before.
+    """
+    kept, last = [], 0
+    for line in path.read_bytes().splitlines(keepends=True) if path.is_file() else []:
+        try:
+            last = json.loads(line)["step"]
+        except (ValueError, KeyError, TypeError):
+            break
+        if last <= step and line.endswith(b"\n"):
+            kept.append(line)
+    write_atomically(path, b"".join(kept))
+    return last
+
+
+def save_grid(path: Path, covers: Tensor, columns: int = 8) -> Image.Image:
+    """Writes covers ``[N, 3, R, R]`` in [-1, 1] as one PNG with ``columns`` a row, whole or not at all."""
+    grid = make_grid(covers.float().cpu().clamp(-1, 1).add(1).div(2), nrow=columns, padding=2)
+    picture = Image.fromarray(grid.mul(255).round().byte().permute(1, 2, 0).numpy())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    picture.save(temporary, format="PNG")
+    os.replace(temporary, path)
+    return picture
+
+
+class Tracker:
+    """The record of one run."""
+
+    def __init__(self, folder: Path, config: dict[str, Any], step: int) -> None:
+        """Opens the record at ``step``, the step a resumed run goes on from (0 for a new one)."""
+        self.folder = folder
+        self.sent = cut_log(folder / "log.jsonl", step)  # W&B had these steps before; its steps must never go back
+        self.log_file = open(folder / "log.jsonl", "a")
+        self.wandb = _open_wandb(folder, config) if config["tracker"] == "wandb" else None
+
+    def log(self, step: int, images: int, row: dict[str, float]) -> None:
+        """One line of the log: ``step``, ``images`` seen by then, and the row's ``section/name`` scalars."""
+        self.log_file.write(json.dumps({"step": step, "images": images, **row}) + "\n")
+        self.log_file.flush()
+        self._send({"images": images, **row}, step)
+
+    def sync(self) -> None:
+        """Makes sure that the log is on disk: a checkpoint must never know more than the log."""
+        os.fsync(self.log_file.fileno())
+
+    def grid(self, step: int, images: int, name: str, covers: Tensor) -> None:
+        """Saves covers ``[N, 3, R, R]`` in [-1, 1] as ``grids/step_<step>_<name>.png`` and shows them on W&B."""
+        picture = save_grid(self.folder / "grids" / f"step_{step:08d}_{name}.png", covers)
+        if self.wandb:
+            import wandb
+            self._send({"images": images, f"samples/{name}": wandb.Image(picture, caption=f"step {step}")}, step)
+
+    def finish(self) -> None:
+        """Closes the log and the W&B run."""
+        self.log_file.close()
+        self._guard(lambda run: run.finish())
+
+    def _send(self, row: dict[str, Any], step: int) -> None:
+        if step > self.sent:
+            self._guard(lambda run: run.log(row, step=step))
+
+    def _guard(self, call: Any) -> None:
+        if self.wandb is None:
+            return
+        try:
+            call(self.wandb)
+        except Exception as error:  # boundary: whatever W&B raises must not stop training
+            warnings.warn(f"W&B failed ({type(error).__name__}: {error}); going on without it", stacklevel=2)
+            self.wandb = None
+
+
+def _run_id(folder: Path) -> str:
+    path = folder / "wandb" / "run_id"
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, secrets.token_hex(4).encode())
+    return path.read_text()
+
+
+def _open_wandb(folder: Path, config: dict[str, Any]) -> Any:
+    os.environ.setdefault("WANDB_SILENT", "true")
+    try:
+        import wandb
+        mode = os.environ.get("WANDB_MODE") or ("online" if _has_key(wandb) else "offline")
+        try:
+            run = _start(wandb, folder, config, mode)
+        except Exception as error:  # boundary: no network, a refused key
+            if mode != "online":
+                raise
+            warnings.warn(f"W&B can't be reached ({type(error).__name__}: {error}); going on offline", stacklevel=2)
+            mode = "offline"
+            run = _start(wandb, folder, config, mode)
+    except Exception as error:  # boundary: no disk for it, a broken installation
+        warnings.warn(f"W&B can't be used ({type(error).__name__}: {error}); going on without it", stacklevel=2)
+        return None
+    if mode == "online":
+        print(f"W&B: {run.url}", flush=True)
+    elif mode == "offline":
+        print(f"W&B: offline, run {run.id}; to send it: wandb sync {folder}/wandb/offline-run-*", flush=True)
+    return run
+
+
+def _start(wandb: Any, folder: Path, config: dict[str, Any], mode: str) -> Any:
+    run = wandb.init(project=config["project"], name=config["name"], id=_run_id(folder), dir=str(folder), config=config,
+                     mode=mode, resume="allow", settings=wandb.Settings(init_timeout=60))
+    run.define_metric("images")
+    for section in ("loss", "samples", "speed", "optim"):
+        run.define_metric(f"{section}/*", step_metric="images")
+    return run
+
+
+def _has_key(wandb: Any) -> bool:
+    return bool(os.environ.get("WANDB_API_KEY") or wandb.setup().settings.api_key or _netrc_has(wandb))
+
+
+def _netrc_has(wandb: Any) -> bool:
+    import netrc
+    from urllib.parse import urlsplit
+    host = urlsplit(wandb.setup().settings.base_url).hostname
+    try:
+        return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False

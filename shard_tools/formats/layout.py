@@ -1,0 +1,250 @@
+"""What folders and file names mean: an opened source in; joined candidates and drops out.
+
+Layouts, each in a folder or a zip, bare or inside one folder more:
+  1. the thesis: ``audio-cover_dataset/{cover,audio}/<split>/<genre>/`` and ``cover_dataset/<split>/<genre>/``
+  2. ``cover/`` beside ``audio/``, each with ``<split>/<genre>/``
+  3. ``<split>/<genre>/``, vectors (if any) beside the covers
+  4. ``<genre>/``, or just files: split ``train``, genre ``unknown``
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
+from urllib.parse import quote, unquote_to_bytes
+
+from shard_tools.formats.index import SPLITS
+from shard_tools.formats.source import Entry, Folder, Zip
+
+COVERS = frozenset({"jpg", "jpeg", "png", "webp", "gif", "bmp"})
+VECTORS = frozenset({"npy"})
+ALIASES = {"training": "train", "valid": "val", "validation": "val", "dev": "val", "testing": "test", "eval": "test"}
+UNKNOWN = "unknown"
+LAYOUTS = ("audio-cover_dataset/{cover,audio}/<split>/<genre>/, cover_dataset/<split>/<genre>/, "
+           "{cover,audio}/<split>/<genre>/, <split>/<genre>/, <genre>/ or a folder of covers")
+LONGEST_KEY = 96  # + ".jpg" = the 100 bytes of a tar header's name; the longest stem kind just fits
+
+_UUID = r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
+_ALBUM = re.compile(rf"(?:TR\w{{16}}__)?{_UUID}-\d+__({_UUID})", re.IGNORECASE | re.ASCII)
+_NAME = re.compile(r"(?s)(.+?)(?:\.\w+__\d+)*\.(\w+)", re.ASCII)
+
+
+class Root(NamedTuple):
+    """Where covers and vectors begin: the same folder when they lie side by side; ``audio`` None = there are none."""
+
+    cover: str
+    audio: str | None
+
+
+class Candidate(NamedTuple):
+    """One sample to be: where it belongs and the files it would be made of."""
+
+    split: str
+    genre: str
+    key: str
+    album: str
+    cover: Entry
+    audio: Entry | None
+
+
+class Drop(NamedTuple):
+    """One line of quarantine.jsonl."""
+
+    path: str
+    stage: str
+    reason: str
+    detail: str
+
+
+@dataclass
+class Listing:
+    """Iterates over the candidates and drops of a source, whose layout begins at ``top``, by split, genre and stem.
+
+    Attributes, known when the iteration has ended:
+        genres: sorted names over all splits; a label is a position in it.
+        ignored: number of files that are neither covers nor vectors.
+        paired: whether there are vectors at all; if so, a cover without one is an orphan.
+    """
+
+    source: Folder | Zip
+    top: str
+    root: Root
+    genres: list[str] = field(default_factory=list)
+    ignored: int = 0
+    paired: bool = False
+
+    def __iter__(self) -> Iterator[Candidate | Drop]:
+        covers = dict(_genre_folders(self.source, self.root.cover))
+        vectors = dict(_genre_folders(self.source, self.root.audio)) if self.root.audio is not None else {}
+        self.paired = any(self._has_vectors(folder) for folder in vectors.values())
+        genres, self.ignored = set(), 0
+        taken: dict[str, set[int]] = {split: set() for split in SPLITS}
+        for place in sorted(set(covers) | set(vectors), key=lambda place: (SPLITS.index(place[0]), place[1])):
+            wanted: dict[str, frozenset[str]] = {}
+            for folders, kinds in ((covers, COVERS), (vectors, VECTORS)):
+                if place in folders:
+                    wanted[folders[place]] = wanted.get(folders[place], frozenset()) | kinds
+            found: dict[tuple[str, bool], Entry] = {}
+            for folder, kinds in wanted.items():
+                try:
+                    yield from self._gather(folder, kinds, found)
+                except OSError as error:
+                    yield Drop(folder, "list", "unreadable", error.strerror or str(error))
+            if found:
+                genres.add(place[1])
+            yield from _join(*place, found, self.paired, taken[place[0]])
+        self.genres = sorted(genres)
+
+    def _has_vectors(self, folder: str) -> bool:
+        try:
+            return any(read_name(entry.name)[1] in VECTORS for entry in self.source.list(folder)[1])
+        except OSError:
+            return False
+
+    def _gather(self, folder: str, kinds: frozenset[str], found: dict[tuple[str, bool], Entry]) -> Iterator[Drop]:
+        """Adds the files of a folder by (stem, is a vector); yields those that repeat a stem, counts other kinds."""
+        folders, files = self.source.list(folder)
+        # A folder that bears a cover's name is taken for one, so that reading it says what is wrong.
+        files += [Entry(f"{folder}/{name}".lstrip("/"), -1, 0) for name in folders if read_name(name)[1] in kinds]
+        for entry in sorted(files):
+            stem, kind = read_name(entry.name)
+            place = (stem, kind in VECTORS)
+            if kind not in kinds:
+                self.ignored += 1
+            elif place in found:
+                yield Drop(entry.path, "join", "duplicate stem", f"{found[place].path} came first")
+            else:
+                found[place] = entry
+
+
+def open_layout(source: Folder | Zip, dataset: str = "auto") -> Listing:
+    """Recognises the layout of a source.
+
+    Args:
+        source: what ``open_source`` gave.
+        dataset: ``audio-cover``, ``cover`` (no vectors), or ``auto``: the first where there is one.
+
+    Raises:
+        ValueError: no layout that is understood, or not the data set that was asked for.
+    """
+    top, folders = "", []
+    for _ in range(3):
+        folders, files = source.list(top)
+        root = _recognise(source, top, folders, files)
+        if root or len(visible := [name for name in folders if not _hidden(name)]) != 1:
+            break
+        top = f"{top}/{visible[0]}" if top else visible[0]
+    if not root:
+        seen = ", ".join([*(f"{name}/" for name in folders), *(entry.name for entry in files)][:8]) or "nothing"
+        raise ValueError(f"--source has no layout that is understood: found {seen}; expected {LAYOUTS}")
+    if dataset == "cover":
+        pure = _split_below(source, top, "cover_dataset")
+        return Listing(source, top, Root(pure if pure is not None else root.cover, None))
+    if dataset == "audio-cover" and root.audio is None:
+        raise ValueError("--dataset audio-cover, but --source holds covers only; use --dataset cover")
+    return Listing(source, top, root)
+
+
+def _recognise(source: Folder | Zip, top: str, folders: list[str], files: list[Entry]) -> Root | None:
+    pairs = _split_below(source, top, "audio-cover_dataset")
+    if pairs is not None:
+        if not {"cover", "audio"} <= (inside := set(source.list(pairs)[0])):
+            raise ValueError(f"{pairs}/ must hold cover/ and audio/; found {', '.join(sorted(inside)) or 'nothing'}")
+        return Root(f"{pairs}/cover", f"{pairs}/audio")
+    pure = _split_below(source, top, "cover_dataset")
+    if pure is not None:
+        return Root(pure, None)
+    if {"cover", "audio"} <= set(folders):
+        return Root(f"{top}/cover".lstrip("/"), f"{top}/audio".lstrip("/"))
+    if any(_split_name(name) for name in folders):
+        return Root(top, top)
+    below = [entry for name in folders if not _hidden(name) for entry in source.list(f"{top}/{name}".lstrip("/"))[1]]
+    return Root(top, top) if any(read_name(e.name)[1] in COVERS for e in files + below) else None
+
+
+def _split_below(source: Folder | Zip, top: str, name: str) -> str | None:
+    return f"{top}/{name}".lstrip("/") if name in source.list(top)[0] else None
+
+
+def _split_name(name: str) -> str | None:
+    name = ALIASES.get(name.lower(), name.lower())
+    return name if name in SPLITS else None
+
+
+def _hidden(name: str) -> bool:
+    return name.startswith((".", "__MACOSX"))
+
+
+def _genre_folders(source: Folder | Zip, top: str) -> Iterator[tuple[tuple[str, str], str]]:
+    """Yields ((split, genre), folder) for every folder that may hold files of a genre."""
+    folders = [name for name in source.list(top)[0] if not _hidden(name)]
+    splits: dict[str, str] = {}
+    for name in folders:
+        if split := _split_name(name):
+            if split in splits:
+                raise ValueError(f"--source has two folders for {split}: {splits[split]}/ and {name}/; merge them")
+            splits[split] = name
+    for split, name in splits.items() or {"train": ""}.items():
+        base = f"{top}/{name}".strip("/")
+        yield (split, UNKNOWN), base  # files that lie in no genre folder
+        for genre in source.list(base)[0]:
+            if not _hidden(genre) and read_name(genre)[1] not in COVERS | VECTORS:
+                path = f"{base}/{genre}".lstrip("/")
+                if genre == UNKNOWN and any(read_name(e.name)[1] in COVERS for e in source.list(base)[1]):
+                    raise ValueError(f"--source has files both in {path}/ and, without a genre, beside it; move them")
+                yield (split, genre), path
+
+
+def _join(split: str, genre: str, found: dict[tuple[str, bool], Entry], paired: bool,
+          taken: set[int]) -> Iterator[Candidate | Drop]:
+    for stem in sorted({stem for stem, _ in found}):
+        cover, audio = found.get((stem, False)), found.get((stem, True))
+        if cover is None:
+            yield Drop(audio.path, "join", "orphan audio", f"no cover with the stem {stem}")
+        elif audio is None and paired:
+            yield Drop(cover.path, "join", "orphan cover", f"no vector with the stem {stem}")
+        else:
+            key = make_key(stem)
+            if _short_hash(key) in taken:  # the same stem in another genre of this split
+                key = make_key(stem, f"{genre}/{stem}")
+            assert _short_hash(key) not in taken, key
+            taken.add(_short_hash(key))
+            yield Candidate(split, genre, key, album_of(stem), cover, audio)
+
+
+def read_name(name: str) -> tuple[str, str]:
+    """(stem, kind) of a file name: ``a.jpg__0.jpg`` is stem ``a``, kind ``jpg``; hidden files have no kind."""
+    match = None if name.startswith(".") else _NAME.fullmatch(name)
+    return (match[1], match[2].lower()) if match else (name, "")
+
+
+def album_of(stem: str) -> str:
+    """The album key of a stem, in lower case, or "" where the stem holds none."""
+    match = _ALBUM.fullmatch(stem)
+    return match[1].lower() if match else ""
+
+
+def make_key(stem: str, unlike: str = "") -> str:
+    """A stem as the key of a sample: ASCII without dots, at most 96 characters, reversible by ``read_key`` if short.
+
+    Args:
+        stem: the file's name without its kind.
+        unlike: when given, its hash is added, to tell the key from that of an equal stem.
+    """
+    key = quote(stem, safe="", errors="surrogateescape").replace(".", "%2E").replace("~", "%7E")
+    if unlike or len(key) > LONGEST_KEY:
+        digest = hashlib.blake2b((unlike or stem).encode("utf-8", "surrogateescape"), digest_size=8).hexdigest()
+        key = re.sub(r"%[0-9A-F]?$", "", key[:LONGEST_KEY - 17]) + "~" + digest
+    return key
+
+
+def read_key(key: str) -> str:
+    """The stem that ``make_key`` made a key of (its beginning, where the key had to be shortened)."""
+    return unquote_to_bytes(key.partition("~")[0]).decode("utf-8", "surrogateescape")
+
+
+def _short_hash(key: str) -> int:
+    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little")

@@ -1,0 +1,87 @@
+"""A process pool that does not outlive its parent: a function and tasks in, their results in the same order out."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import types
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from itertools import islice
+from multiprocessing.connection import wait
+from typing import TypeVar
+
+Task, Result = TypeVar("Task"), TypeVar("Result")
+_LEAN = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}  # a thread's buffers: 10 MB each
+
+
+def available_workers() -> int:
+    """The number of cores this process may use, 12 at most: a worker takes 30 MB, and disks are busy before that."""
+    return min(12, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+
+
+def run_tasks(function: Callable[[Task], Result], tasks: Iterable[Task], workers: int) -> Iterator[Result]:
+    """Yields ``function(task)`` for every task, in order; a few tasks ahead are in hand at any time, never all.
+
+    Args:
+        function: importable by name from a module other than the program's main one.
+        workers: number of processes; 1 = this process.
+
+    Raises:
+        ChildProcessError: a worker was killed, by lack of memory as a rule.
+        Exception: whatever a task raised.
+    """
+    if workers <= 1:
+        yield from map(function, tasks)
+        return
+    tasks = iter(tasks)
+    # spawn, not fork: a fork of a process that has threads (torch, tqdm) can hang.
+    executor = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_start_worker)
+    try:
+        waiting: deque[Future] = deque()
+        while True:
+            for task in islice(tasks, 3 * workers - len(waiting)):
+                with _bare_environment():
+                    waiting.append(executor.submit(function, task))
+            if not waiting:
+                return
+            yield waiting.popleft().result()
+    except BrokenProcessPool:
+        raise ChildProcessError("a worker process was killed, perhaps for lack of memory; run the same command again "
+                                "with fewer --workers") from None
+    finally:
+        executor.shutdown(cancel_futures=True)
+
+
+@contextlib.contextmanager
+def _bare_environment() -> Iterator[None]:
+    """While workers start: no main module, which spawn would import in each (with torch, where training packs)."""
+    main, before = sys.modules["__main__"], {name: os.environ.get(name) for name in _LEAN}
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    os.environ.update(_LEAN)
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _start_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+
+
+def _die_with_parent() -> None:
+    # A parent that was killed can't say so; without this its workers would wait for it for ever, or go on writing.
+    wait([multiprocessing.parent_process().sentinel])
+    os._exit(1)

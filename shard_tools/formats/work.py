@@ -1,0 +1,209 @@
+"""What makes packing safe to kill: the out folder in; a lock, what is finished in it, where unfinished work goes on.
+
+``OUT/.pack`` holds the candidates, finished chunks and shard results, and ``state.json``, which says what they were
+made of. Without ``state.json`` an index beside it is complete; with it, the work is under way, whatever else is there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from shard_tools import __version__
+from shard_tools.formats.index import SHARD_NAME, read_facts, splits_in, write_atomically
+from shard_tools.formats.layout import Candidate, Drop, Listing
+from shard_tools.formats.probe import CHUNK, ProbeTask, to_line
+
+FOLDER, QUARANTINE = ".pack", "quarantine.jsonl"
+_WRITTEN = rf"{re.escape(QUARANTINE)}|[a-z]+\.index\.(?:json|npy)|{SHARD_NAME.pattern}"
+_OURS = re.compile(rf"\.pack|{_WRITTEN}")
+_OUR_TEMPORARY = re.compile(rf"\.(?:{_WRITTEN})\.(?:\d+\.)?tmp")
+
+
+@dataclass
+class Work:
+    """Packing under way.
+
+    Attributes:
+        folder: ``OUT/.pack``.
+        chunks: (byte of its first line, number of lines) of every chunk of candidates.
+        drops: files that found no place in a candidate.
+        source_sha256: of the paths (below the layout's top) and sizes of all files, alike for a folder and its zip.
+        version: the same with the times or checksums of the files, to tell whether the source changed.
+    """
+
+    folder: Path
+    genres: list[str] = field(default_factory=list)
+    ignored: int = 0
+    candidates: int = 0
+    chunks: list[list[int]] = field(default_factory=list)
+    drops: list[Drop] = field(default_factory=list)
+    source_sha256: str = ""
+    version: str = ""
+
+    def probe_tasks(self, source: Path, seed: int, max_pixels: int) -> list[ProbeTask]:
+        return [ProbeTask(self.folder, source, i, start, count, tuple(self.genres), seed, max_pixels)
+                for i, (start, count) in enumerate(self.chunks)]
+
+
+@contextlib.contextmanager
+def locked(root: Path) -> Iterator[None]:
+    """Keeps a second process from packing into the same folder.
+
+    Raises:
+        ValueError: one is at it.
+    """
+    handle = os.open(root, os.O_RDONLY)  # the folder itself: a lock file would have to be deleted under its lock
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise ValueError(f"another process is packing into {root}; wait for it, or choose another --out") from None
+    except OSError:
+        pass  # a network file system without locks: go on, alone as nearly always
+    try:
+        yield
+    finally:
+        os.close(handle)
+
+
+def finished(root: Path) -> list[dict[str, Any]]:
+    """The facts of all splits of a finished folder; empty when it is new or unfinished.
+
+    Raises:
+        ValueError: an index is damaged, or one of its splits is gone.
+    """
+    splits = list(splits_in(root))
+    if not splits or (root / FOLDER / "state.json").exists():
+        return []
+    facts = [read_facts(root / f"{split}.index.json") for split in splits]
+    if splits != facts[0].get("splits"):
+        raise ValueError(f"{root} does not hold the splits it was packed with, but {', '.join(splits)}; choose another "
+                         "--out, or give --overwrite")
+    _sweep(root)
+    return facts
+
+
+def check_same(root: Path, facts: list[dict[str, Any]], options: dict[str, Any], listing: Listing) -> None:
+    """Raises ValueError unless finished shards are those that this command would make."""
+    for name, value in options.items():
+        if facts[0]["options"].get(name) != value:
+            raise ValueError(f"{root} was packed with --{name} {facts[0]['options'].get(name)}, not {value}; "
+                             "choose another --out, or give --overwrite")
+    for shard in (shard for split in facts for shard in split["shards"]):
+        path = root / shard["name"]
+        if not path.is_file() or path.stat().st_size != shard["bytes"]:
+            raise ValueError(f"{path} is missing or damaged (see shard_tools.verify); give --overwrite to pack again")
+    with open(os.devnull, "wb") as nowhere:
+        if _spool(Work(root / FOLDER), listing, nowhere).source_sha256 != facts[0]["source_sha256"]:
+            raise ValueError(f"--source is not what {root} was packed from (other names or sizes of files); "
+                             "choose another --out, or give --overwrite")
+
+
+def begin(root: Path, listing: Listing, options: dict[str, Any], overwrite: bool) -> Work:
+    """Opens ``OUT/.pack``: what an earlier run of the same command finished is kept, anything else removed.
+
+    Args:
+        root: the out folder, locked.
+        listing: of the source.
+        options: those that shape bytes.
+        overwrite: throw away what is finished; unfinished work of the same command goes on all the same.
+
+    Raises:
+        ValueError: the folder holds files of others, or there are too many genres.
+    """
+    folder = root / FOLDER
+    restart = overwrite and not (folder / "state.json").exists()
+    before = sorted(entry.name for entry in root.iterdir())
+    foreign = [name for name in before if not _OURS.fullmatch(name) and not _OUR_TEMPORARY.fullmatch(name)]
+    if foreign or (before and not folder.exists() and not restart):
+        raise ValueError(f"{root} is not empty (found {', '.join((foreign or before)[:3])}), and no unfinished packing "
+                         "left it so; choose another --out")
+    if restart:
+        _clear(root)
+    folder.mkdir(exist_ok=True)
+    _sweep(root, keep_work=True)
+    with open(folder / "candidates.tmp", "wb") as file:
+        work = _spool(Work(folder), listing, file)
+    if len(work.genres) > 32_767:
+        raise ValueError(f"{len(work.genres):,} genre folders; at most 32,767 can be told apart")
+    state = json.dumps({"options": options, "version": __version__, "source": work.version}).encode()
+    state_path = folder / "state.json"
+    if state_path.exists() and state_path.read_bytes() != state:
+        print("unfinished work was for other options or another source: beginning again")
+    if not state_path.exists() or state_path.read_bytes() != state:
+        _clear(root, but=folder / "candidates.tmp")
+    os.replace(folder / "candidates.tmp", folder / "candidates.jsonl")
+    write_atomically(state_path, state)
+    return work
+
+
+def end(root: Path) -> None:
+    """Removes the traces of the work; from its first step on the folder is finished."""
+    handle = os.open(root, os.O_RDONLY)
+    os.fsync(handle)  # the names of the files, before the note that they are not yet all there goes
+    os.close(handle)
+    (root / FOLDER / "state.json").unlink()
+    _sweep(root)
+
+
+def forget(root: Path) -> None:
+    """Makes the next run begin again."""
+    (root / FOLDER / "state.json").unlink()
+
+
+def read_drops(path: Path) -> list[Drop]:
+    return [Drop(**json.loads(line)) for line in path.read_bytes().splitlines()]
+
+
+def _spool(work: Work, listing: Listing, file: BinaryIO) -> Work:
+    """Writes all candidates as lines, and fills in what is known of them."""
+    names, versions = hashlib.sha256(), hashlib.sha256()
+    at = 0
+    for item in listing:
+        if isinstance(item, Candidate):
+            line = to_line(item)
+            if work.candidates % CHUNK == 0:
+                work.chunks.append([at, 0])
+            work.chunks[-1][1] += 1
+            work.candidates += 1
+            at += len(line)
+            file.write(line)
+            for entry in (item.cover, item.audio):
+                if entry:
+                    names.update(json.dumps([entry.path[len(listing.top):].lstrip("/"), entry.size]).encode())
+            versions.update(line)
+        else:
+            work.drops.append(item)
+            names.update(json.dumps([item.path[len(listing.top):].lstrip("/"), item.reason]).encode())
+            versions.update(json.dumps(item).encode())
+    work.genres, work.ignored = listing.genres, listing.ignored
+    work.source_sha256, work.version = names.hexdigest(), versions.hexdigest()
+    return work
+
+
+def _sweep(root: Path, keep_work: bool = False) -> None:
+    """Removes temporary files that a killed run left, and its work folder."""
+    for path in [*root.iterdir(), *(root / FOLDER).glob(".*.tmp")]:
+        if path.parent != root or _OUR_TEMPORARY.fullmatch(path.name):
+            path.unlink(missing_ok=True)
+    if not keep_work:
+        shutil.rmtree(root / FOLDER, ignore_errors=True)
+
+
+def _clear(root: Path, but: Path | None = None) -> None:
+    """Removes all that packing made; the state and the indexes first, so that what remains never looks finished."""
+    folder = root / FOLDER
+    state = [*folder.glob("state.json"), *root.glob("*.index.json")]
+    for path in [*state, *(path for path in root.iterdir() if _OURS.fullmatch(path.name)), *folder.glob("*")]:
+        if path not in (but, folder):
+            path.unlink(missing_ok=True)

@@ -1,0 +1,174 @@
+"""``python -m shard_tools.inspect DIR``: a folder of shards in; tables, a picture of covers, or the files again out."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+from tqdm import tqdm
+
+from shard_tools.formats.codec import read_cover
+from shard_tools.formats.facts import check_facts, is_plain_name, row_problems
+from shard_tools.formats.index import Index, open_index, splits_in, write_atomically
+from shard_tools.formats.layout import make_key, read_key
+from shard_tools.formats.shards import read_sample
+from shard_tools.formats.source import BadFileError
+
+COLUMNS, LINES = 8, 6
+TILE, LABEL, GAP = 144, 24, 8
+
+
+def inspect(shards: str, preview: str | None = None, unpack: str | None = None, split: str | None = None) -> int:
+    """Tells what a folder of shards holds: samples, genres, sizes of groups (albums), audio, drops.
+
+    Args:
+        shards: the folder.
+        preview: also draw 48 covers with their genres into this PNG.
+        unpack: also write every sample back as <split>/<genre>/<stem>.jpg and .npy below this new or empty folder.
+        split: only this one; none = all (the preview shows the first).
+    """
+    root = Path(shards)
+    have = list(splits_in(root))
+    if not have:
+        raise ValueError(f"{root} holds no <split>.index.json; expected a folder that shard_tools.pack has finished")
+    indexes = [open_index(root, name) for name in ([split] if split else have)]
+    for index in indexes:
+        check_facts(index.facts, index.split)
+        if problems := row_problems(index):
+            raise ValueError(f"{index.split}.index.npy: {problems[0]}; see shard_tools.verify")
+    print("\n".join(_tables(indexes)))
+    if preview:
+        draw_preview(indexes[0], Path(preview))
+        print(f"\n{indexes[0].split} covers drawn in {preview}")
+    if unpack:
+        print(f"\n{unpack_shards(indexes, Path(unpack)):,} samples written below {unpack}")
+    return 0
+
+
+def _tables(indexes: list[Index]) -> Iterator[str]:
+    facts = indexes[0].facts
+    yield f"{'split':7} {'samples':>10} {'groups':>10} {'shards':>7} {'MB':>10}"
+    for index in indexes:
+        size = sum(shard["bytes"] for shard in index.facts["shards"]) / 1e6
+        yield (f"{index.split:7} {len(index.rows):10,} {index.facts['groups']:10,} {len(index.facts['shards']):7,} "
+               f"{size:10,.1f}")
+    audio = facts["audio"]
+    yield f"\ncovers  {facts['resolution']} x {facts['resolution']} JPEG"
+    if audio is None:
+        yield "audio   none"
+    else:
+        blocks = ", ".join(f"[{start}, {end}) present in {count:,}"
+                           for (start, end), count in zip(audio["blocks"], audio["block_counts"], strict=True))
+        yield f"audio   {audio['dimension']} numbers; blocks of {audio['statistics_of']}: {blocks}"
+        yield f"        std from {min(audio['std']):.3g} to {max(audio['std']):.3g}"
+    width = max(5, *(len(_shown(genre)) for genre in facts["genres"]))
+    yield f"\n{'genre':{width}} " + " ".join(f"{index.split:>10}" for index in indexes)
+    for genre in facts["genres"]:
+        counts = " ".join(f"{index.facts['genre_counts'].get(genre, 0):10,}" for index in indexes)
+        yield f"{_shown(genre):{width}} {counts}"
+    for index in indexes:
+        yield f"\nsamples a group ({index.split})"
+        yield from _histogram(np.unique(index.rows["group"], return_counts=True)[1])
+    if facts["drops"]:
+        yield "\ndropped"
+        yield from (f"{count:10,}  {_shown(reason)}" for reason, count in facts["drops"].items())
+
+
+def _histogram(sizes: np.ndarray) -> Iterator[str]:
+    """Text bars: group sizes 1 to 8 each, then by doubling."""
+    edges = [*range(1, 10)]
+    while edges[-1] <= sizes.max():
+        edges.append(edges[-1] * 2 - 1 if edges[-1] > 9 else 17)
+    counts = np.histogram(sizes, edges)[0]
+    for low, high, count in zip(edges, edges[1:], counts, strict=False):
+        if count:
+            label = str(low) if high == low + 1 else f"{low}-{high - 1}"
+            yield f"{label:>9} {count:10,}  {'#' * max(1, round(50 * count / counts.max()))}"
+
+
+def draw_preview(index: Index, path: Path) -> None:
+    """Draws 8 x 6 covers with their genres below: all genres in turn, of each its first in the order of the shards."""
+    chosen = _every_genre(index.rows, COLUMNS * LINES)
+    lines = -(-len(chosen) // COLUMNS)
+    size = (GAP + COLUMNS * (TILE + GAP), GAP + lines * (TILE + LABEL + GAP))
+    sheet = Image.new("RGB", size, "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(15)
+    for i, number in enumerate(chosen):
+        row = index.rows[number]
+        x, y = GAP + i % COLUMNS * (TILE + GAP), GAP + i // COLUMNS * (TILE + LABEL + GAP)
+        with open(index.shards[row["shard"]], "rb") as file:
+            cover = Image.fromarray(read_cover(read_sample(file, row)[1]))
+        sheet.paste(cover.resize((TILE, TILE), Image.Resampling.LANCZOS), (x, y))
+        label = _fit(_shown(index.facts["genres"][row["genre"]]), font)
+        draw.text((x + TILE / 2, y + TILE + LABEL / 2), label, "black", font, anchor="mm")
+    output = io.BytesIO()
+    sheet.save(output, "PNG")
+    write_atomically(path, output.getvalue())
+
+
+def _every_genre(rows: np.ndarray, count: int) -> list[int]:
+    """Up to ``count`` rows of different albums: the first of every genre, then the second and so on; by genre."""
+    firsts = np.sort(np.unique(rows["group"], return_index=True)[1])
+    genres = rows["genre"][firsts]
+    order = np.argsort(genres, kind="stable")
+    turn = np.arange(len(order)) - np.searchsorted(genres[order], genres[order])  # a row's place within its genre
+    chosen = order[np.argsort(turn, kind="stable")[:count]]
+    return firsts[np.sort(chosen)][np.argsort(genres[np.sort(chosen)], kind="stable")].tolist()
+
+
+def _fit(text: str, font: ImageFont.FreeTypeFont) -> str:
+    if font.getlength(text) <= TILE:
+        return text
+    while text and font.getlength(text + "...") > TILE:
+        text = text[:-1]
+    return text + "..."
+
+
+def unpack_shards(indexes: list[Index], out: Path) -> int:
+    """Writes covers and vectors as they lie in the shards; returns the number of samples.
+
+    Raises:
+        ValueError: the folder is not empty, or a shard does not hold what its index says.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    if any(out.iterdir()):
+        raise ValueError(f"--unpack {out} is not empty; choose a new folder")
+    done = 0
+    for index in indexes:
+        for row in tqdm(index.rows, desc=index.split, unit=" samples"):
+            try:
+                with open(index.shards[row["shard"]], "rb") as file:
+                    key, cover, audio = read_sample(file, row)
+            except BadFileError as error:
+                name = index.shards[row["shard"]].name
+                raise ValueError(f"{name}: {error.detail}; see shard_tools.verify --full") from None
+            folder = out / index.split / index.facts["genres"][row["genre"]]
+            folder.mkdir(parents=True, exist_ok=True)
+            for data, kind in ((cover, ".jpg"), (audio, ".npy")):
+                if data:
+                    with open(folder / (_file_stem(key) + kind), "xb") as file:  # x: nothing is ever replaced
+                        file.write(data)
+            done += 1
+    return done
+
+
+def _file_stem(key: str) -> str:
+    """The stem that the key was made of, or the key where that could not be a file's name, or would mean another."""
+    stem = read_key(key)
+    good = is_plain_name(stem) and not stem.startswith(".") and len(os.fsencode(stem)) <= 250
+    return stem if good and "~" not in key and make_key(stem) == key else key
+
+
+def _shown(text: str) -> str:
+    """Text that any terminal can show: bytes that are no UTF-8, and control characters, as escapes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+
+
+if __name__ == "__main__":
+    from shard_tools import cli
+
+    cli.run(inspect)

@@ -1,0 +1,105 @@
+"""``python -m shard_tools.verify DIR``: a folder of shards in; a line for every problem out, and exit status 1 if any.
+
+Nothing in the folder is trusted: names are checked before they are opened, no member is unpickled or written anywhere.
+"""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from shard_tools.formats.check import Check, check_shard
+from shard_tools.formats.facts import check_facts, row_problems
+from shard_tools.formats.index import Index, facts_bytes, file_sha256, open_index, read_facts, splits_in
+from shard_tools.formats.pool import available_workers, run_tasks
+from shard_tools.formats.work import FOLDER, QUARANTINE
+
+
+def verify(shards: str, full: bool = False, workers: int | None = None) -> int:
+    """Checks the names, sizes and hashes of a folder of shards, and that index and shards fit. Returns 1 for a problem.
+
+    Args:
+        shards: the folder.
+        full: also read and decode every cover and vector, and name the bad samples.
+        workers: processes; none = one a core.
+    """
+    root = Path(shards)
+    if not root.is_dir():
+        raise ValueError(f"{root} is not a folder; expected one that shard_tools.pack has written")
+    problems, indexes = _check_folder(root)
+    checks = [check for index in indexes for check in _shard_checks(index, full)]
+    with tqdm(total=len(checks), desc="verifying", unit=" shards") as bar:
+        for found in run_tasks(check_shard, checks, min(workers or available_workers(), len(checks))):
+            problems += found
+            bar.update()
+    for problem in problems:
+        print(problem)
+    samples = sum(len(index.rows) for index in indexes)
+    print(f"{root}: {len(problems) or 'no'} problem(s) in {samples:,} samples, {len(checks):,} shards, "
+          f"{sum(check.bytes for check in checks) / 1e6:,.1f} MB" + ("" if full else " (--full decodes every sample)"))
+    return 1 if problems else 0
+
+
+def _check_folder(root: Path) -> tuple[list[str], list[Index]]:
+    """The problems of everything but the shards' contents, and the indexes that can be used."""
+    problems, indexes = [], []
+    if (root / FOLDER).exists():
+        problems.append(f"{FOLDER}: unfinished; run the pack command again to go on")
+    problems += [f"{path.name}: left by a killed run" for path in sorted(root.glob(".*.tmp"))]
+    splits = list(splits_in(root))
+    if not splits:
+        problems.append("no <split>.index.json: not a finished folder of shards")
+    expected: set[str] = set()
+    for split in splits:
+        try:
+            index = _open(root, split)
+        except (ValueError, OSError) as error:
+            problems.append(f"{split}.index: {error}")
+            continue
+        indexes.append(index)
+        expected |= {shard["name"] for shard in index.facts["shards"]}
+        for missing in set(index.facts["splits"]).difference(splits):
+            problems.append(f"{missing}.index.json: missing; {split} was packed together with it")
+        problems += [f"{split}.index.npy: {problem}" for problem in row_problems(index)]
+        if not (root / QUARANTINE).is_file() or file_sha256(root / QUARANTINE) != index.facts["quarantine_sha256"]:
+            problems.append(f"{QUARANTINE}: missing or not what was written")
+    if len(indexes) == len(splits):  # otherwise it is not known which shards belong here
+        for path in sorted(root.glob("*.tar")):
+            if path.name not in expected:
+                problems.append(f"{path.name}: belongs to no index")
+        for path in sorted(root.glob("*.index.npy")):
+            if path.name.removesuffix(".index.npy") not in splits:
+                problems.append(f"{path.name}: belongs to no index")
+    return list(dict.fromkeys(problems)), indexes
+
+
+def _open(root: Path, split: str) -> Index:
+    path = root / f"{split}.index.json"
+    if not path.is_file():  # a FIFO would be waited for
+        raise ValueError("not a file")
+    facts = read_facts(path)
+    if path.read_bytes() != facts_bytes(facts):  # a flipped bit can leave JSON that means the same
+        raise ValueError(f"{path.name} is not as it was written; pack the shards again")
+    check_facts(facts, split)
+    rows = root / f"{split}.index.npy"
+    if not rows.is_file() or file_sha256(rows) != facts["rows_sha256"]:
+        raise ValueError(f"{rows.name} is missing or not what was written; pack the shards again")
+    return open_index(root, split)
+
+
+def _shard_checks(index: Index, full: bool) -> list[Check]:
+    facts = index.facts
+    ends = list(itertools.accumulate(shard["samples"] for shard in facts["shards"]))
+    dimension = facts["audio"]["dimension"] if facts["audio"] else 0
+    return [Check(index.root / shard["name"], shard["bytes"], shard["sha256"],
+                  np.array(index.rows[end - shard["samples"]:end]) if full else None, facts["resolution"], dimension)
+            for shard, end in zip(facts["shards"], ends, strict=True)]
+
+
+if __name__ == "__main__":
+    from shard_tools import cli
+
+    cli.run(verify)

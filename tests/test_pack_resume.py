@@ -1,0 +1,141 @@
+"""Packing that is killed: the same command again gives the bytes of an undisturbed run, and nothing is left behind."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import raw_data
+
+from shard_tools.pack import pack
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+class Killed(BaseException):
+    """Nothing in the packer may catch it, as nothing catches SIGKILL."""
+
+
+def test_a_kill_before_any_rename_or_deletion_changes_nothing(tmp_path, monkeypatch):
+    source = raw_data.sound_pairs(tmp_path / "source", 24)
+    raw_data.messy_pairs(source)
+    options = {"samples_per_shard": 5, "workers": 1, "max_failure_rate": 1.0}
+    monkeypatch.setattr(os, "fsync", lambda handle: None)  # a busy disk takes 20 ms for one
+    pack(str(source), str(tmp_path / "whole"), **options)
+    expected = raw_data.hashes(tmp_path / "whole")
+    for step in range(1, 200):
+        calls = 0
+
+        def counted(function, step=step):
+            def call(*args, **kwargs):
+                nonlocal calls
+                calls += 1
+                if calls == step:
+                    raise Killed
+                return function(*args, **kwargs)
+            return call
+
+        out = tmp_path / f"out{step}"
+        with monkeypatch.context() as patch:
+            for name in ("replace", "unlink", "fsync", "rmdir"):
+                patch.setattr(os, name, counted(getattr(os, name)))
+            try:
+                pack(str(source), str(out), **options)
+                break
+            except Killed:
+                pass
+        pack(str(source), str(out), **options)
+        assert raw_data.hashes(out) == expected, f"killed at step {step}"
+        assert {path.name for path in out.iterdir()} == set(expected)
+    assert step > 40
+
+
+def kill_and_rerun(tmp_path: Path, pairs: int, kills: int, only_parent: bool = False) -> None:
+    source = raw_data.sound_pairs(tmp_path / "source", pairs)
+    raw_data.messy_pairs(source)
+    command = [sys.executable, "-m", "shard_tools.pack", "--source", source, "--samples_per_shard", "20",
+               "--workers", "2", "--max_failure_rate", "1", "--out"]
+    started = time.monotonic()
+    subprocess.run([*command, tmp_path / "whole"], cwd=REPOSITORY, check=True, capture_output=True)
+    whole = time.monotonic() - started
+    moments = random.Random(0)
+    for i in range(kills):
+        process = subprocess.Popen([*command, tmp_path / "out"], cwd=REPOSITORY, start_new_session=True,
+                                   stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(whole * (0.1 + 0.9 * (i + moments.random()) / kills))
+        (os.kill if only_parent else os.killpg)(process.pid, signal.SIGKILL)
+        process.wait()
+    subprocess.run([*command, tmp_path / "out"], cwd=REPOSITORY, check=True, capture_output=True)
+    assert raw_data.hashes(tmp_path / "out") == raw_data.hashes(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("only_parent", [False, True])
+def test_kill_9_and_rerun_gives_the_same_bytes(tmp_path, only_parent):
+    kill_and_rerun(tmp_path, 200, 3, only_parent)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("only_parent", [False, True])
+def test_many_kills_and_reruns_give_the_same_bytes(tmp_path, only_parent):
+    kill_and_rerun(tmp_path, 3000, 12, only_parent)
+
+
+def test_workers_die_with_their_parent(tmp_path):
+    source = raw_data.sound_pairs(tmp_path / "source", 600)
+    process = subprocess.Popen([sys.executable, "-m", "shard_tools.pack", "--source", source, "--out", tmp_path / "out",
+                                "--workers", "2"], cwd=REPOSITORY, start_new_session=True, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 20
+    while not list((tmp_path / "out").glob(".pack/probe-*")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    while (left := session_members(process.pid)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not left
+
+
+def session_members(session: int) -> list[int]:
+    """Processes of a session that are alive."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, _, its_session = path.read_text().rpartition(")")[2].split()[:4]
+        except OSError:
+            continue
+        if int(its_session) == session and state != "Z":
+            found.append(int(path.parent.name))
+    return found
+
+
+def test_unfinished_work_of_other_options_is_done_again(tmp_path, monkeypatch, capsys):
+    source = raw_data.sound_pairs(tmp_path / "source", 24)
+    with monkeypatch.context() as patch:
+        patch.setattr("shard_tools.pack.write_index", lambda *args: (_ for _ in ()).throw(Killed))
+        with pytest.raises(Killed):
+            pack(str(source), str(tmp_path / "out"), samples_per_shard=3, workers=1)
+    assert len(list((tmp_path / "out").glob("*.tar"))) == 8
+    pack(str(source), str(tmp_path / "out"), samples_per_shard=12, workers=1)
+    assert "beginning again" in capsys.readouterr().out
+    pack(str(source), str(tmp_path / "whole"), samples_per_shard=12, workers=1)
+    assert raw_data.hashes(tmp_path / "out") == raw_data.hashes(tmp_path / "whole")
+
+
+def test_a_file_that_changes_between_the_passes_stops_the_run_and_the_next_begins_again(tmp_path, monkeypatch):
+    source = raw_data.sound_pairs(tmp_path / "source", 24)
+    victim = next(source.glob("*/cover/train/*/*"))
+    before = victim.stat()
+
+    def meddle(*args):
+        victim.write_bytes(victim.read_bytes()[:-3] + b"x\xff\xd9")
+        os.utime(victim, ns=(before.st_atime_ns, before.st_mtime_ns))
+        return ((0, 60),)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("shard_tools.pack.choose_blocks", meddle)
+        with pytest.raises(ValueError, match=r"changed while it was packed"):
+            pack(str(source), str(tmp_path / "out"), workers=1)
+    assert pack(str(source), str(tmp_path / "out"), workers=1) == 0
