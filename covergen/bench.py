@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from covergen.models import wgan_gp
 from covergen.nn.turn import Model
 from covergen.runtime import data
-from covergen.runtime.machine import use_threads
+from covergen.runtime.machine import keep_memory, use_threads
 from shard_tools import cli
 
 
@@ -99,6 +99,7 @@ def time_steps(resolution: int, batch_size: int, width: int, rounds: int) -> dic
         step = make(model)
 
         def timed() -> float:
+            keep_memory(not name.startswith("notebook"))  # a notebook has the allocator's defaults
             began = time.perf_counter()
             loss = float(step())  # waits for the device
             losses.setdefault(name, loss)

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from covergen import models
 from covergen.runtime import checkpoint, config, data
 from covergen.runtime.engine import Engine, seed_of
-from covergen.runtime.machine import peak_memory, processes, use_threads
+from covergen.runtime.machine import keep_memory, peak_memory, processes, use_threads
 from covergen.runtime.stopping import Stop
 from covergen.runtime.tracking import Tracker
 from shard_tools import cli
@@ -66,6 +66,7 @@ def train(run: config.Config) -> int:
     training, folder = run.training, run.folder
     stop = Stop(training.minutes)
     threads, source = use_threads(training.threads)
+    keep_memory()
     shards = training.shards or demo_shards()
     rank, ranks, _ = processes()
     stream = data.open_stream(shards, "train", batch_size=training.batch_size, seed=training.seed,

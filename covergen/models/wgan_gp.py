@@ -25,8 +25,8 @@ class Options:
     width: int = field(default=64, metadata={"help": "channels at 64 px; all other widths keep their ratio to it"})
     latent: int = field(default=100, metadata={"help": "size of the noise vector"})
     norm: Literal["batch", "group"] = field(default="batch", metadata={
-        "help": "batch: the thesis's, mixes the images of a batch in the generator; group: group norm and SiLU, so that a "
-                "run does not depend on how batches are split over processes"})
+        "help": "batch: the thesis's, mixes the images of a batch in the generator; group: group norm and SiLU, so "
+                "that a run does not depend on how batches are split over processes"})
     critic_steps: int = field(default=5, metadata={"help": "critic updates per generator update, each on fresh covers"})
     penalty: float = field(default=10.0, metadata={"help": "weight of the gradient penalty"})
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
@@ -20,13 +20,19 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision.io import ImageReadMode, decode_jpeg
+from torchvision.io import ImageReadMode
 
 from covergen.runtime.order import GroupOrder, SampleOrder
 from shard_tools.formats import codec
 from shard_tools.formats.index import open_index
 
 STANDARD_LIMIT = 5.0
+ORDER_BLOCK = 4096
+PLACE = ("shard", "cover_offset", "cover_bytes", "audio_offset", "audio_bytes")  # where a sample lies
+
+
+# What torchvision.io.decode_jpeg calls, without the ten microseconds that its checks take of the interpreter lock.
+decode = torch.ops.image.decode_jpeg
 
 
 class Batch(NamedTuple):
@@ -43,13 +49,18 @@ class Batch(NamedTuple):
 
 
 class Stream(Protocol):
-    """What training reads: ``batch(k)`` is this rank's part of the k-th global batch of the endless stream."""
+    """What training reads: ``batch(k)`` is this rank's part of the k-th global batch of the endless stream.
+
+    resolution: side of the covers; facts: as in an index (samples, genres, audio); identity: the same for the same
+    samples; pure: whether batches may be asked for in any order and from several threads.
+    """
 
     resolution: int
-    facts: dict[str, Any]  # as in an index: samples, genres, audio
-    identity: str  # the same for the same samples
+    facts: dict[str, Any]
+    identity: str
+    pure: bool
 
-    def batch(self, number: int, tasks: Callable[..., Any]) -> Batch: ...
+    def batch(self, number: int) -> Batch: ...
 
 
 class AudioScale:
@@ -96,6 +107,8 @@ def read_at(path: Path, offset: int, size: int) -> bytearray:
 class IndexedShards:
     """Shards that ``shard_tools.pack`` wrote, cut into global batches of which this rank reads its slice."""
 
+    pure = True
+
     def __init__(self, root: str | Path, split: str, *, batch_size: int, seed: int = 0, order: str = "sample",
                  rank: int = 0, ranks: int = 1) -> None:
         """Args:
@@ -118,6 +131,9 @@ class IndexedShards:
             raise ValueError(f"{root}: {len(missing)} shards of the index are missing, the first is {missing[0]}")
         self.shards = shards
         self.order = GroupOrder(rows["group"], seed) if order == "group" else SampleOrder(len(rows), seed)
+        # One vectorised call orders the samples of many small batches.
+        self._ordered = lru_cache(maxsize=8)(
+            lambda block: self.order(np.arange(block * ORDER_BLOCK, (block + 1) * ORDER_BLOCK)))
         self.batch_size, self.rank, self.ranks = batch_size, rank, ranks
         audio = self.facts["audio"]
         self.scale = AudioScale(audio) if audio else None
@@ -127,38 +143,38 @@ class IndexedShards:
         """This rank's rows ``[batch_size / ranks]`` of the global batch with this number."""
         share = self.batch_size // self.ranks
         start = number * self.batch_size + self.rank * share
-        return self.order(np.arange(start, start + share))
+        blocks = range(start // ORDER_BLOCK, (start + share - 1) // ORDER_BLOCK + 1)
+        first = start - blocks.start * ORDER_BLOCK
+        return np.concatenate([self._ordered(block) for block in blocks])[first : first + share]
 
-    def read(self, rows: np.ndarray, tasks: Callable[..., Any] = map) -> Batch:
-        """The samples of given rows; ``tasks`` maps the reading of one sample over them (a thread pool's ``map``)."""
+    def read(self, rows: np.ndarray) -> Batch:
+        """The samples of given rows ``[B]``; safe from many threads."""
         samples = self.index.rows[rows]
-        cover = torch.empty(len(rows), 3, self.resolution, self.resolution, dtype=torch.uint8)
+        cover = np.empty((len(rows), 3, self.resolution, self.resolution), np.uint8)
         raw = np.zeros((len(rows), self.dimension), np.float32)
-
-        def fill(slots: range) -> None:
-            for slot in slots:
-                self._fill(samples[slot], cover[slot], raw[slot])
-
-        portion = 8  # samples a task: enough to make the pool's own cost small
-        deque(tasks(fill, [range(i, min(i + portion, len(rows))) for i in range(0, len(rows), portion)]), maxlen=0)
-        return Batch(cover, torch.from_numpy(self.scale(raw)) if self.scale else None,
+        places = zip(*(samples[name].tolist() for name in PLACE), strict=True)
+        for slot, place in enumerate(places):
+            self._fill(cover[slot], raw[slot], *place)
+        return Batch(torch.from_numpy(cover), torch.from_numpy(self.scale(raw)) if self.scale else None,
                      torch.from_numpy(samples["genre"].astype(np.int64)), torch.from_numpy(samples["group"].copy()))
 
-    def batch(self, number: int, tasks: Callable[..., Any] = map) -> Batch:
+    def batch(self, number: int) -> Batch:
         """This rank's part of a global batch."""
-        return self.read(self.rows(number), tasks)
+        return self.read(self.rows(number))
 
-    def _fill(self, sample: np.void, cover: Tensor, raw: np.ndarray) -> None:
-        shard = self.shards[sample["shard"]]
-        start, end = int(sample["cover_offset"]), int(sample["cover_offset"]) + int(sample["cover_bytes"])
-        if sample["audio_bytes"]:  # the vector lies beside the cover: one read for both
-            audio_start, end = int(sample["audio_offset"]), int(sample["audio_offset"]) + int(sample["audio_bytes"])
-        data = read_at(shard, start, end - start)
+    def _fill(self, cover: np.ndarray, raw: np.ndarray, shard: int, start: int, size: int, audio: int,
+              length: int) -> None:
+        """Reads and decodes one sample into its slots; the vector lies beside the cover, so one read fetches both."""
+        shard = self.shards[shard]
+        data = read_at(shard, start, audio + length - start if length else size)
         try:
-            jpeg = torch.frombuffer(data, dtype=torch.uint8, count=int(sample["cover_bytes"]))
-            cover.copy_(decode_jpeg(jpeg, mode=ImageReadMode.RGB))
-            if sample["audio_bytes"]:
-                raw[:] = codec.parse_vector(data[audio_start - start:], self.dimension)
+            jpeg = torch.frombuffer(data, dtype=torch.uint8, count=size)
+            pixels = decode(jpeg, ImageReadMode.RGB.value).numpy()
+            if pixels.shape != cover.shape:
+                raise ValueError(f"a cover of {pixels.shape[1:]}, expected {cover.shape[1:]}")
+            np.copyto(cover, pixels)  # numpy, because torch would start compute threads from every decoding thread
+            if length:
+                raw[:] = codec.parse_vector(data[audio - start:], self.dimension)
         except (RuntimeError, ValueError) as error:
             raise ValueError(f"{shard}: damaged sample at byte {start}: {error} (shard_tools.verify --full "
                              f"{shard.parent} names all of them)") from None
@@ -171,16 +187,15 @@ class Loader:
         waited: seconds that the reader of this iterator has spent waiting for data.
     """
 
-    def __init__(self, stream: Stream, start: int, *, device: torch.device, resolution: int, threads: int,
-                 ahead: int = 3) -> None:
-        self.stream, self.number, self.device, self.resolution, self.ahead = stream, start, device, resolution, ahead
+    def __init__(self, stream: Stream, start: int, *, device: torch.device, resolution: int, threads: int) -> None:
+        self.stream, self.number, self.device, self.resolution = stream, start, device, resolution
         self.waited = 0.0
-        self.workers = ThreadPoolExecutor(threads, "decode")
-        self.makers = ThreadPoolExecutor(1, "batch")
+        threads = threads if stream.pure else 1  # each makes whole batches, so that none waits for another
+        self.threads, self.ahead = ThreadPoolExecutor(threads, "batch"), threads + 2
         self.pending: deque[Future[Batch]] = deque()
 
     def _make(self, number: int) -> Batch:
-        batch = self.stream.batch(number, self.workers.map)
+        batch = self.stream.batch(number)
         if self.device.type == "cuda":
             batch = Batch(*(None if part is None else part.pin_memory() for part in batch))
         return batch
@@ -190,7 +205,7 @@ class Loader:
 
     def __next__(self) -> Batch:
         while len(self.pending) < self.ahead:
-            self.pending.append(self.makers.submit(self._make, self.number))
+            self.pending.append(self.threads.submit(self._make, self.number))
             self.number += 1
         began = time.perf_counter()
         batch = self.pending.popleft().result()
@@ -200,8 +215,7 @@ class Loader:
 
     def close(self) -> None:
         """Stops the threads; batches not yet taken are dropped."""
-        for pool in (self.makers, self.workers):
-            pool.shutdown(wait=False, cancel_futures=True)
+        self.threads.shutdown(wait=False, cancel_futures=True)
 
 
 def shrink(cover: Tensor, resolution: int) -> Tensor:

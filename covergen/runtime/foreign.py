@@ -12,16 +12,16 @@ import itertools
 import json
 import random
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import webdataset
-from torchvision.io import ImageReadMode, decode_jpeg
+from torchvision.io import ImageReadMode
 
-from covergen.runtime.data import AudioScale, Batch
+from covergen.runtime.data import AudioScale, Batch, decode
 from shard_tools.formats import blocks, codec
 from shard_tools.formats.index import hash64
 
@@ -32,6 +32,8 @@ COVERS = ("jpg", "jpeg", "png", "webp")
 
 class ForeignShards:
     """A folder of tars, each rank streaming its own random shards."""
+
+    pure = False
 
     def __init__(self, root: str | Path, split: str, *, batch_size: int, seed: int = 0, order: str = "sample",
                  rank: int = 0, ranks: int = 1) -> None:
@@ -73,7 +75,7 @@ class ForeignShards:
                       f"samples; resolution, genres and audio statistics are those of the first {len(head)} samples. "
                       "shard_tools.pack makes shards with an index", stacklevel=4)
 
-    def batch(self, number: int, tasks: Callable[..., Any] = map) -> Batch:
+    def batch(self, number: int) -> Batch:
         """The next batch of this rank; a number out of turn starts a new random stream there."""
         if number != self.next:
             seed = hashlib.blake2b(repr((self.seed, self.rank, number)).encode(), digest_size=4).digest()
@@ -82,7 +84,7 @@ class ForeignShards:
             self.stream = self._samples(shards, webdataset.shuffle(BUFFER, rng=random.Random(seed)))
         self.next = number + 1
         samples = list(itertools.islice(self.stream, self.share))
-        covers = torch.stack(list(tasks(self._decode, samples)))
+        covers = torch.stack([self._decode(sample) for sample in samples])
         audio = torch.from_numpy(self.scale(np.stack([s["audio"] for s in samples]))) if self.scale else None
         place = {genre: i for i, genre in enumerate(self.genres)}
         return Batch(covers, audio, torch.tensor([place.get(s["genre"], -1) for s in samples]),
@@ -90,7 +92,7 @@ class ForeignShards:
 
     def _decode(self, sample: dict[str, Any]) -> torch.Tensor:
         jpeg = codec.fit_cover(sample["cover"], self.resolution)
-        return decode_jpeg(torch.frombuffer(bytearray(jpeg), dtype=torch.uint8), mode=ImageReadMode.RGB)
+        return decode(torch.frombuffer(bytearray(jpeg), dtype=torch.uint8), ImageReadMode.RGB.value)
 
     def _samples(self, shards: Any, *stages: Any) -> Iterator[dict[str, Any]]:
         """Raw samples of shards; damaged or incomplete ones are counted, named and left out."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import resource
 from pathlib import Path
@@ -42,6 +43,28 @@ def _set_by_launcher() -> bool:
         return b"\0OMP_NUM_THREADS=" not in b"\0" + Path(f"/proc/{os.getppid()}/environ").read_bytes()
     except OSError:
         return True
+
+
+# malloc.h of glibc
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
+
+
+def keep_memory(keep: bool = True) -> None:
+    """Lets this process keep the memory of freed tensors instead of handing it back to the system each time.
+
+    By default glibc maps every block above 32 MB anew and the kernel clears it again, a quarter of a step's time on
+    CPUs. False sets what the defaults come to in a process with large tensors. Nothing happens without glibc.
+    """
+    mebi = 2**20
+    settings = (2**30, 2**31 - 1, 256 * mebi) if keep else (32 * mebi, 64 * mebi, 128 * 2**10)
+    try:
+        libc = ctypes.CDLL("libc.so.6")
+        for name, value in zip((_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD, _M_TOP_PAD), settings, strict=True):
+            libc.mallopt(name, value)
+        if not keep:
+            libc.malloc_trim(0)
+    except (OSError, AttributeError):
+        pass
 
 
 def peak_memory(device: torch.device) -> float:
