@@ -85,7 +85,7 @@ def train(run: config.Config) -> int:
         start = checkpoint.start_from(run)
         if main:
             checkpoint.write_run(folder, run, facts_of(run, shards, stream, resolution), resuming=start is not None)
-    begin = engine.restore(checkpoint.load(start, model.networks, engine.averaged, engine.device)) if start else 0
+    begin = engine.restore(checkpoint.load(start, model.networks, engine.averaged)) if start else 0
     say(f"{run.model} at {resolution} px on {stream.facts['samples']:,} samples of {shards}\n"
         f"{ranks} process{'es' if ranks > 1 else ''} on {engine.device.type}, precision {engine.precision}, "
         f"{threads} threads each ({source})\n"

@@ -97,8 +97,7 @@ def save(folder: Path, step: int, networks: dict[str, nn.Module], averaged: dict
     return final
 
 
-def load(checkpoint: Path, networks: dict[str, nn.Module], averaged: dict[str, nn.Module],
-         device: torch.device) -> dict[str, Any]:
+def load(checkpoint: Path, networks: dict[str, nn.Module], averaged: dict[str, nn.Module]) -> dict[str, Any]:
     """Fills the networks from a checkpoint and returns its ``trainer.pt``.
 
     Raises:
@@ -111,7 +110,7 @@ def load(checkpoint: Path, networks: dict[str, nn.Module], averaged: dict[str, n
         except Exception as error:  # safetensors raises its own kinds for damaged files
             raise ValueError(f"{path} can't be loaded: {error}") from None
     try:
-        return torch.load(checkpoint / "trainer.pt", map_location=device, weights_only=True)
+        return torch.load(checkpoint / "trainer.pt", map_location="cpu", weights_only=True)
     except Exception as error:
         raise ValueError(f"{checkpoint / 'trainer.pt'} can't be loaded: {error}") from None
 

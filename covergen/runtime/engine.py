@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import warnings
 from typing import Any
 
 import accelerate
@@ -57,7 +58,8 @@ class Engine:
             raise ValueError("--mixed_precision bf16: this GPU has no bf16; use fp16 or no")
         self.accelerator = accelerate.Accelerator(cpu=cpu, mixed_precision=precision, kwargs_handlers=handlers)
         self.precision, self.training, self.model = precision, training, model
-        self.device, self.rank, self.ranks = state.device, state.process_index, state.num_processes
+        self.device = torch.device("cpu") if cpu else state.device
+        self.rank, self.ranks = state.process_index, state.num_processes
         if training.sync_bn and self.device.type != "cuda":
             raise ValueError("--sync_bn needs GPUs: torch's SyncBatchNorm does not run on CPUs")
         if self.device.type == "cuda":
@@ -72,7 +74,9 @@ class Engine:
         self.turns, self.optimizers = [], []
         for turn in model.turns:
             optimizer = torch.optim.Adam(turn.parameters(), lr=training.lr, betas=training.betas)
-            turn, optimizer = self.accelerator.prepare(turn, optimizer)
+            with warnings.catch_warnings():  # torch 2.15 renamed broadcast_buffers, which Accelerate still passes
+                warnings.simplefilter("ignore", FutureWarning)
+                turn, optimizer = self.accelerator.prepare(turn, optimizer)
             self.turns.append(turn)
             self.optimizers.append(optimizer)
         self.generator = torch.Generator(self.device)
@@ -159,7 +163,7 @@ class Engine:
             FloatingPointError: a loss was NaN or infinite; names the turn and the first such step.
         """
         names = sorted(self.window)
-        values = torch.stack([torch.stack(self.window[name]).mean() for name in names]).double()
+        values = torch.stack([torch.stack(self.window[name]).mean() for name in names])
         if self.ranks > 1:
             dist.all_reduce(values)
             values /= self.ranks

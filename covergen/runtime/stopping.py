@@ -3,12 +3,29 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import signal
 import sys
 import time
+from pathlib import Path
 from types import FrameType
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+def launcher_is_gone() -> bool:
+    """Asks for SIGTERM when the launcher of this process dies; True when it already has. False without a launcher.
+
+    A killed launcher must not leave processes behind that go on writing. A process that a person started directly may
+    outlive the shell it was started from.
+    """
+    if sys.platform != "linux" or not {"ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID"} & set(os.environ):
+        return False
+    parent = os.getppid()
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if parent == 1:  # an orphan, or the launcher is the first process of a container
+        return not any(word in Path("/proc/1/cmdline").read_bytes() for word in (b"accelerate", b"torch"))
+    return os.getppid() != parent
 
 
 class Stop:
@@ -25,9 +42,8 @@ class Stop:
         self.minutes = minutes
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._heard)
-        if sys.platform == "linux":
-            # A killed launcher must not leave processes behind that go on writing: ask for SIGTERM when it dies.
-            ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        if launcher_is_gone():
+            self.reason = "the launcher is gone"
 
     def _heard(self, number: int, frame: FrameType | None) -> None:
         if self.reason and number == signal.SIGINT:  # a second Ctrl-C: now

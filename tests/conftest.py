@@ -1,0 +1,25 @@
+"""What several tests share: a small packed demo world."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folders of a small demo world."""
+    from shard_tools.demo import make
+    out = tmp_path_factory.mktemp("world") / "raw"
+    make(out, tier="toy", albums=90)
+    return out
+
+
+@pytest.fixture(scope="session")
+def shards(world: Path) -> Path:
+    """The same world as shards with an index, several a split."""
+    from shard_tools.pack import pack
+    out = world.parent / "shards"
+    assert pack(str(world), str(out), samples_per_shard=64, workers=1) == 0
+    return out

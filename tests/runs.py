@@ -1,0 +1,43 @@
+"""Training as a person starts it, in processes of its own, for the tests that need it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# Small enough for a second of training, odd enough to show mistakes in sharing a batch.
+TINY = ["--width", "4", "--batch_size", "12", "--critic_steps", "2", "--sample_every", "4", "--save_every", "4",
+        "--log_every", "2", "--tracker", "none"]
+
+
+def environment(**extra: str) -> dict[str, str]:
+    """The environment of a test's process: this checkout, no W&B account, no launcher's variables."""
+    clean = {key: value for key, value in os.environ.items()
+             if not key.startswith(("ACCELERATE_", "WANDB_", "OMP_", "RANK", "WORLD_SIZE", "LOCAL_", "MASTER_"))}
+    clean["PYTHONPATH"] = str(ROOT)
+    return {**clean, "WANDB_MODE": "offline", **extra}
+
+
+def command(*flags: str, ranks: int = 1) -> list[str]:
+    """The command line that trains on one process, or on several with torchrun."""
+    start = ["-m", "covergen.train"] if ranks == 1 else [
+        "-m", "torch.distributed.run", "--nproc_per_node", str(ranks), "--master_port", "0", "--rdzv_backend", "c10d",
+        "--rdzv_endpoint", "localhost:0", "-m", "covergen.train"]
+    return [sys.executable, *start, *flags]
+
+
+def train(folder: Path, *flags: str, ranks: int = 1, ok: bool = True, **extra: str) -> subprocess.CompletedProcess:
+    """Trains to the end in ``folder``; with ``ok`` a failure shows the output."""
+    done = subprocess.run(command(*flags, ranks=ranks), cwd=folder, env=environment(**extra), text=True,
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=300)
+    assert not ok or done.returncode == 0, done.stdout
+    return done
+
+
+def log_of(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
