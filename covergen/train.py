@@ -97,7 +97,7 @@ def train(run: config.Config) -> int:
 
     tracker = Tracker(folder, run.flat(), begin) if main else None
     loader = data.Loader(stream, begin * engine.batches_per_step, device=engine.device, resolution=resolution,
-                         threads=training.loader_threads)
+                         threads=training.loader_threads, ahead=engine.batches_per_step)
     noise = torch.Generator().manual_seed(seed_of(training.seed, "grid"))
     grids = {"noise": model.latents(GRID, noise, None), "truncated": model.latents(GRID, noise, model.truncation)}
     bar = tqdm(total=training.steps, initial=begin, unit="step", disable=not main, dynamic_ncols=True)

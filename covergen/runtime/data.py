@@ -187,11 +187,20 @@ class Loader:
         waited: seconds that the reader of this iterator has spent waiting for data.
     """
 
-    def __init__(self, stream: Stream, start: int, *, device: torch.device, resolution: int, threads: int) -> None:
+    def __init__(self, stream: Stream, start: int, *, device: torch.device, resolution: int, threads: int,
+                 ahead: int = 2) -> None:
+        """Args:
+            stream: what is read.
+            start: number of the first batch.
+            device: where batches go.
+            resolution: side of the covers in pixels, the stream's or below.
+            threads: that read and decode; each makes whole batches, so that none waits for another.
+            ahead: batches made ahead beside those in the making: at least what is taken at once.
+        """
         self.stream, self.number, self.device, self.resolution = stream, start, device, resolution
         self.waited = 0.0
-        threads = threads if stream.pure else 1  # each makes whole batches, so that none waits for another
-        self.threads, self.ahead = ThreadPoolExecutor(threads, "batch"), threads + 2
+        threads = threads if stream.pure else 1
+        self.threads, self.ahead = ThreadPoolExecutor(threads, "batch"), threads + ahead
         self.pending: deque[Future[Batch]] = deque()
 
     def _make(self, number: int) -> Batch:
