@@ -193,7 +193,8 @@ def time_loaders(resolution: int, batch_size: int, samples: int, rounds: int, th
     with tempfile.TemporaryDirectory() as folder:
         raw, shards = Path(folder) / "raw", Path(folder) / "shards"
         make(raw, tier="toy", resolution=resolution, albums=max(40, int(samples / 1.9)))
-        pack(str(raw), str(shards))
+        with contextlib.redirect_stdout(None):
+            pack(str(raw), str(shards))
         stream = data.IndexedShards(shards, "train", batch_size=batch_size)
         batches = stream.facts["samples"] // batch_size
         jpegs = [torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.uint8)
@@ -201,8 +202,8 @@ def time_loaders(resolution: int, batch_size: int, samples: int, rounds: int, th
         print(f"{len(jpegs):,} covers of {resolution} px, {sum(map(len, jpegs)) / len(jpegs) / 1000:.1f} kB each, "
               f"with vectors of {stream.dimension}")
         loader = data.Loader(stream, 0, device=torch.device("cpu"), resolution=resolution, threads=threads)
-        baseline = DataLoader(ImageFolder(str(raw / "audio-cover_dataset/cover/train"), transform=PILToTensor()),
-                              batch_size=batch_size, shuffle=True, drop_last=True, num_workers=threads,
+        folders = ImageFolder(str(raw / "audio-cover_dataset/cover/train"), transform=PILToTensor(), allow_empty=True)
+        baseline = DataLoader(folders, batch_size=batch_size, shuffle=True, drop_last=True, num_workers=threads,
                               persistent_workers=True)
         pool = ThreadPoolExecutor(threads)
 

@@ -6,6 +6,7 @@ in ``runtime.engine``, which covers it sees in ``runtime.data``.
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from typing import Any
@@ -38,15 +39,15 @@ def demo_shards() -> str:
     """
     from platformdirs import user_cache_path
 
-    from shard_tools import __version__
-    from shard_tools.demo import make
+    from shard_tools.demo import VERSION, make
     from shard_tools.pack import pack
-    root = user_cache_path("covergen") / f"demo-toy-{__version__}"
+    root = user_cache_path("covergen") / f"demo-toy-{VERSION}"
     with checkpoint.lock(root, patience=600):
         if not (root / "shards" / "train.index.json").is_file():
             say(f"No --shards given: making the toy demo world (32 px, known audio -> cover attributes) in {root}")
             make(root / "folders", tier="toy")
-            pack(str(root / "folders"), str(root / "shards"))
+            with contextlib.redirect_stdout(None):  # its report is about a command that nobody typed
+                pack(str(root / "folders"), str(root / "shards"))
     return str(root / "shards")
 
 
@@ -124,7 +125,7 @@ def train(run: config.Config) -> int:
                 name.removeprefix("loss/"): f"{value:.3g}" for name, value in row.items() if name.startswith("loss/")})
             if sampling or saving or stopping:
                 engine.mean_buffers()
-            if sampling and main:
+            if main and (sampling or (stopping and stop.out_of_time)):
                 for name, latents in grids.items():
                     tracker.grid(step, step * images_per_step, name, engine.sample(latents))
             if main:

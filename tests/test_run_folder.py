@@ -156,7 +156,12 @@ def test_a_run_goes_on_only_as_the_run_it_is(shards: Path, tmp_path: Path) -> No
     assert "the run is complete at step 4" in train(tmp_path, *flags, "--steps", "4").stdout
     done = train(tmp_path, *flags, "--name", "s", "--steps", "6", "--resume", "runs/r")
     assert "going on from runs/r/checkpoints/step_00000004" in done.stdout
-    assert sorted(os.listdir(tmp_path / "runs/s/checkpoints")) == ["step_00000006"]
+    done = train(tmp_path, *flags, "--name", "s", "--steps", "8", "--resume", "runs/r")  # the same command again
+    assert "going on from runs/s/checkpoints/step_00000006" in done.stdout
+    old = "runs/s/checkpoints/step_00000006"
+    done = train(tmp_path, *flags, "--name", "s", "--steps", "12", "--resume", old, ok=False)
+    assert done.returncode == 2 and "already went on to step 8" in done.stdout
+    assert sorted(os.listdir(tmp_path / "runs/s/checkpoints")) == ["step_00000006", "step_00000008"]
     assert set(os.listdir(tmp_path / "runs/s")) >= {"config.yaml", "data.json", "log.jsonl", "grids", "checkpoints"}
     facts = json.loads((tmp_path / "runs/s/data.json").read_text())
     assert len(facts["audio"]["mean"]) == 1160 and facts["resolution"] == 32 and len(facts["genres"]) > 1

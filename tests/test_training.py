@@ -129,10 +129,20 @@ def test_a_stop_signal_saves_and_says_how_to_go_on(shards: Path, tmp_path: Path)
     assert log_of(tmp_path / "runs/stopped")[-1]["step"] == step + 2
 
 
+def test_without_shards_the_demo_world_is_made_once(tmp_path: Path) -> None:
+    flags = [*TINY, "--save_every", "100", "--sample_every", "0"]
+    done = train(tmp_path, *flags, "--steps", "1", XDG_CACHE_HOME=str(tmp_path / "cache"))
+    assert "making the toy demo world" in done.stdout and "on 7,582 samples" in done.stdout
+    done = train(tmp_path, *flags, "--steps", "2", XDG_CACHE_HOME=str(tmp_path / "cache"))
+    assert "making the toy demo world" not in done.stdout
+    assert "going on from runs/wgan_gp-demo/checkpoints/step_00000001" in done.stdout
+
+
 def test_a_time_limit_stops_two_ranks_together(shards: Path, tmp_path: Path) -> None:
     done = train(tmp_path, *TINY, "--shards", str(shards), "--steps", "100000", "--minutes", "0.03", "--name", "timed",
                  "--save_every", "100000", ranks=2)
     assert "0.03 minutes are over" in done.stdout
+    assert any((tmp_path / "runs/timed/grids").iterdir())
     assert len(list((tmp_path / "runs/timed/checkpoints").iterdir())) == 1
 
 

@@ -123,7 +123,8 @@ def start_from(config: Config) -> Path | None:
             a path is no checkpoint or would fork this very run.
     """
     own, resume = checkpoints(config.folder), config.training.resume
-    if resume == "auto":
+    restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0  # by the launcher, with the same command
+    if resume == "auto" or (resume == "never" and restarted):
         found = own[-1] if own else None
     elif resume == "never":
         if own:
@@ -136,7 +137,9 @@ def start_from(config: Config) -> Path | None:
         found = inside[-1] if inside else path
         if not (found / "trainer.pt").is_file():
             raise ValueError(f"--resume {resume}: expected auto, never, or the path of a checkpoint or run folder")
-        if own and step_of(own[-1]) > step_of(found):
+        if found.resolve().parent != (config.folder / "checkpoints").resolve():
+            found = own[-1] if own else found  # the same command again: the run has begun
+        elif own and found.name != own[-1].name:
             raise ValueError(f"--resume {resume}: {config.folder} already went on to step {step_of(own[-1])}; "
                              "give the new course another --name")
     saved = config.folder / "config.yaml"

@@ -51,7 +51,12 @@ class Stop:
             raise KeyboardInterrupt
         self.reason = f"{signal.Signals(number).name} received"
 
+    @property
+    def out_of_time(self) -> bool:
+        """Whether the minutes are over: unlike after a signal, there is time for a last grid."""
+        return time.monotonic() > self.deadline
+
     def __bool__(self) -> bool:
-        if self.reason is None and time.monotonic() > self.deadline:
+        if self.reason is None and self.out_of_time:
             self.reason = f"{self.minutes:g} minutes are over"
         return self.reason is not None
