@@ -74,8 +74,8 @@ def train(run: config.Config) -> int:
                               order=training.order, rank=rank, ranks=ranks)
     resolution = training.resolution or stream.resolution
     if resolution > stream.resolution:
-        raise ValueError(f"--resolution {resolution} is above the {stream.resolution} px of {shards}; pack the covers "
-                         f"with --resolution {resolution}")
+        raise ValueError(f"--resolution {resolution} is above the {stream.resolution} px of {shards}; train at that or "
+                         "less, or pack the covers again with a larger --resolution")
     torch.manual_seed(seed_of(training.seed, "weights"))
     model = models.load(run.model).build(run.options, resolution)
     engine = Engine(model, training)
@@ -84,18 +84,21 @@ def train(run: config.Config) -> int:
     with engine.main_first():
         lock = checkpoint.lock(folder) if main else None
         start = checkpoint.start_from(run)
-        if main:
+        complete = start is not None and checkpoint.step_of(start) >= training.steps
+        if main and not complete:
             checkpoint.write_run(folder, run, facts_of(run, shards, stream, resolution), resuming=start is not None)
-    begin = engine.restore(checkpoint.load(start, model.networks, engine.averaged)) if start else 0
-    say(f"{run.model} at {resolution} px on {stream.facts['samples']:,} samples of {shards}\n"
-        f"{ranks} process{'es' if ranks > 1 else ''} on {engine.device.type}, precision {engine.precision}, "
-        f"{threads} threads each ({source})\n"
-        f"run folder {folder}" + (f", going on from {start}" if start else ""))
-    if begin >= training.steps:
-        say(f"the run is complete at step {begin}; --steps {2 * begin} would go on")
+    if complete:
+        step = checkpoint.step_of(start)
+        say(f"the run is complete at step {step}; --steps {2 * step} would go on")
         engine.close()
         return 0
-
+    begin = engine.restore(checkpoint.load(start, model.networks, engine.averaged)) if start else 0
+    if stream.notice:
+        say(f"note: {stream.notice}")
+    say(f"{run.model} at {resolution} px on {stream.facts['samples']:,} samples of {shards}\n"
+        f"{ranks} process{'es' if ranks > 1 else ''} on {engine.device.type}, precision {engine.precision}, "
+        f"{threads} thread{'s' if threads > 1 else ''} each ({source})\n"
+        f"run folder {folder}" + (f", going on from {start}" if start else ""))
     tracker = Tracker(folder, run.flat(), begin) if main else None
     loader = data.Loader(stream, begin * engine.batches_per_step, device=engine.device, resolution=resolution,
                          threads=training.loader_threads, ahead=engine.batches_per_step)

@@ -61,6 +61,8 @@ def coerce(name: str, value: Any, annotation: Any) -> Any:
             return None
         return coerce(name, value, next(kind for kind in inner if kind is not type(None)))
     if origin is typing.Literal:
+        if value is False and "no" in inner:  # YAML reads a bare `no` so
+            return "no"
         if value not in inner:
             raise ValueError(f"--{name}: {value!r} is not a choice, {nearest(str(value), map(str, inner))}")
         return value
@@ -161,7 +163,10 @@ def run(function: Callable[..., int | None], argv: Sequence[str] | None = None) 
         words, flags = read_words(sys.argv[1:] if argv is None else argv)
         if {"help", "h"} & set(flags):
             intro = inspect.getdoc(function).partition("Args:\n")[0].strip()
-            print(f"usage: python -m {command_name()} [options]\n\n{intro}\n\n{describe(options_of(function))}")
+            options = options_of(function)
+            needed = " ".join(f"--{o.name} {o.name.upper()}" for o in options if o.default is inspect.Parameter.empty)
+            print(f"usage: python -m {command_name()} {needed} [options]\n"
+                  f"(words without a flag fill the options in their order)\n\n{intro}\n\n{describe(options)}")
             return 0
         return function(**bind(function, words, flags))
     guarded(call)

@@ -40,6 +40,10 @@ def inspect(shards: str, preview: str | None = None, unpack: str | None = None, 
         check_facts(index.facts, index.split)
         if problems := row_problems(index):
             raise ValueError(f"{index.split}.index.npy: {problems[0]}; see shard_tools.verify")
+    if preview and (Path(preview).is_dir() or not Path(preview).absolute().parent.is_dir()):
+        raise ValueError(f"--preview {preview}: expected the name of a PNG file in a folder that exists")
+    if unpack and Path(unpack).is_file():
+        raise ValueError(f"--unpack {unpack}: expected a new or empty folder, found a file")
     print("\n".join(_tables(indexes)))
     if preview:
         draw_preview(indexes[0], Path(preview))

@@ -42,7 +42,7 @@ def pack(source: str, out: str, dataset: Literal["auto", "audio-cover", "cover"]
         source: folder or zip (read in place): the thesis' data sets, <split>/<genre>/, <genre>/, or plain files.
         out: folder to write to; new, empty, or left by the same command.
         dataset: audio-cover, cover (covers without vectors), or auto: audio-cover where there is one.
-        resolution: side of the covers in pixels; none = as found, the commonest size.
+        resolution: side of the covers in pixels; none = as found, the commonest size of square ones.
         samples_per_shard: at most so many samples in a shard.
         seed: of the order of the samples.
         audio_blocks: sizes of the vector's blocks, such as 580,580; none = detected from runs of zeros.
@@ -169,12 +169,16 @@ def _report(root: Path, plan: Plan, tasks: dict[str, list[ShardTask]], drops: li
         print(f"warning: {leaks:,} groups (albums) are in more than one split; scores on val and test will flatter")
     _report_drops(root, drops)
     print(f"{len(plan.rows):,} samples in {seconds:.1f} s, {len(plan.rows) / seconds:,.0f} a second")
-    print(f"next: accelerate launch -m covergen.train --model wgan_gp --shards {root}")
+    nearest = 2 ** (plan.resolution.bit_length() - 1)  # models are built for powers of two
+    smaller = "" if nearest == plan.resolution else f" --resolution {nearest}"
+    print(f"next: accelerate launch -m covergen.train --model wgan_gp --shards {root}{smaller}")
 
 
 def _report_drops(root: Path, drops: list[Drop]) -> None:
     for reason, count in sorted(Counter(drop.reason for drop in drops).items(), key=lambda pair: (-pair[1], pair[0])):
         print(f"dropped {count:9,}  {reason}")
+    if any(drop.reason == "wrong cover size" for drop in drops):
+        print("        --resolution N crops and resizes covers of every size to N x N")
     if drops:
         print(f"        each is named in {root / job.QUARANTINE}")
 

@@ -128,7 +128,8 @@ def test_a_failing_wandb_warns_once_and_training_goes_on(tmp_path: Path, monkeyp
 def test_a_grid_is_a_picture_with_eight_covers_a_row(tmp_path: Path) -> None:
     tracking.save_grid(tmp_path / "g.png", torch.stack([torch.full((3, 4, 4), -1 + n / 8) for n in range(16)]))
     picture = Image.open(tmp_path / "g.png")
-    assert picture.size == (8 * 6 + 2, 2 * 6 + 2) and picture.getpixel((3, 3)) == (0, 0, 0)
+    assert picture.size == (8 * 66 + 2, 2 * 66 + 2)  # covers of 4 px, each pixel 16 by 16
+    assert picture.getpixel((3, 3)) == (0, 0, 0) and picture.getpixel((66 + 3, 3)) == (16, 16, 16)
 
 
 def test_the_average_follows_the_weights_and_copies_the_buffers() -> None:

@@ -11,8 +11,8 @@ RESOLUTIONS = (32, 64, 128, 256)
 def check_resolution(resolution: int) -> None:
     """Raises ValueError unless the models can be built for this side length in pixels."""
     if resolution not in RESOLUTIONS:
-        raise ValueError(f"resolution {resolution}: covers must be square with a side of {RESOLUTIONS} pixels; "
-                         "pack them again with --resolution")
+        raise ValueError(f"resolution {resolution}: models are built for a side of {RESOLUTIONS} pixels; train at one "
+                         "of them with --resolution (covers are shrunk to it), or pack the covers again with one")
 
 
 def feature_norm(kind: str, channels: int) -> nn.Module:

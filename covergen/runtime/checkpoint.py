@@ -35,12 +35,16 @@ def lock(folder: Path, patience: float = LOCK_PATIENCE) -> IO[str]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     file = open(folder / ".lock", "a+")
-    began = time.monotonic()
+    began, waiting = time.monotonic(), False
     while True:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             break
         except BlockingIOError:
+            if not waiting:
+                file.seek(0)
+                print(f"waiting for process {file.read().strip() or '?'}, which writes in {folder}", flush=True)
+                waiting = True
             if time.monotonic() - began > patience:
                 file.seek(0)
                 raise ValueError(f"{folder} is in use by process {file.read().strip() or '?'}; stop that one, "
@@ -108,7 +112,9 @@ def load(checkpoint: Path, networks: dict[str, nn.Module], averaged: dict[str, n
         try:
             network.load_state_dict(load_file(path))
         except Exception as error:  # safetensors raises its own kinds for damaged files
-            raise ValueError(f"{path} can't be loaded: {error}") from None
+            lines = str(error).splitlines()
+            more = f" (and {len(lines) - 2} more)" if len(lines) > 2 else ""
+            raise ValueError(f"{path} can't be loaded: {' '.join(line.strip() for line in lines[:2])}{more}") from None
     try:
         return torch.load(checkpoint / "trainer.pt", map_location="cpu", weights_only=True)
     except Exception as error:

@@ -116,7 +116,9 @@ def read_file(path: str) -> dict[str, Any]:
     """
     try:
         found = yaml.safe_load(Path(path).read_text())
-    except yaml.YAMLError as error:
+    except OSError as error:
+        raise ValueError(f"--config {path} can't be read: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"--config {path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(found, dict):
         raise ValueError(f"--config {path}: expected lines 'option: value', found {type(found).__name__}")
@@ -135,7 +137,7 @@ def resolve(flags: dict[str, Any]) -> Config:
     model = check_model(str(given.pop("model", "wgan_gp")))
     module = models.load(model)
     options = {option.name: option for option in options_of(model)}
-    cli.check_names(given, [*options, "config", "dry_run"])
+    cli.check_names(given, options)
     demo = given.get("shards") is None
     values = {**module.PRESET, **(DEMO if demo else {}), **given}
     values = {name: cli.coerce(name, value, options[name].type) if value is not None else None
@@ -148,7 +150,7 @@ def resolve(flags: dict[str, Any]) -> Config:
     if not 0 <= values.get("ema", 0) < 1:
         raise ValueError(f"--ema {values['ema']}: a decay per step, from 0 (none) to below 1")
     values.setdefault("name", f"{model}-demo" if demo else model)
-    if values["name"] in (".", "..") or Path(values["name"]).name != values["name"]:
+    if values["name"] in ("", ".", "..") or Path(values["name"]).name != values["name"]:
         raise ValueError(f"--name {values['name']}: one folder name is expected; say where with --out")
     kinds = [{f.name: values[f.name] for f in dataclasses.fields(kind) if f.name in values}
              for kind in (Training, module.Options)]

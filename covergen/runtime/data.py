@@ -52,13 +52,15 @@ class Stream(Protocol):
     """What training reads: ``batch(k)`` is this rank's part of the k-th global batch of the endless stream.
 
     resolution: side of the covers; facts: as in an index (samples, genres, audio); identity: the same for the same
-    samples; pure: whether batches may be asked for in any order and from several threads.
+    samples; pure: whether batches may be asked for in any order and from several threads; notice: what people should
+    know of it, or None.
     """
 
     resolution: int
     facts: dict[str, Any]
     identity: str
     pure: bool
+    notice: str | None
 
     def batch(self, number: int) -> Batch: ...
 
@@ -104,10 +106,18 @@ def read_at(path: Path, offset: int, size: int) -> bytearray:
     return data
 
 
+def share_of(batch_size: int, ranks: int) -> int:
+    """How many samples of a global batch each rank reads; ValueError with the nearest size when they can't share it."""
+    if batch_size % ranks:
+        raise ValueError(f"batch_size {batch_size} can't be shared by {ranks} processes; "
+                         f"nearest: {max(1, round(batch_size / ranks)) * ranks}")
+    return batch_size // ranks
+
+
 class IndexedShards:
     """Shards that ``shard_tools.pack`` wrote, cut into global batches of which this rank reads its slice."""
 
-    pure = True
+    pure, notice = True, None
 
     def __init__(self, root: str | Path, split: str, *, batch_size: int, seed: int = 0, order: str = "sample",
                  rank: int = 0, ranks: int = 1) -> None:
@@ -120,9 +130,7 @@ class IndexedShards:
             rank: this process among ``ranks``.
             ranks: must divide batch_size.
         """
-        if batch_size % ranks:
-            raise ValueError(f"batch_size {batch_size} can't be shared by {ranks} processes; "
-                             f"nearest: {max(1, round(batch_size / ranks)) * ranks}")
+        self.batch_size, self.rank, self.ranks, self.share = batch_size, rank, ranks, share_of(batch_size, ranks)
         self.index = open_index(root, split)
         self.facts, self.resolution = self.index.facts, self.index.facts["resolution"]
         self.identity = self.facts["self_sha256"]
@@ -134,14 +142,13 @@ class IndexedShards:
         # One vectorised call orders the samples of many small batches.
         self._ordered = lru_cache(maxsize=8)(
             lambda block: self.order(np.arange(block * ORDER_BLOCK, (block + 1) * ORDER_BLOCK)))
-        self.batch_size, self.rank, self.ranks = batch_size, rank, ranks
         audio = self.facts["audio"]
         self.scale = AudioScale(audio) if audio else None
         self.dimension = audio["dimension"] if audio else 0
 
     def rows(self, number: int) -> np.ndarray:
         """This rank's rows ``[batch_size / ranks]`` of the global batch with this number."""
-        share = self.batch_size // self.ranks
+        share = self.share
         start = number * self.batch_size + self.rank * share
         blocks = range(start // ORDER_BLOCK, (start + share - 1) // ORDER_BLOCK + 1)
         first = start - blocks.start * ORDER_BLOCK

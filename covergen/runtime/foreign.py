@@ -21,7 +21,7 @@ import torch
 import webdataset
 from torchvision.io import ImageReadMode
 
-from covergen.runtime.data import AudioScale, Batch, decode
+from covergen.runtime.data import AudioScale, Batch, decode, share_of
 from shard_tools.formats import blocks, codec
 from shard_tools.formats.index import hash64
 
@@ -49,7 +49,7 @@ class ForeignShards:
             raise FileNotFoundError(f"{root} holds no shards (*.tar); make them with shard_tools.pack")
         if order != "sample":
             raise ValueError("--order group needs shards with an index; pack the covers with shard_tools.pack")
-        self.share, self.rank, self.seed = batch_size // ranks, rank, seed
+        self.share, self.rank, self.seed = share_of(batch_size, ranks), rank, seed
         self.next, self.stream, self.damaged = None, None, 0
         stat = [(Path(url).name, Path(url).stat().st_size) for url in self.urls]
         self.identity = hashlib.sha256(repr(stat).encode()).hexdigest()
@@ -71,9 +71,9 @@ class ForeignShards:
                      "mean": mean.tolist(), "std": std.tolist()}
             self.scale = AudioScale(audio)
         self.facts = {"samples": len(head), "genres": self.genres, "audio": audio}
-        warnings.warn(f"{len(self.urls)} shards without an index: epochs are approximate and a resumed run sees other "
-                      f"samples; resolution, genres and audio statistics are those of the first {len(head)} samples. "
-                      "shard_tools.pack makes shards with an index", stacklevel=4)
+        self.notice = (f"{len(self.urls)} shards without an index: epochs are approximate and a resumed run sees other "
+                       f"samples; resolution, genres and audio statistics are those of the first {len(head):,}. "
+                       "shard_tools.pack makes shards with an index")
 
     def batch(self, number: int) -> Batch:
         """The next batch of this rank; a number out of turn starts a new random stream there."""

@@ -18,6 +18,8 @@ from torchvision.utils import make_grid
 
 from shard_tools.formats.index import write_atomically
 
+SHOWN_SIDE = 64  # pixels that a cover in a grid has at least
+
 
 def cut_log(path: Path, step: int) -> int:
     """Drops the lines of a log after ``step``, and any half-written one, for that part of the run happens again.
@@ -37,8 +39,13 @@ def cut_log(path: Path, step: int) -> int:
 
 
 def save_grid(path: Path, covers: Tensor, columns: int = 8) -> Image.Image:
-    """Writes covers ``[N, 3, R, R]`` in [-1, 1] as one PNG with ``columns`` a row, whole or not at all."""
-    grid = make_grid(covers.float().cpu().clamp(-1, 1).add(1).div(2), nrow=columns, padding=2)
+    """Writes covers ``[N, 3, R, R]`` in [-1, 1] as one PNG with ``columns`` a row, whole or not at all.
+
+    Covers below 64 px are shown enlarged by a whole number, pixel by pixel.
+    """
+    times = max(1, SHOWN_SIDE // covers.shape[-1])
+    covers = covers.float().cpu().clamp(-1, 1).add(1).div(2).repeat_interleave(times, 2).repeat_interleave(times, 3)
+    grid = make_grid(covers, nrow=columns, padding=2)
     picture = Image.fromarray(grid.mul(255).round().byte().permute(1, 2, 0).numpy())
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")

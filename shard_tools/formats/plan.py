@@ -65,8 +65,8 @@ def make_plan(work: Path, rows: np.ndarray, resolution: int | None) -> Plan:
         keep = (rows["width"] == resolution) & (rows["height"] == resolution)
         for row, candidate in _candidates(work, rows[~keep]):
             drops.append(Drop(candidate.cover.path, "cover", "wrong cover size",
-                              f"{row['width']} x {row['height']}, most are {resolution} x {resolution}; "
-                              f"--resolution {resolution} would resize it"))
+                              f"{row['width']} x {row['height']}; most square covers are {resolution} x {resolution}; "
+                              f"--resolution {resolution} would crop and resize it"))
     dimension = _commonest(rows["dimension"])
     fits = rows["dimension"] == dimension
     for row, candidate in _candidates(work, rows[~fits]):
