@@ -108,7 +108,8 @@ def test_the_steps_sent_to_wandb_never_go_back(tmp_path: Path, monkeypatch) -> N
         first.log(step, 10 * step, {"loss/a": 1.0})
     again = tracker(tmp_path, run, 2, monkeypatch)  # killed, and resumed from step 2
     for step in (4, 6, 8):
-        again.log(step, 10 * step, {"loss/a": 1.0})
+        again.log(step, 10 * step, {"loss/a": 1.0, "optim/n": float("inf")})
+    assert log_of(tmp_path)[-1] == {"step": 8, "images": 80, "loss/a": 1.0, "optim/n": None}
     assert run.steps == [2, 4, 6, 8]
     assert [row["step"] for row in log_of(tmp_path)] == [2, 4, 6, 8]
 

@@ -58,7 +58,7 @@ class Engine:
             raise ValueError("--mixed_precision bf16: this GPU has no bf16; use fp16 or no")
         self.accelerator = accelerate.Accelerator(cpu=cpu, mixed_precision=precision, kwargs_handlers=handlers)
         self.precision, self.training, self.model = precision, training, model
-        self.device = torch.device("cpu") if cpu else state.device
+        self.device = torch.device("cpu") if state.device.type == "cpu" else state.device
         self.rank, self.ranks = state.process_index, state.num_processes
         if training.sync_bn and self.device.type != "cuda":
             raise ValueError("--sync_bn needs GPUs: torch's SyncBatchNorm does not run on CPUs")

@@ -6,6 +6,7 @@ The log file and the grids are the record; W&B is a view of them that may fail w
 from __future__ import annotations
 
 import json
+import math
 import os
 import secrets
 import warnings
@@ -65,7 +66,11 @@ class Tracker:
         self.wandb = _open_wandb(folder, config) if config["tracker"] == "wandb" else None
 
     def log(self, step: int, images: int, row: dict[str, float]) -> None:
-        """One line of the log: ``step``, ``images`` seen by then, and the row's ``section/name`` scalars."""
+        """One line of the log: ``step``, ``images`` seen by then, and the row's ``section/name`` scalars.
+
+        A gradient norm that overflowed in fp16 is null, since JSON has no infinity.
+        """
+        row = {name: value if math.isfinite(value) else None for name, value in row.items()}
         self.log_file.write(json.dumps({"step": step, "images": images, **row}) + "\n")
         self.log_file.flush()
         self._send({"images": images, **row}, step)
