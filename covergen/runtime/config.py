@@ -65,7 +65,7 @@ POSITIVE = {"steps", "batch_size", "grad_accum", "lr", "log_every", "save_every"
 NOT_NEGATIVE = {"grad_clip", "ema", "sample_every", "minutes", "threads", "penalty", "seed"}
 
 # The demo world on two CPU cores in a few minutes; everything that is not here is the thesis's.
-DEMO = {"steps": 700, "width": 16, "batch_size": 32, "lr": 7e-4, "sample_every": 100, "save_every": 100, "minutes": 4.4}
+DEMO = {"steps": 600, "width": 16, "batch_size": 32, "lr": 7e-4, "sample_every": 100, "save_every": 100, "minutes": 4.4}
 
 
 @dataclass(frozen=True)
