@@ -39,11 +39,11 @@ def test_accelerate_reads_every_config(path: Path) -> None:
 def test_the_cpu_config_trains_with_the_cores_of_the_machine(shards: Path, tmp_path: Path) -> None:
     done = train_with_cpu_config(tmp_path, shards)
     cores = len(os.sched_getaffinity(0))
-    assert f"1 process on cpu, precision no, {cores} threads each" in done.stdout
+    assert f"1 process on cpu, precision no, {cores} thread" in done.stdout
 
 
 def test_threads_that_the_user_set_are_kept(shards: Path, tmp_path: Path) -> None:
-    assert "1 threads each (OMP_NUM_THREADS)" in train_with_cpu_config(tmp_path, shards, OMP_NUM_THREADS="1").stdout
+    assert "1 thread each (OMP_NUM_THREADS)" in train_with_cpu_config(tmp_path, shards, OMP_NUM_THREADS="1").stdout
 
 
 def test_two_machines_meet_and_train_one_run(shards: Path, tmp_path: Path) -> None:
