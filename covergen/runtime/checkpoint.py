@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from covergen.runtime.config import Config, differences
+from covergen.runtime.ema import with_averages
 from shard_tools.formats.index import write_atomically
 
 LOCK_PATIENCE = 60.0
@@ -82,7 +83,7 @@ def save(folder: Path, step: int, networks: dict[str, nn.Module], averaged: dict
     for leftover in root.glob(".tmp_*"):
         shutil.rmtree(leftover)
     temporary.mkdir()
-    for name, network in {**networks, **{f"{name}_ema": network for name, network in averaged.items()}}.items():
+    for name, network in with_averages(networks, averaged).items():
         # Clones, because safetensors refuses views and tensors that share memory.
         tensors = {key: value.detach().cpu().contiguous().clone() for key, value in network.state_dict().items()}
         save_file(tensors, temporary / f"{name}.safetensors")
@@ -107,7 +108,7 @@ def load(checkpoint: Path, networks: dict[str, nn.Module], averaged: dict[str, n
     Raises:
         ValueError: a file is missing or damaged, or its names or shapes are not the network's.
     """
-    for name, network in {**networks, **{f"{name}_ema": network for name, network in averaged.items()}}.items():
+    for name, network in with_averages(networks, averaged).items():
         path = checkpoint / f"{name}.safetensors"
         try:
             network.load_state_dict(load_file(path))

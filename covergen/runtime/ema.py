@@ -8,6 +8,11 @@ import torch
 from torch import nn
 
 
+def with_averages(networks: dict[str, nn.Module], averaged: dict[str, nn.Module]) -> dict[str, nn.Module]:
+    """All networks of a run by the names of their files: ``<net>`` and, for its average, ``<net>_ema``."""
+    return {**networks, **{f"{name}_ema": network for name, network in averaged.items()}}
+
+
 class Average:
     """Averaged copies of networks, kept alike on every rank.
 

@@ -8,7 +8,6 @@ the number of processes changes nothing.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import warnings
 from typing import Any
@@ -21,15 +20,16 @@ from torch import Tensor, nn
 from covergen.nn.turn import Model
 from covergen.runtime.config import Training
 from covergen.runtime.data import Batch
-from covergen.runtime.ema import Average
+from covergen.runtime.ema import Average, with_averages
 from covergen.runtime.machine import processes
+from covergen.runtime.order import keys
 
 NEVER = 2**62  # "no step": larger than any step number
 
 
 def seed_of(*parts: int | str) -> int:
     """A 63-bit seed that depends on all the parts."""
-    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), "little") >> 1
+    return int(keys(*parts, count=1)[0]) >> 1
 
 
 class Engine:
@@ -196,7 +196,7 @@ class Engine:
             RuntimeError: ranks have drifted apart.
             FloatingPointError: a network holds NaN or infinity.
         """
-        networks = {**self.model.networks, **{f"{name}_ema": n for name, n in self.averaged.items()}}
+        networks = with_averages(self.model.networks, self.averaged)
         sums = torch.stack([_bits(network) for network in networks.values()])
         low, high = sums.clone(), sums.clone()
         if self.ranks > 1:

@@ -50,7 +50,7 @@ class ForeignShards:
         if order != "sample":
             raise ValueError("--order group needs shards with an index; pack the covers with shard_tools.pack")
         self.share, self.rank, self.seed = share_of(batch_size, ranks), rank, seed
-        self.next, self.stream, self.damaged = None, None, 0
+        self.next, self.stream, self.scale, self.damaged = None, None, None, 0
         stat = [(Path(url).name, Path(url).stat().st_size) for url in self.urls]
         self.identity = hashlib.sha256(repr(stat).encode()).hexdigest()
         self._look(list(itertools.islice(self._samples(webdataset.SimpleShardList(self.urls)), HEAD)))
@@ -62,7 +62,7 @@ class ForeignShards:
         self.resolution = 2 ** (min(sides).bit_length() - 1)
         self.genres = sorted({sample["genre"] for sample in head} - {None})
         vectors = [sample["audio"] for sample in head if sample["audio"] is not None]
-        self.scale, audio = None, None
+        audio = None
         if len(vectors) == len(head) and len({len(vector) for vector in vectors}) == 1:
             stacked = np.stack(vectors)
             found = blocks.detect_blocks(stacked)
@@ -104,9 +104,8 @@ class ForeignShards:
                     raise ValueError("no cover")
                 codec.probe_cover(cover)
                 audio = codec.read_vector(raw["npy"]) if "npy" in raw else None
-                scale = getattr(self, "scale", None)
-                if scale and (audio is None or len(audio) != len(scale.mean)):
-                    raise ValueError(f"an audio vector of {len(scale.mean)} numbers is missing")
+                if self.scale and (audio is None or len(audio) != len(self.scale.mean)):
+                    raise ValueError(f"an audio vector of {len(self.scale.mean)} numbers is missing")
                 yield {"cover": cover, "audio": audio, "genre": genre_of(raw), "group": hash64(cover) >> 1}
             except ValueError as error:
                 self._skip(error, f"{raw.get('__url__')}: {raw.get('__key__')}")

@@ -36,8 +36,13 @@ def use_threads(wanted: int) -> tuple[int, str]:
     return number, source
 
 
+def launched() -> bool:
+    """Whether ``accelerate launch`` or ``torchrun`` started this process."""
+    return bool({"ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID"} & set(os.environ))
+
+
 def _set_by_launcher() -> bool:
-    if not {"ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID"} & set(os.environ):
+    if not launched():
         return False
     try:
         return b"\0OMP_NUM_THREADS=" not in b"\0" + Path(f"/proc/{os.getppid()}/environ").read_bytes()

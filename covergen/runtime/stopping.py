@@ -10,6 +10,8 @@ import time
 from pathlib import Path
 from types import FrameType
 
+from covergen.runtime.machine import launched
+
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
@@ -19,7 +21,7 @@ def launcher_is_gone() -> bool:
     A killed launcher must not leave processes behind that go on writing. A process that a person started directly may
     outlive the shell it was started from.
     """
-    if sys.platform != "linux" or not {"ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID"} & set(os.environ):
+    if sys.platform != "linux" or not launched():
         return False
     parent = os.getppid()
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
