@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from covergen.models import wgan_gp
-from covergen.nn.turn import Model
+from covergen.nn.turn import Model, Sizes
 from covergen.runtime import data
 from covergen.runtime.machine import keep_memory, use_threads
 from shard_tools import cli
@@ -86,16 +86,16 @@ def take_turns(contenders: dict[str, Callable[[], float]], rounds: int) -> dict[
 def time_steps(resolution: int, batch_size: int, width: int, rounds: int) -> dict[str, list[float]]:
     """Seconds for one whole step (five critic updates, one generator update) of every contender."""
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
-    options = wgan_gp.Options(width=width)
+    options, sizes = wgan_gp.PlainOptions(width=width), Sizes(resolution)
     noise = torch.Generator(device).manual_seed(0)
     covers = torch.randint(0, 256, (batch_size, 3, resolution, resolution), generator=noise, device=device).byte()
     batch = data.Batch(covers, None, None, None)
     torch.manual_seed(0)
-    start = {name: network.state_dict() for name, network in wgan_gp.build(options, resolution).networks.items()}
+    start = {name: network.state_dict() for name, network in wgan_gp.build(options, sizes).networks.items()}
     contenders, losses = {}, {}
 
     def add(name: str, make: Callable[[Model], Callable[[], Tensor]]) -> None:
-        model = wgan_gp.build(options, resolution)
+        model = wgan_gp.build(options, sizes)
         for network in model.networks:
             model.networks[network].load_state_dict(start[network])
             model.networks[network].to(device)

@@ -9,20 +9,24 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
 from covergen import models
+from covergen.nn.turn import Sizes
 from covergen.runtime import checkpoint, config, data
 from covergen.runtime.engine import Engine, seed_of
 from covergen.runtime.machine import keep_memory, peak_memory, processes, use_threads
+from covergen.runtime.preview import Preview
 from covergen.runtime.stopping import Stop
 from covergen.runtime.tracking import Tracker
+from covergen.runtime.validation import Patience, validate
 from shard_tools import cli
 
-GRID = 64  # covers in a sample grid
+EXAMPLES = 32  # covers of the validation split that grids show
 
 
 def say(text: str) -> None:
@@ -58,6 +62,16 @@ def facts_of(run: config.Config, shards: str, stream: data.Stream, resolution: i
             "genres": facts["genres"], "audio": facts["audio"]}
 
 
+def count(network: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def best_of(folder: Path, patience: Patience) -> str:
+    """The best validation loss of a run, for people."""
+    return (f"the best validation loss, {patience.best:.6g}, was at step {patience.best_step}: "
+            f"{folder / 'checkpoints' / f'best_{patience.best_step:08d}'}")
+
+
 def train(run: config.Config) -> int:
     """Trains until the last step, a signal or a time limit; returns the exit status.
 
@@ -70,48 +84,70 @@ def train(run: config.Config) -> int:
     keep_memory()
     shards = training.shards or demo_shards()
     rank, ranks, _ = processes()
-    stream = data.open_stream(shards, "train", batch_size=training.batch_size, seed=training.seed,
-                              order=training.order, rank=rank, ranks=ranks)
+    cut = {"batch_size": training.batch_size, "seed": training.seed, "audio_scale": training.audio_scale, "rank": rank,
+           "ranks": ranks}
+    stream = data.open_stream(shards, "train", order=training.order, **cut)
+    held_out = data.open_split(shards, "val", **cut)
     resolution = training.resolution or stream.resolution
     if resolution > stream.resolution:
         raise ValueError(f"--resolution {resolution} is above the {stream.resolution} px of {shards}; train at that or "
                          "less, or pack the covers again with a larger --resolution")
     torch.manual_seed(seed_of(training.seed, "weights"))
-    model = models.load(run.model).build(run.options, resolution)
+    sizes = Sizes(resolution, stream.scale.size if stream.scale else 0)
+    model = models.load(run.model).build(run.options, sizes)
+    validated = model.validated if held_out else None
     engine = Engine(model, training)
     main = engine.rank == 0
+
+    images_per_step = engine.batches_per_step * training.batch_size
+    epoch = stream.epoch
+    steps = min(training.steps, -(-training.epochs * epoch // images_per_step) or training.steps)
 
     with engine.main_first():
         lock = checkpoint.lock(folder) if main else None
         start = checkpoint.start_from(run)
-        complete = start is not None and checkpoint.step_of(start) >= training.steps
+        complete = start is not None and checkpoint.step_of(start) >= steps
         if main and not complete:
             checkpoint.write_run(folder, run, facts_of(run, shards, stream, resolution), resuming=start is not None)
     if complete:
         step = checkpoint.step_of(start)
-        say(f"the run is complete at step {step}; --steps {2 * step} would go on")
+        more = f"--steps {2 * step}" if steps == training.steps else f"--epochs {2 * training.epochs}"
+        say(f"the run is complete at step {step}; {more} would go on")
         engine.close()
         return 0
-    begin = engine.restore(checkpoint.load(start, model.networks, engine.averaged)) if start else 0
+    begin, patience = 0, Patience(training.patience if validated else 0)
+    if start:
+        saved = checkpoint.load(start, model.networks, engine.averaged)
+        begin = engine.restore(saved)
+        patience.restore(saved.get("validation"))
+    if patience.over:
+        say(f"the run stopped early at step {begin}: {best_of(folder, patience)}. "
+            f"--patience {2 * training.patience} would go on")
+        engine.close()
+        return 0
+    if model.validated and not validated:
+        say(f"note: {shards} has no val split: there is no validation loss and no early stopping")
     if stream.notice:
         say(f"note: {stream.notice}")
     say(f"{run.model} at {resolution} px on {stream.facts['samples']:,} samples of {shards}\n"
         f"{ranks} process{'es' if ranks > 1 else ''} on {engine.device.type}, precision {engine.precision}, "
         f"{threads} thread{'s' if threads > 1 else ''} each ({source})\n"
+        f"{', '.join(f'{name} {count(network):,}' for name, network in model.networks.items())} parameters\n"
         f"run folder {folder}" + (f", going on from {start}" if start else ""))
     tracker = Tracker(folder, run.flat(), begin) if main else None
     loader = data.Loader(stream, begin * engine.batches_per_step, device=engine.device, resolution=resolution,
                          threads=training.loader_threads, ahead=engine.batches_per_step)
-    noise = torch.Generator().manual_seed(seed_of(training.seed, "grid"))
-    grids = {"noise": model.latents(GRID, noise, None), "truncated": model.latents(GRID, noise, model.truncation)}
-    bar = tqdm(total=training.steps, initial=begin, unit="step", disable=not main, dynamic_ncols=True)
-    images_per_step = engine.batches_per_step * training.batch_size
+    preview = Preview(model, (held_out or stream).examples(EXAMPLES), stream.facts["genres"], resolution, engine)
+    bar = tqdm(total=steps, initial=begin, unit="step", disable=not main, dynamic_ncols=True)
     clock, waited, since, status = time.perf_counter(), 0.0, begin, 0
     try:
-        for step in range(begin + 1, training.steps + 1):
-            sampling = step == training.steps or (training.sample_every and step % training.sample_every == 0)
-            saving = step == training.steps or step % training.save_every == 0
-            logging = sampling or saving or step % training.log_every == 0
+        for step in range(begin + 1, steps + 1):
+            last = step == steps
+            sampling = last or (training.sample_every and step % training.sample_every == 0)
+            saving = last or step % training.save_every == 0
+            epoch_ends = epoch and step * images_per_step // epoch > (step - 1) * images_per_step // epoch
+            validating = validated and (last or epoch_ends)
+            logging = sampling or saving or validating or step % training.log_every == 0
             batches = [next(loader) for _ in range(engine.batches_per_step)]
             engine.step(step, batches, measure=logging)
             stopping = engine.agree(bool(stop))
@@ -126,26 +162,40 @@ def train(run: config.Config) -> int:
                     "optim/lr": training.lr}
             bar.set_postfix({"images/s": f"{row['speed/images_per_second']:.0f}"} | {
                 name.removeprefix("loss/"): f"{value:.3g}" for name, value in row.items() if name.startswith("loss/")})
-            if sampling or saving or stopping:
+            if sampling or saving or validating or stopping:
                 engine.mean_buffers()
+            better = False
+            if validating:
+                losses = validate(validated, engine, held_out, resolution)
+                row |= {f"val/{name}": value for name, value in losses.items()}
+                better = patience.judge(step, losses["loss"], epoch_ends)
             if main and (sampling or (stopping and stop.out_of_time)):
-                for name, latents in grids.items():
-                    tracker.grid(step, step * images_per_step, name, engine.sample(latents))
+                for grid in preview.grids():
+                    tracker.grid(step, step * images_per_step, *grid)
             if main:
                 tracker.log(step, step * images_per_step, row)
-            if saving or stopping:
+            if saving or better or stopping or patience.over:
                 engine.check_weights()
                 if main:
                     tracker.sync()
-                    checkpoint.save(folder, step, model.networks, engine.averaged, engine.state(step), training.keep)
+                    state = engine.state(step) | {"validation": patience.state()}
+                    for kind, wanted, keep in (("best", better, 1), ("step", saving or stopping or patience.over,
+                                                                     training.keep)):
+                        if wanted:
+                            checkpoint.save(folder, step, model.networks, engine.averaged, state, keep, kind)
                 engine.wait()
-            if stopping and step < training.steps:
+            if patience.over:
+                say(f"stopped early at step {step}, after {patience.waited} epochs without a better validation loss")
+                break
+            if stopping and not last:
                 say(f"stopped after step {step} ({stop.reason or 'another process was asked to'}); "
                     "the same command goes on from there")
                 break
             clock, waited, since = time.perf_counter(), loader.waited, step
         else:
-            say(f"done: {training.steps} steps; grids in {folder / 'grids'}, weights in {folder / 'checkpoints'}")
+            say(f"done: {steps} steps; grids in {folder / 'grids'}, weights in {folder / 'checkpoints'}")
+        if patience.best_step:
+            say(best_of(folder, patience))
     except FloatingPointError as error:
         good = checkpoint.checkpoints(folder)
         say(f"stopped: {error}. {f'The last good checkpoint is {good[-1]}' if good else 'There is no checkpoint yet'}. "

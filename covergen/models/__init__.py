@@ -1,19 +1,25 @@
-"""The table of models: name -> the file that holds it, imported only when asked for.
-
-Such a file offers ``Options`` (a frozen dataclass: what can be set about the model), ``PRESET`` (its values for options
-of training, as the source of the model used them) and ``build(options, resolution) -> Model``.
-"""
+"""The table of models: name -> the file that holds it and its ``Recipe`` there, imported only when asked for."""
 
 from __future__ import annotations
 
 import importlib
-from types import ModuleType
+
+from covergen.nn.turn import Recipe
 
 MODELS = {
-    "wgan_gp": "covergen.models.wgan_gp",
+    "ae_resize": "covergen.models.autoencoder:RESIZE",
+    "ae_transpose": "covergen.models.autoencoder:TRANSPOSE",
+    "vae": "covergen.models.vae:VAE",
+    "cond_vae": "covergen.models.vae:COND_VAE",
+    "dcgan": "covergen.models.dcgan:DCGAN",
+    "lsgan": "covergen.models.lsgan:LSGAN",
+    "wgan_gp": "covergen.models.wgan_gp:WGAN_GP",
+    "cond_lsgan": "covergen.models.lsgan:COND_LSGAN",
+    "cond_wgan_gp": "covergen.models.wgan_gp:COND_WGAN_GP",
 }
 
 
-def load(name: str) -> ModuleType:
-    """The module of a model in the table; KeyError for any other name."""
-    return importlib.import_module(MODELS[name])
+def load(name: str) -> Recipe:
+    """The recipe of a model in the table; KeyError for any other name."""
+    module, _, place = MODELS[name].partition(":")
+    return getattr(importlib.import_module(module), place)

@@ -1,9 +1,16 @@
-"""Blocks that more than one model is built from: norms by name, initial weights, latents, widths by level."""
+"""Blocks that more than one model is built from: norms by name, initial weights, trunks of GANs and autoencoders, FiLM.
+
+Covers of another side than 128 px get blocks added or dropped nearest the image; every level keeps its width.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 RESOLUTIONS = (32, 64, 128, 256)
 
@@ -15,11 +22,34 @@ def check_resolution(resolution: int) -> None:
                          "of them with --resolution (covers are shrunk to it), or pack the covers again with one")
 
 
+def check_audio(audio: int) -> None:
+    """Raises ValueError unless there are audio vectors for a conditional model."""
+    if not audio:
+        raise ValueError("this model is conditional and the shards hold no audio vectors; pack covers with vectors, or "
+                         "train an unconditional model")
+
+
+def level_width(level: int, width: int) -> int:
+    """Channels at a side length of ``level`` pixels: 4, 4, 4, 2, 1, 1/2 times ``width`` at 4, 8, 16, 32, 64, 128."""
+    return max(8, width * 64 // max(16, level))
+
+
+def trunk_widths(resolution: int, width: int) -> list[int]:
+    """Channels at 4, 8, ... resolution / 2 pixels: those of ``level_width``, doubled at 4."""
+    levels = [4 * 2**i for i in range((resolution // 4).bit_length() - 1)]
+    return [level_width(level, width) * (2 if level == 4 else 1) for level in levels]
+
+
 def feature_norm(kind: str, channels: int) -> nn.Module:
     """A norm over feature maps ``[B, C, H, W]``: ``batch`` mixes the images of a batch, ``group`` does not."""
     if kind == "batch":
         return nn.BatchNorm2d(channels)
     return nn.GroupNorm(max(1, channels // 16), channels)
+
+
+def instance_norm(channels: int) -> nn.Module:
+    """Instance norm with scale and shift; GroupNorm's kernel and its double backward are the faster ones."""
+    return nn.GroupNorm(channels, channels)
 
 
 def activation(norm: str, slope: float = 0.0) -> nn.Module:
@@ -35,22 +65,198 @@ def activation(norm: str, slope: float = 0.0) -> nn.Module:
 
 
 def init_gan_weights(network: nn.Module) -> None:
-    """Convolutions from N(0, 0.02), norm scales from N(1, 0.02), norm shifts 0; linear layers keep torch's default.
+    """Convolutions from N(0, 0.02), their norms' scales from N(1, 0.02), shifts 0; the rest keeps torch's default.
 
     Source: Radford et al. 2016, "Unsupervised Representation Learning with DCGAN", section 3.
     """
     for module in network.modules():
         if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
             nn.init.normal_(module.weight, 0.0, 0.02)
-        elif isinstance(module, (nn.BatchNorm2d, nn.GroupNorm)):
+        elif isinstance(module, (nn.BatchNorm2d, nn.GroupNorm)) and module.affine:
             nn.init.normal_(module.weight, 1.0, 0.02)
             nn.init.zeros_(module.bias)
 
 
-def normal_latents(count: int, size: int, generator: torch.Generator, truncation: float | None = None) -> Tensor:
-    """Latents ``[count, size]`` from N(0, 1), or from N(0, 1) cut off at ``|z| <= truncation``."""
-    device = generator.device
-    if truncation is None:
-        return torch.randn(count, size, generator=generator, device=device)
-    latents = torch.empty(count, size, device=device)
-    return nn.init.trunc_normal_(latents, 0.0, 1.0, -truncation, truncation, generator=generator)
+# -- GANs ---
+
+
+class Upsampler(nn.Module):
+    """Latents ``[B, latent]`` -> images ``[B, 3, R, R]`` in [-1, 1]: linear to 4x4, then doublings with norms."""
+
+    def __init__(self, latent: int, widths: Sequence[int], norm: str = "batch", refined: int = 0) -> None:
+        """Args:
+            latent: size of the noise vector.
+            widths: channels at 4, 8, ... R/2 pixels.
+            norm: kind of ``feature_norm``.
+            refined: how many doublings, from the first, are followed by a convolution of 3x3.
+        """
+        super().__init__()
+        self.project = nn.Linear(latent, widths[0] * 4 * 4)
+        self.project_norm = feature_norm(norm, widths[0])
+        layers: list[nn.Module] = []
+        for place, (channels, out) in enumerate(pairwise(widths)):
+            layers += [nn.ConvTranspose2d(channels, out, 4, 2, 1), feature_norm(norm, out), activation(norm)]
+            if place < refined:
+                layers += [nn.ConvTranspose2d(out, out, 3, 1, 1), feature_norm(norm, out), activation(norm)]
+        self.blocks = nn.Sequential(*layers)
+        self.to_rgb = nn.ConvTranspose2d(widths[-1], 3, 4, 2, 1)
+        init_gan_weights(self)
+
+    def forward(self, latents: Tensor, audio: Tensor | None = None) -> Tensor:
+        features = self.project_norm(self.project(latents).unflatten(1, (-1, 4, 4)))
+        return torch.tanh(self.to_rgb(self.blocks(features)))
+
+
+class StridedScore(nn.Module):
+    """Images ``[B, 3, R, R]`` -> scores ``[B]``: halvings down to 4x4, a norm and LeakyReLU(0.2) after each; linear."""
+
+    def __init__(self, resolution: int, width: int, norm: Callable[[int], nn.Module], kind: str = "batch") -> None:
+        """Args: resolution: R; width: see ``trunk_widths``; norm: channels -> layer; kind: see ``activation``."""
+        super().__init__()
+        layers: list[nn.Module] = []
+        channels = 3
+        for out in reversed(trunk_widths(resolution, width)):
+            layers += [nn.Conv2d(channels, out, 4, 2, 1, bias=False), norm(out), activation(kind, 0.2)]
+            channels = out
+        self.blocks = nn.Sequential(*layers)
+        self.score = nn.Linear(channels * 4 * 4, 1)
+        init_gan_weights(self)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.score(self.blocks(images).flatten(1)).squeeze(1)
+
+
+# -- conditioning as the thesis had it ---
+
+
+def audio_layers(sizes: Sequence[int]) -> list[nn.Module]:
+    """Linear layers from size to size, each with batch norm, and LeakyReLU(0.2) between them."""
+    layers: list[nn.Module] = []
+    for size, out in pairwise(sizes):
+        layers += [nn.Linear(size, out), nn.BatchNorm1d(out), nn.LeakyReLU(0.2)]
+    return layers[:-1]
+
+
+class AudioTrunk(nn.Sequential):
+    """Audio ``[B, A]`` -> features ``[B, out]`` in three equal steps of size (1160, 944, 728, 512 in the thesis)."""
+
+    def __init__(self, audio: int, out: int) -> None:
+        super().__init__(*audio_layers([audio + (out - audio) * i // 3 for i in range(4)]))
+
+    def forward(self, audio: Tensor) -> Tensor:
+        """In fp32 whatever the precision of the rest: raw descriptors reach 1e13.
+
+        Raises:
+            ValueError: a single vector in training, which batch norm can't do.
+        """
+        if self.training and len(audio) < 2:
+            raise ValueError("--batch_size: the batch norm over audio needs at least 2 covers in every process")
+        with torch.autocast(audio.device.type, enabled=False):
+            return super().forward(audio.float())
+
+
+class Film(nn.Module):
+    """Feature maps ``[B, width, H, W]`` scaled and shifted per channel, as audio features ``[B, size]`` say.
+
+    As in the thesis: each head ends in batch norm, so its outputs' variance over a batch is forced; see ``init_film``.
+    Source of FiLM: Perez et al. 2018, "FiLM: Visual Reasoning with a General Conditioning Layer", eq. 2.
+    """
+
+    def __init__(self, size: int, width: int) -> None:
+        super().__init__()
+        self.scale, self.shift = (nn.Sequential(*audio_layers([size, (size + width) // 2, width])) for _ in range(2))
+
+    def forward(self, maps: Tensor, features: Tensor) -> Tensor:
+        with torch.autocast(features.device.type, enabled=False):
+            scale, shift = (head(features)[..., None, None] for head in (self.scale, self.shift))
+        return maps * scale.to(maps.dtype) + shift.to(maps.dtype)
+
+
+def init_film(network: nn.Module) -> None:
+    """Starts audio layers as the thesis did: all norms over audio with scales and shifts from N(0, 1), but for the
+    heads' last ones, whose scales are from N(0, 0.02) where they multiply and from N(1, 0.02) where they add."""
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm1d):
+            nn.init.normal_(module.weight)
+            nn.init.normal_(module.bias)
+    for film in network.modules():
+        if isinstance(film, Film):
+            nn.init.normal_(film.scale[-1].weight, 0.0, 0.02)
+            nn.init.normal_(film.shift[-1].weight, 1.0, 0.02)
+
+
+class FilmUpsampler(nn.Module):
+    """Latents ``[B, latent]`` and audio ``[B, A]`` -> images ``[B, 3, R, R]`` in [-1, 1]; FiLM at every norm.
+
+    9,782,043 parameters with a latent of 100, audio of 1160 and the thesis's widths at 128 px.
+    """
+
+    def __init__(self, latent: int, audio: int, widths: Sequence[int], features: int = 512) -> None:
+        """Args: latent, audio: sizes; widths: channels at 4, 8, ... R/2 pixels; features: what audio becomes."""
+        super().__init__()
+        self.project = nn.Linear(latent, widths[0] * 4 * 4)
+        self.doublings = nn.ModuleList(nn.ConvTranspose2d(size, out, 4, 2, 1) for size, out in pairwise(widths))
+        self.norms = nn.ModuleList(nn.BatchNorm2d(width, affine=False) for width in widths)
+        self.audio = AudioTrunk(audio, features)
+        self.films = nn.ModuleList(Film(features, width) for width in widths)
+        self.to_rgb = nn.ConvTranspose2d(widths[-1], 3, 4, 2, 1)
+        init_gan_weights(self)
+        init_film(self)
+
+    def forward(self, latents: Tensor, audio: Tensor) -> Tensor:
+        heard = self.audio(audio)
+        maps = self.project(latents).unflatten(1, (-1, 4, 4))
+        for place, (norm, film) in enumerate(zip(self.norms, self.films, strict=True)):
+            maps = self.doublings[place - 1](maps) if place else maps
+            maps = F.relu(film(norm(maps), heard))
+        return torch.tanh(self.to_rgb(maps))
+
+
+# -- autoencoders ---
+
+
+class Encoder(nn.Module):
+    """Images ``[B, 3, R, R]`` -> maps ``[B, 4 * width, R/8, R/8]``: three halvings and a last convolution."""
+
+    def __init__(self, width: int, norm_last: bool) -> None:
+        """Args: width: channels after the first halving; norm_last: batch norm after LeakyReLU, not before."""
+        super().__init__()
+        sizes = [3, width, 2 * width, 2 * width, 4 * width]
+        self.convs = nn.ModuleList(
+            nn.Conv2d(size, out, 3, 2 if place < 3 else 1, 1) for place, (size, out) in enumerate(pairwise(sizes)))
+        self.norms = nn.ModuleList(nn.BatchNorm2d(size) for size in sizes[1:4])
+        self.norm_last = norm_last
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps = images
+        for conv, norm in zip(self.convs[:-1], self.norms, strict=True):
+            maps = norm_and_leak(conv(maps), norm, self.norm_last)
+        return F.leaky_relu(self.convs[-1](maps))
+
+
+class Decoder(nn.Module):
+    """Maps ``[B, 4 * width, R/8, R/8]`` -> logits of images ``[B, 3, R, R]``: nearest doublings, 3x3 convolutions.
+
+    Source of resizing before convolving: Odena et al. 2016, "Deconvolution and Checkerboard Artifacts".
+    """
+
+    def __init__(self, width: int, norm_last: bool) -> None:
+        """Args: as of ``Encoder``."""
+        super().__init__()
+        sizes = [4 * width, 2 * width, 2 * width, width, 3]
+        self.convs = nn.ModuleList(
+            nn.Conv2d(size, out, 3, 1, int(place == 3)) for place, (size, out) in enumerate(pairwise(sizes)))
+        self.norms = nn.ModuleList(nn.BatchNorm2d(size) for size in sizes[1:4])
+        self.norm_last = norm_last
+
+    def forward(self, maps: Tensor, films: Sequence[Callable[[Tensor], Tensor]] | None = None) -> Tensor:
+        """With ``films``, each convolution's maps go through its own before norm and activation."""
+        for place, (conv, norm) in enumerate(zip(self.convs[:-1], self.norms, strict=True)):
+            maps = conv(F.pad(F.interpolate(maps, scale_factor=2.0, mode="nearest"), (1, 1, 1, 1), mode="reflect"))
+            maps = norm_and_leak(films[place](maps) if films else maps, norm, self.norm_last)
+        return self.convs[-1](maps)
+
+
+def norm_and_leak(maps: Tensor, norm: nn.Module, norm_last: bool) -> Tensor:
+    """Norm, then LeakyReLU(0.01), or the other way round."""
+    return norm(F.leaky_relu(maps)) if norm_last else F.leaky_relu(norm(maps))

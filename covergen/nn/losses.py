@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 
 def wasserstein_critic(real: Tensor, fake: Tensor) -> Tensor:
@@ -41,3 +42,37 @@ def gradient_penalty(
     slope = torch.func.grad(lambda images: critic(images).float().sum() * scale)(between)
     norm = ((slope.float() / scale).flatten(1).square().sum(1) + 1e-12).sqrt()
     return (norm - 1).square().mean(), norm.detach().mean()
+
+
+def least_squares(scores: Tensor, label: float) -> Tensor:
+    """0.5 E[(D - label)^2] from scores ``[B]``. Source: Mao et al. 2017, "Least Squares GANs", eq. 2."""
+    return 0.5 * (scores.float() - label).square().mean()
+
+
+def binary_cross_entropy(scores: Tensor, label: float) -> Tensor:
+    """Cross entropy of sigmoid(scores) with a label in [0, 1], from scores ``[B]``. Source: Goodfellow et al. 2014."""
+    return F.binary_cross_entropy_with_logits(scores.float(), torch.full_like(scores, label, dtype=torch.float32))
+
+
+def bernoulli_and_kl(logits: Tensor, images: Tensor, mean: Tensor, log_variance: Tensor) -> tuple[Tensor, Tensor]:
+    """The two parts of a VAE's negative evidence bound, in nats per image.
+
+    Args:
+        logits: of the reconstructions, ``[B, 3, R, R]``.
+        images: in [0, 1], ``[B, 3, R, R]``.
+        mean, log_variance: of q(z|x), ``[B, L]``.
+
+    Returns:
+        cross entropy summed over an image's values, and KL(q(z|x) || N(0, 1)); means over the batch, scalars.
+
+    Source: Kingma and Welling 2014, "Auto-Encoding Variational Bayes", appendices B and C.1.
+    """
+    entropy = F.binary_cross_entropy_with_logits(logits.float(), images, reduction="sum") / len(images)
+    mean, log_variance = mean.float(), log_variance.float()
+    divergence = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum(1).mean()
+    return entropy, divergence
+
+
+def psnr(mse: Tensor) -> Tensor:
+    """Peak signal to noise ratio in dB from mean squared errors of values in [0, 1], any shape."""
+    return -10 * torch.log10(mse.float().clamp(min=1e-10))

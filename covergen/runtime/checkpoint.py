@@ -2,6 +2,7 @@
 
     runs/<name>/config.yaml  data.json  log.jsonl  grids/  wandb/
     runs/<name>/checkpoints/step_00000500/{<net>.safetensors, <net>_ema.safetensors, trainer.pt}
+    runs/<name>/checkpoints/best_00000300/   the same, of the step with the lowest validation loss
 """
 
 from __future__ import annotations
@@ -15,13 +16,12 @@ from pathlib import Path
 from typing import IO, Any
 
 import torch
-import yaml
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from covergen.runtime.config import Config, differences
+from covergen.runtime.config import Config, differences, read_run
 from covergen.runtime.ema import with_averages
-from shard_tools.formats.index import write_atomically
+from shard_tools.formats.index import facts_bytes, write_atomically
 
 LOCK_PATIENCE = 60.0
 
@@ -57,13 +57,13 @@ def lock(folder: Path, patience: float = LOCK_PATIENCE) -> IO[str]:
     return file
 
 
-def checkpoints(folder: Path) -> list[Path]:
-    """The complete checkpoints of a run, oldest first."""
-    return sorted((folder / "checkpoints").glob("step_????????"))
+def checkpoints(folder: Path, kind: str = "step") -> list[Path]:
+    """The complete checkpoints of a run, oldest first; kind: ``step``, or ``best`` for the best by validation."""
+    return sorted((folder / "checkpoints").glob(f"{kind}_????????"))
 
 
 def step_of(checkpoint: Path) -> int:
-    return int(checkpoint.name.removeprefix("step_"))
+    return int(checkpoint.name.rpartition("_")[2])
 
 
 def _sync(path: Path) -> None:
@@ -75,10 +75,10 @@ def _sync(path: Path) -> None:
 
 
 def save(folder: Path, step: int, networks: dict[str, nn.Module], averaged: dict[str, nn.Module],
-         trainer: dict[str, Any], keep: int) -> Path:
+         trainer: dict[str, Any], keep: int, kind: str = "step") -> Path:
     """Writes a checkpoint under a temporary name, syncs and renames it; only then removes all but ``keep`` newest."""
     root = folder / "checkpoints"
-    final, temporary = root / f"step_{step:08d}", root / f".tmp_{step:08d}"
+    final, temporary = root / f"{kind}_{step:08d}", root / f".tmp_{step:08d}"
     root.mkdir(parents=True, exist_ok=True)
     for leftover in root.glob(".tmp_*"):
         shutil.rmtree(leftover)
@@ -95,20 +95,20 @@ def save(folder: Path, step: int, networks: dict[str, nn.Module], averaged: dict
         return final
     os.replace(temporary, final)
     _sync(root)
-    for old in checkpoints(folder)[:-keep]:
+    for old in checkpoints(folder, kind)[:-keep]:
         doomed = root / f".tmp_{old.name}"
         os.replace(old, doomed)  # a kill while removing must not leave half a checkpoint under a good name
         shutil.rmtree(doomed)
     return final
 
 
-def load(checkpoint: Path, networks: dict[str, nn.Module], averaged: dict[str, nn.Module]) -> dict[str, Any]:
-    """Fills the networks from a checkpoint and returns its ``trainer.pt``.
+def load_networks(checkpoint: Path, networks: dict[str, nn.Module]) -> None:
+    """Fills networks, by the names of their files, from a checkpoint.
 
     Raises:
         ValueError: a file is missing or damaged, or its names or shapes are not the network's.
     """
-    for name, network in with_averages(networks, averaged).items():
+    for name, network in networks.items():
         path = checkpoint / f"{name}.safetensors"
         try:
             network.load_state_dict(load_file(path))
@@ -116,6 +116,11 @@ def load(checkpoint: Path, networks: dict[str, nn.Module], averaged: dict[str, n
             lines = str(error).splitlines()
             more = f" (and {len(lines) - 2} more)" if len(lines) > 2 else ""
             raise ValueError(f"{path} can't be loaded: {' '.join(line.strip() for line in lines[:2])}{more}") from None
+
+
+def load(checkpoint: Path, networks: dict[str, nn.Module], averaged: dict[str, nn.Module]) -> dict[str, Any]:
+    """Fills the networks and averages from a checkpoint and returns its ``trainer.pt``; ValueError as above."""
+    load_networks(checkpoint, with_averages(networks, averaged))
     try:
         return torch.load(checkpoint / "trainer.pt", map_location="cpu", weights_only=True)
     except Exception as error:
@@ -149,8 +154,7 @@ def start_from(config: Config) -> Path | None:
         elif own and found.name != own[-1].name:
             raise ValueError(f"--resume {resume}: {config.folder} already went on to step {step_of(own[-1])}; "
                              "give the new course another --name")
-    saved = config.folder / "config.yaml"
-    if own and saved.is_file() and (changed := differences(yaml.safe_load(saved.read_text()), config.flat())):
+    if own and (changed := differences(read_run(config.folder).flat(), config.flat())):
         raise ValueError(f"{config.folder} was started with other options:\n  " + "\n  ".join(changed)
                          + "\nset them back, or give the new run another --name")
     return found
@@ -165,9 +169,11 @@ def write_run(folder: Path, config: Config, data: dict[str, Any], resuming: bool
     path = folder / "data.json"
     if resuming and path.is_file():
         begun = json.loads(path.read_text())
-        if begun["identity"] != data["identity"]:
+        if begun["identity"] is None:  # converted from elsewhere, trained here for the first time
+            write_atomically(path, facts_bytes(data))
+        elif begun["identity"] != data["identity"]:
             raise ValueError(f"{folder} was trained on other shards ({begun['samples']} samples, {begun['shards']}); "
                              f"now {data['samples']} samples, {data['shards']}; give the new run another --name")
     else:
-        write_atomically(path, (json.dumps(data, indent=1) + "\n").encode())
+        write_atomically(path, facts_bytes(data))
     write_atomically(folder / "config.yaml", config.text().encode())

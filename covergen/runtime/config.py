@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import typing
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -30,6 +31,9 @@ class Training:
     out: str = _option("runs", "where run folders live")
     name: str | None = _option(None, "the run folder's name; default: the model's, with -demo on the demo world")
     steps: int = _option(50_000, "training steps: one update of the last network of the model")
+    epochs: int = _option(0, "stop after so many passes over the covers, if --steps does not end sooner; 0: no limit")
+    patience: int = _option(0, "stop after so many epochs without a better validation loss (of models that have one: "
+                               "ae_resize, ae_transpose, vae, cond_vae); 0: never")
     batch_size: int = _option(64, "covers in a global batch, over all processes")
     grad_accum: int = _option(1, "global batches whose gradients one update averages: 4 is one batch of 4x the size")
     resolution: int | None = _option(None, "side of the covers in pixels; default: the shards', and never above it")
@@ -37,12 +41,17 @@ class Training:
         "sample", "an epoch is every sample once (sample), or every album once with a random track of it (group)")
     lr: float = _option(1e-4, "learning rate of Adam")
     betas: tuple[float, float] = _option((0.0, 0.999), "Adam's betas, as 0.0,0.999")
+    weight_decay: float = _option(0.0, "Adam's weight decay (an L2 penalty)")
+    audio_scale: Literal["standard", "raw"] = _option(
+        "standard", "what conditional models see: standardised vectors with a presence bit for each source, or (raw, "
+                    "as in the thesis) the numbers as they are")
     grad_clip: float = _option(0.0, "largest gradient norm of a turn; 0 does not clip")
     seed: int = _option(0, "of initial weights, order, noise and everything else")
     mixed_precision: Literal["no", "bf16", "fp16"] | None = _option(
         None, "autocast precision; default: what accelerate launch was told; fp16 needs a GPU")
     sync_bn: bool = _option(False, "batch norm over the batches of all GPUs")
-    ema: float = _option(0.999, "decay per step of the averaged weights (shorter at the start); 0 keeps none")
+    ema: float = _option(0.999, "decay per step of the averaged weights (shorter at the start); 0 keeps none; "
+                                "autoencoders have none")
     log_every: int = _option(10, "steps between lines of log.jsonl")
     sample_every: int = _option(100, "steps between sample grids; 0 draws none")
     save_every: int = _option(500, "steps between checkpoints")
@@ -57,15 +66,16 @@ class Training:
 
 
 # May differ when a run is resumed: they change where and how long it runs and what it reports, not what it computes.
-FREE = {"shards", "out", "name", "steps", "log_every", "sample_every", "save_every", "keep", "minutes", "resume",
-        "tracker", "project", "threads", "loader_threads"}
+FREE = {"shards", "out", "name", "steps", "epochs", "patience", "log_every", "sample_every", "save_every", "keep",
+        "minutes", "resume", "tracker", "project", "threads", "loader_threads"}
 
 POSITIVE = {"steps", "batch_size", "grad_accum", "lr", "log_every", "save_every", "keep", "loader_threads", "width",
-            "latent", "critic_steps"}
-NOT_NEGATIVE = {"grad_clip", "ema", "sample_every", "minutes", "threads", "penalty", "seed"}
+            "latent", "critic_steps", "critic_width", "critic_every", "real_label"}
+NOT_NEGATIVE = {"epochs", "patience", "weight_decay", "grad_clip", "ema", "sample_every", "minutes", "threads",
+                "penalty", "seed"}
 
-# The demo world on two CPU cores in a few minutes; everything that is not here is the thesis's.
-DEMO = {"steps": 600, "width": 16, "batch_size": 32, "lr": 7e-4, "sample_every": 100, "save_every": 100, "minutes": 4.4}
+# The demo world on two CPU cores in a few minutes; the model's recipe adds its own, the rest is the thesis's.
+DEMO = {"sample_every": 100, "save_every": 100, "minutes": 4.4}
 
 
 @dataclass(frozen=True)
@@ -92,11 +102,11 @@ class Config:
 
 def options_of(model: str) -> list[cli.Option]:
     """Every option of training a model, with its preset's values as defaults."""
-    module = models.load(model)
+    recipe = models.load(model)
     found = [cli.Option("model", Literal[tuple(models.MODELS)], "wgan_gp", "which model to train")]
-    for kind in (Training, module.Options):
+    for kind in (Training, recipe.options):
         hints = typing.get_type_hints(kind)
-        found += [cli.Option(f.name, hints[f.name], module.PRESET.get(f.name, f.default), f.metadata["help"])
+        found += [cli.Option(f.name, hints[f.name], recipe.preset.get(f.name, f.default), f.metadata["help"])
                   for f in dataclasses.fields(kind)]
     return found
 
@@ -135,11 +145,11 @@ def resolve(flags: dict[str, Any]) -> Config:
     path = flags.pop("config", None)
     given = {**(read_file(path) if path else {}), **flags}
     model = check_model(str(given.pop("model", "wgan_gp")))
-    module = models.load(model)
+    recipe = models.load(model)
     options = {option.name: option for option in options_of(model)}
     cli.check_names(given, options)
     demo = given.get("shards") is None
-    values = {**module.PRESET, **(DEMO if demo else {}), **given}
+    values = {**recipe.preset, **({**DEMO, **recipe.demo} if demo else {}), **given}
     values = {name: cli.coerce(name, value, options[name].type) if value is not None else None
               for name, value in values.items() if name in options}
     for name, value in values.items():
@@ -153,11 +163,23 @@ def resolve(flags: dict[str, Any]) -> Config:
     if values["name"] in ("", ".", "..") or Path(values["name"]).name != values["name"]:
         raise ValueError(f"--name {values['name']}: one folder name is expected; say where with --out")
     kinds = [{f.name: values[f.name] for f in dataclasses.fields(kind) if f.name in values}
-             for kind in (Training, module.Options)]
-    return Config(model, Training(**kinds[0]), module.Options(**kinds[1]))
+             for kind in (Training, recipe.options)]
+    return Config(model, Training(**kinds[0]), recipe.options(**kinds[1]))
 
 
-def differences(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
+def read_run(folder: Path) -> Config:
+    """The configuration that a run folder was started with; options that it does not know yet have their defaults.
+
+    Raises:
+        ValueError: not a run folder, or its configuration is not one that this version reads.
+    """
+    path = folder / "config.yaml"
+    if not path.is_file():
+        raise ValueError(f"{folder} is not a run folder: it has no config.yaml (runs are in runs/<name>)")
+    return resolve({"config": str(path)})
+
+
+def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What defines a run and is not the same in two flat configurations, one phrase each."""
     return [f"--{key}: {saved.get(key)!r} in the run, {now.get(key)!r} now"
             for key in sorted(saved.keys() | now.keys()) if key not in FREE and saved.get(key) != now.get(key)]
@@ -166,9 +188,10 @@ def differences(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
 def help_text(flags: dict[str, str]) -> str:
     """The help of the training command for the model that the flags name."""
     model = check_model(flags.get("model", "wgan_gp"))
+    listed = "".join(f"  {name:14} {models.load(name).about}\n" for name in models.MODELS)
     extra = [cli.Option("config", str, None, "YAML file of options; flags override it"),
              cli.Option("dry_run", bool, False, "print the resolved configuration and stop")]
     return (f"usage: accelerate launch -m covergen.train --model {model} [options]\n\n"
-            f"Trains a model on shards, or on the demo world where --shards is not given. Models: "
-            f"{', '.join(models.MODELS)}.\nThe defaults below are those of {model}.\n\n"
+            f"Trains a model on shards, or on the demo world where --shards is not given. Models:\n"
+            f"{listed}\nThe defaults below are those of {model}.\n\n"
             f"{cli.describe([*options_of(model), *extra])}")

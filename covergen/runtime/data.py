@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -24,7 +25,7 @@ from torchvision.io import ImageReadMode
 
 from covergen.runtime.order import GroupOrder, SampleOrder
 from shard_tools.formats import codec
-from shard_tools.formats.index import open_index
+from shard_tools.formats.index import open_index, splits_in
 
 STANDARD_LIMIT = 5.0
 ORDER_BLOCK = 4096
@@ -38,8 +39,8 @@ decode = torch.ops.image.decode_jpeg
 class Batch(NamedTuple):
     """One rank's part of a global batch.
 
-    cover: uint8 ``[B, 3, R, R]``; audio: float32 ``[B, A]``, the standardised vector and one presence bit per source
-    block, or None; genre: int64 ``[B]``, position in the sorted list of genres; group: int64 ``[B]``, album.
+    cover: uint8 ``[B, 3, R, R]``; audio: float32 ``[B, A]`` as ``AudioScale`` gives it, or None; genre:
+    int64 ``[B]``, position in the sorted list of genres; group: int64 ``[B]``, album.
     """
 
     cover: Tensor
@@ -51,12 +52,14 @@ class Batch(NamedTuple):
 class Stream(Protocol):
     """What training reads: ``batch(k)`` is this rank's part of the k-th global batch of the endless stream.
 
-    resolution: side of the covers; facts: as in an index (samples, genres, audio); identity: the same for the same
-    samples; pure: whether batches may be asked for in any order and from several threads; notice: what people should
-    know of it, or None.
+    resolution: side of the covers; epoch: samples in an epoch, 0 if unknown; scale: of the audio, None without it;
+    facts: as in an index (samples, genres, audio); identity: the same for the same samples; pure: whether batches may
+    be asked for in any order and from several threads; notice: what people should know of it, or None.
     """
 
     resolution: int
+    epoch: int
+    scale: AudioScale | None
     facts: dict[str, Any]
     identity: str
     pure: bool
@@ -66,18 +69,28 @@ class Stream(Protocol):
 
 
 class AudioScale:
-    """Raw vectors to what networks see: standardised with the training split's statistics, presence bits appended."""
+    """Raw vectors to what networks see, of ``size`` numbers.
 
-    def __init__(self, facts: dict[str, Any]) -> None:
-        """Args: facts: the ``audio`` part of an index: dimension, blocks, mean, std."""
+    ``standard``: standardised with the training split's statistics and clipped to +-5, absent blocks zero, one presence
+    bit per block appended. ``raw``: as they are.
+    """
+
+    def __init__(self, facts: dict[str, Any], kind: str = "standard") -> None:
+        """Args: facts: the ``audio`` part of an index: dimension, blocks, mean, std; kind: standard or raw."""
+        self.dimension, self.raw = facts["dimension"], kind == "raw"
+        if self.raw:
+            self.size = self.dimension
+            return
         self.blocks = facts["blocks"]
         self.mean = np.asarray(facts["mean"], np.float64)
         std = np.asarray(facts["std"], np.float64)
         self.std = np.where(std > 0, std, 1.0)
-        self.size = facts["dimension"] + len(self.blocks)
+        self.size = self.dimension + len(self.blocks)
 
     def __call__(self, raw: np.ndarray) -> np.ndarray:
-        """float32 ``[B, D]`` -> float32 ``[B, D + blocks]``; absent blocks become zeros, values are clipped to +-5."""
+        """float32 ``[B, D]`` -> float32 ``[B, size]``."""
+        if self.raw:
+            return raw
         out = np.empty((len(raw), self.size), np.float32)
         dimension = raw.shape[1]
         out[:, :dimension] = np.clip((raw - self.mean) / self.std, -STANDARD_LIMIT, STANDARD_LIMIT)
@@ -106,6 +119,12 @@ def read_at(path: Path, offset: int, size: int) -> bytearray:
     return data
 
 
+def varied(genres: np.ndarray, count: int) -> list[int]:
+    """At most ``count`` rows, round by round one of every genre, from the genre ``[N]`` of all rows."""
+    members = [np.flatnonzero(genres == genre)[:count].tolist() for genre in np.unique(genres)]
+    return [row for rows in zip_longest(*members) for row in rows if row is not None][:count]
+
+
 def share_of(batch_size: int, ranks: int) -> int:
     """How many samples of a global batch each rank reads; ValueError with the nearest size when they can't share it."""
     if batch_size % ranks:
@@ -120,13 +139,14 @@ class IndexedShards:
     pure, notice = True, None
 
     def __init__(self, root: str | Path, split: str, *, batch_size: int, seed: int = 0, order: str = "sample",
-                 rank: int = 0, ranks: int = 1) -> None:
+                 audio_scale: str = "standard", rank: int = 0, ranks: int = 1) -> None:
         """Args:
             root: folder of the shards.
             split: ``train``, ``val`` or ``test``.
             batch_size: of the global batch, over all ranks.
             seed: of the order.
             order: ``sample``, every sample once an epoch, or ``group``, every album once with a random track.
+            audio_scale: kind of ``AudioScale``.
             rank: this process among ``ranks``.
             ranks: must divide batch_size.
         """
@@ -139,11 +159,12 @@ class IndexedShards:
             raise ValueError(f"{root}: {len(missing)} shards of the index are missing, the first is {missing[0]}")
         self.shards = shards
         self.order = GroupOrder(rows["group"], seed) if order == "group" else SampleOrder(len(rows), seed)
+        self.epoch = self.order.size
         # One vectorised call orders the samples of many small batches.
         self._ordered = lru_cache(maxsize=8)(
             lambda block: self.order(np.arange(block * ORDER_BLOCK, (block + 1) * ORDER_BLOCK)))
         audio = self.facts["audio"]
-        self.scale = AudioScale(audio) if audio else None
+        self.scale = AudioScale(audio, audio_scale) if audio else None
         self.dimension = audio["dimension"] if audio else 0
 
     def rows(self, number: int) -> np.ndarray:
@@ -168,6 +189,10 @@ class IndexedShards:
     def batch(self, number: int) -> Batch:
         """This rank's part of a global batch."""
         return self.read(self.rows(number))
+
+    def examples(self, count: int) -> Batch:
+        """At most ``count`` samples, always the same: one of every genre, in the genres' order, then further ones."""
+        return self.read(np.array(varied(self.index.rows["genre"], count)))
 
     def _fill(self, cover: np.ndarray, raw: np.ndarray, shard: int, start: int, size: int, audio: int,
               length: int) -> None:
@@ -239,6 +264,11 @@ def shrink(cover: Tensor, resolution: int) -> Tensor:
     if cover.shape[-1] == resolution:
         return cover
     return F.interpolate(cover.float(), size=(resolution, resolution), mode="area").round_().to(torch.uint8)
+
+
+def open_split(root: str, split: str, **options: Any) -> IndexedShards | None:
+    """A split beside the one that is trained on, in its own order, or None where the shards have none."""
+    return IndexedShards(root, split, **options) if split in splits_in(root) else None
 
 
 def open_stream(root: str, split: str, **options: Any) -> Stream:

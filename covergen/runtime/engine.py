@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import accelerate
@@ -70,10 +71,13 @@ class Engine:
         for network in model.networks.values():
             network.to(self.device)
         averaged = {name: model.networks[name] for name in model.averaged}
+        if training.ema and not averaged:
+            raise ValueError(f"--ema {training.ema:g}: this model has no averaged networks; leave it at 0")
         self.average = Average(averaged, training.ema) if training.ema else None
         self.turns, self.optimizers = [], []
         for turn in model.turns:
-            optimizer = torch.optim.Adam(turn.parameters(), lr=training.lr, betas=training.betas)
+            optimizer = torch.optim.Adam(turn.parameters(), lr=training.lr, betas=training.betas,
+                                         weight_decay=training.weight_decay)
             with warnings.catch_warnings():  # torch 2.15 renamed broadcast_buffers, which Accelerate still passes
                 warnings.simplefilter("ignore", FutureWarning)
                 turn, optimizer = self.accelerator.prepare(turn, optimizer)
@@ -104,15 +108,17 @@ class Engine:
             number: of the step; noise is a function of it.
             batches: the ``batches_per_step`` batches of the step; repeat r of a turn reads its accumulation's worth of
                 them from place r on.
-            measure: also note the gradient norm of every turn.
+            measure: also note the gradient norm of every turn (one that is not taken in every step always notes it).
         """
         # Layers that draw from the global generator (dropout) are a function of the step as well.
         torch.manual_seed(seed_of(self.training.seed, "layers", number, self.rank))
         accumulation, skipped = self.training.grad_accum, False
         for place, turn in enumerate(self.model.turns):
+            if (number - 1) % turn.every:
+                continue
             for repeat in range(turn.repeats):
                 share = batches[repeat * accumulation : (repeat + 1) * accumulation]
-                skipped |= self._update(place, number, repeat, share, measure)
+                skipped |= self._update(place, number, repeat, share, measure or turn.every > 1)
         if self.average and not skipped:
             self.average.update()
 
@@ -255,16 +261,26 @@ class Engine:
         self.accelerator.end_training()
 
     @torch.no_grad()
-    def sample(self, latents: Tensor) -> Tensor:
-        """Images ``[N, 3, R, R]`` in [-1, 1] from the averaged networks (the live ones without an average)."""
+    def infer(self, call: Callable[[dict[str, nn.Module]], Any]) -> Any:
+        """What a call makes of the averaged networks (the live ones without an average), as they work after training.
+
+        It concerns this process alone.
+        """
         networks = {**self.model.networks, **self.averaged}
         for network in networks.values():
             network.eval()
         with self.accelerator.autocast():
-            images = self.model.sample(networks, latents.to(self.device)).float()
+            result = call(networks)
         for network in self.model.networks.values():
             network.train()
-        return images
+        return result
+
+    def total(self, values: Tensor) -> Tensor:
+        """The sum of a tensor over all ranks, on all of them."""
+        values = values.to(self.device)
+        if self.ranks > 1:
+            dist.all_reduce(values)
+        return values
 
 
 def _bits(network: nn.Module) -> Tensor:

@@ -33,10 +33,10 @@ COVERS = ("jpg", "jpeg", "png", "webp")
 class ForeignShards:
     """A folder of tars, each rank streaming its own random shards."""
 
-    pure = False
+    pure, epoch = False, 0
 
     def __init__(self, root: str | Path, split: str, *, batch_size: int, seed: int = 0, order: str = "sample",
-                 rank: int = 0, ranks: int = 1) -> None:
+                 audio_scale: str = "standard", rank: int = 0, ranks: int = 1) -> None:
         """Args: as of ``IndexedShards``; shards are those whose name starts with the split, or all when none does.
 
         Raises:
@@ -53,9 +53,9 @@ class ForeignShards:
         self.next, self.stream, self.scale, self.damaged = None, None, None, 0
         stat = [(Path(url).name, Path(url).stat().st_size) for url in self.urls]
         self.identity = hashlib.sha256(repr(stat).encode()).hexdigest()
-        self._look(list(itertools.islice(self._samples(webdataset.SimpleShardList(self.urls)), HEAD)))
+        self._look(audio_scale, list(itertools.islice(self._samples(webdataset.SimpleShardList(self.urls)), HEAD)))
 
-    def _look(self, head: list[dict[str, Any]]) -> None:
+    def _look(self, audio_scale: str, head: list[dict[str, Any]]) -> None:
         if not head:
             raise FileNotFoundError(f"{Path(self.urls[0]).parent}: no sample with a cover ({', '.join(COVERS)})")
         sides = [min(codec.read_cover(sample["cover"]).shape[:2]) for sample in head[:100]]
@@ -69,7 +69,7 @@ class ForeignShards:
             mean, std = blocks.Moments.of(stacked, found).mean_and_std()
             audio = {"dimension": stacked.shape[1], "blocks": [list(block) for block in found],
                      "mean": mean.tolist(), "std": std.tolist()}
-            self.scale = AudioScale(audio)
+            self.scale = AudioScale(audio, audio_scale)
         self.facts = {"samples": len(head), "genres": self.genres, "audio": audio}
         self.notice = (f"{len(self.urls)} shards without an index: epochs are approximate and a resumed run sees other "
                        f"samples; resolution, genres and audio statistics are those of the first {len(head):,}. "
@@ -90,6 +90,10 @@ class ForeignShards:
         return Batch(covers, audio, torch.tensor([place.get(s["genre"], -1) for s in samples]),
                      torch.tensor([s["group"] for s in samples]))
 
+    def examples(self, count: int) -> Batch:
+        """At most ``count`` samples from the beginning of the stream."""
+        return Batch(*(None if part is None else part[:count] for part in self.batch(0)))
+
     def _decode(self, sample: dict[str, Any]) -> torch.Tensor:
         jpeg = codec.fit_cover(sample["cover"], self.resolution)
         return decode(torch.frombuffer(bytearray(jpeg), dtype=torch.uint8), ImageReadMode.RGB.value)
@@ -104,8 +108,8 @@ class ForeignShards:
                     raise ValueError("no cover")
                 codec.probe_cover(cover)
                 audio = codec.read_vector(raw["npy"]) if "npy" in raw else None
-                if self.scale and (audio is None or len(audio) != len(self.scale.mean)):
-                    raise ValueError(f"an audio vector of {len(self.scale.mean)} numbers is missing")
+                if self.scale and (audio is None or len(audio) != self.scale.dimension):
+                    raise ValueError(f"an audio vector of {self.scale.dimension} numbers is missing")
                 yield {"cover": cover, "audio": audio, "genre": genre_of(raw), "group": hash64(cover) >> 1}
             except ValueError as error:
                 self._skip(error, f"{raw.get('__url__')}: {raw.get('__key__')}")

@@ -10,16 +10,14 @@ import math
 import os
 import secrets
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
 from torch import Tensor
-from torchvision.utils import make_grid
 
+from covergen.runtime import pictures
 from shard_tools.formats.index import write_atomically
-
-SHOWN_SIDE = 64  # pixels that a cover in a grid has at least
 
 
 def cut_log(path: Path, step: int) -> int:
@@ -37,22 +35,6 @@ def cut_log(path: Path, step: int) -> int:
             kept.append(line)
     write_atomically(path, b"".join(kept))
     return last
-
-
-def save_grid(path: Path, covers: Tensor, columns: int = 8) -> Image.Image:
-    """Writes covers ``[N, 3, R, R]`` in [-1, 1] as one PNG with ``columns`` a row, whole or not at all.
-
-    Covers below 64 px are shown enlarged by a whole number, pixel by pixel.
-    """
-    times = max(1, SHOWN_SIDE // covers.shape[-1])
-    covers = covers.float().cpu().clamp(-1, 1).add(1).div(2).repeat_interleave(times, 2).repeat_interleave(times, 3)
-    grid = make_grid(covers, nrow=columns, padding=2)
-    picture = Image.fromarray(grid.mul(255).round().byte().permute(1, 2, 0).numpy())
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    picture.save(temporary, format="PNG")
-    os.replace(temporary, path)
-    return picture
 
 
 class Tracker:
@@ -79,12 +61,17 @@ class Tracker:
         """Makes sure that the log is on disk: a checkpoint must never know more than the log."""
         os.fsync(self.log_file.fileno())
 
-    def grid(self, step: int, images: int, name: str, covers: Tensor) -> None:
-        """Saves covers ``[N, 3, R, R]`` in [-1, 1] as ``grids/step_<step>_<name>.png`` and shows them on W&B."""
-        picture = save_grid(self.folder / "grids" / f"step_{step:08d}_{name}.png", covers)
+    def grid(self, step: int, images: int, name: str, covers: Tensor, labels: Sequence[str] = ()) -> None:
+        """Saves covers ``[N, 3, R, R]`` in [0, 1] as ``grids/step_<step>_<name>.png`` and shows them on W&B.
+
+        ``labels``: what each row of eight shows; on the picture and, once each, in its caption.
+        """
+        picture = pictures.grid(covers, labels=labels)
+        pictures.save(self.folder / "grids" / f"step_{step:08d}_{name}.png", picture)
         if self.wandb:
             import wandb
-            self._send({"images": images, f"samples/{name}": wandb.Image(picture, caption=f"step {step}")}, step)
+            caption = ", rows: ".join([f"step {step}", *filter(None, [", ".join(dict.fromkeys(labels))])])
+            self._send({"images": images, f"samples/{name}": wandb.Image(picture, caption=caption)}, step)
 
     def finish(self) -> None:
         """Closes the log and the W&B run."""
@@ -103,6 +90,20 @@ class Tracker:
         except Exception as error:  # boundary: whatever W&B raises must not stop training
             warnings.warn(f"W&B failed ({type(error).__name__}: {error}); going on without it", stacklevel=2)
             self.wandb = None
+
+
+def show(folder: Path, config: dict[str, Any], name: str, path: Path) -> None:
+    """Shows a picture or GIF on the W&B run of a run folder, as ``analysis/<name>``; a failure is a warning."""
+    run = _open_wandb(folder, config)
+    if run is None:
+        return
+    try:
+        import wandb
+        media = wandb.Video(str(path), format="gif") if path.suffix == ".gif" else wandb.Image(str(path))
+        run.log({f"analysis/{name}": media})
+        run.finish()
+    except Exception as error:  # boundary: the picture is on disk already
+        warnings.warn(f"W&B failed ({type(error).__name__}: {error})", stacklevel=2)
 
 
 def _run_id(folder: Path) -> str:
@@ -140,7 +141,7 @@ def _start(wandb: Any, folder: Path, config: dict[str, Any], mode: str) -> Any:
     run = wandb.init(project=config["project"], name=config["name"], id=_run_id(folder), dir=str(folder), config=config,
                      mode=mode, resume="allow", settings=wandb.Settings(init_timeout=60))
     run.define_metric("images")
-    for section in ("loss", "samples", "speed", "optim"):
+    for section in ("loss", "val", "samples", "speed", "optim"):
         run.define_metric(f"{section}/*", step_metric="images")
     return run
 

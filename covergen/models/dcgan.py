@@ -1,0 +1,92 @@
+"""DCGAN: noise in, covers out, by transposed convolutions from a single pixel on.
+
+Sources: Radford et al. 2016, "Unsupervised Representation Learning with DCGAN"; layer table and hyper-parameters from
+J. Bustos 2020, "Towards album artwork generation based on audio".
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+
+from covergen.nn.layers import check_resolution, init_gan_weights
+from covergen.nn.losses import binary_cross_entropy
+from covergen.nn.turn import DiscriminatorTurn, GeneratorTurn, Model, Recipe, Sizes, adversarial, normal_latents
+
+LATENTS = (-1.0, 2.0)  # mean and deviation: the thesis's code draws N(0, 1), takes 0.5 off and halves the unit
+
+
+@dataclass(frozen=True)
+class Options:
+    """What can be set about the model; the defaults are the thesis's."""
+
+    width: int = field(default=64, metadata={"help": "channels nearest the image; deeper layers have 1, 2, 4, 8 times"})
+    latent: int = field(default=100, metadata={"help": "size of the noise vector"})
+    real_label: float = field(default=0.9, metadata={"help": "label of real covers, generated ones have 0"})
+
+
+def widths(resolution: int, width: int) -> list[int]:
+    """Channels at 4, 8, ... resolution / 2 pixels: 8, 4, 2, 1, 1, 1 times ``width``."""
+    return [width * max(1, 32 // 4 // 2**place) for place in range((resolution // 4).bit_length() - 1)]
+
+
+class Generator(nn.Module):
+    """Latents ``[B, latent]`` -> images ``[B, 3, R, R]`` in [-1, 1]; 3,642,368 parameters at 128 px."""
+
+    def __init__(self, resolution: int, width: int, latent: int) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        size = latent
+        for place, out in enumerate(widths(resolution, width)):
+            steps = (2, 1) if place else (1, 0)
+            layers += [nn.ConvTranspose2d(size, out, 4, *steps, bias=False), nn.BatchNorm2d(out), nn.ReLU()]
+            size = out
+        self.main = nn.Sequential(*layers, nn.ConvTranspose2d(size, 3, 4, 2, 1, bias=False), nn.Tanh())
+        init_gan_weights(self)
+
+    def forward(self, latents: Tensor, audio: Tensor | None = None) -> Tensor:
+        return self.main(latents[..., None, None])
+
+
+class Discriminator(nn.Module):
+    """Images ``[B, 3, R, R]`` -> scores ``[B]`` whose sigmoid is D; 2,831,232 parameters at 128 px.
+
+    As in the thesis the first convolution has no norm and the second no activation.
+    """
+
+    def __init__(self, resolution: int, width: int) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        size = 3
+        for place, out in enumerate(reversed(widths(resolution, width))):
+            layers += [nn.Conv2d(size, out, 4, 2, 1, bias=False)]
+            layers += [nn.BatchNorm2d(out)] if place > 0 else []
+            layers += [nn.LeakyReLU(0.2)] if place != 1 else []
+            size = out
+        self.main = nn.Sequential(*layers, nn.Conv2d(size, 1, 4, 1, 0, bias=False))
+        init_gan_weights(self)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.main(images).flatten()
+
+
+def build(options: Options, sizes: Sizes) -> Model:
+    """Both networks with their turns, discriminator first."""
+    check_resolution(sizes.resolution)
+    generator = Generator(sizes.resolution, options.width, options.latent)
+    discriminator = Discriminator(sizes.resolution, options.width)
+    latents = normal_latents(options.latent, *LATENTS)
+    turns = [
+        DiscriminatorTurn(generator, discriminator, binary_cross_entropy, latents=latents,
+                          real_label=options.real_label),
+        GeneratorTurn(generator, discriminator, lambda scores: binary_cross_entropy(scores, options.real_label),
+                      latents=latents),
+    ]
+    return adversarial({"generator": generator, "discriminator": discriminator}, turns, latents)
+
+
+DCGAN = Recipe(
+    "DCGAN (thesis; Radford et al. 2016)", Options, build,
+    preset={"batch_size": 128, "lr": 2e-4, "betas": (0.5, 0.99)},
+    demo={"steps": 1500, "width": 32, "batch_size": 64})

@@ -1,0 +1,47 @@
+"""Pictures for people: covers in, grids with labelled rows out, as PNG files that are whole or absent."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+from torchvision.utils import make_grid
+
+SHOWN_SIDE = 64  # pixels that a cover in a grid has at least
+
+
+def to_unit(images: Tensor, low: float) -> Tensor:
+    """Images as a network gives them, from ``low`` to 1, as float32 in [0, 1] on the host."""
+    return ((images.float().cpu() - low) / (1 - low)).clamp(0, 1)
+
+
+def grid(covers: Tensor, columns: int = 8, labels: Sequence[str] = ()) -> Image.Image:
+    """Covers ``[N, 3, R, R]`` in [0, 1] as one picture with ``columns`` a row, and a label left of each row if given.
+
+    Covers below 64 px are shown enlarged by a whole number, pixel by pixel.
+    """
+    times = max(1, SHOWN_SIDE // covers.shape[-1])
+    covers = covers.float().cpu().clamp(0, 1).repeat_interleave(times, 2).repeat_interleave(times, 3)
+    pixels = make_grid(covers, nrow=columns, padding=2).mul(255).round().byte().permute(1, 2, 0).numpy()
+    picture = Image.fromarray(pixels)
+    if not labels:
+        return picture
+    font = ImageFont.load_default(size=14)
+    margin = 12 + int(max(font.getlength(label) for label in labels))
+    framed = Image.new("RGB", (picture.width + margin, picture.height), "white")
+    framed.paste(picture, (margin, 0))
+    draw, row = ImageDraw.Draw(framed), covers.shape[-1] + 2
+    for place, label in enumerate(labels):
+        draw.text((margin - 6, 2 + row * place + row // 2), label, fill="black", font=font, anchor="rm")
+    return framed
+
+
+def save(path: Path, picture: Image.Image) -> None:
+    """Writes a PNG under a temporary name and renames it into place."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    picture.save(temporary, format="PNG")
+    os.replace(temporary, path)
