@@ -10,9 +10,9 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import lru_cache
+from functools import cache, lru_cache
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -21,7 +21,6 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision.io import ImageReadMode
 
 from covergen.runtime.order import GroupOrder, SampleOrder
 from shard_tools.formats import codec
@@ -29,11 +28,23 @@ from shard_tools.formats.index import open_index, splits_in
 
 STANDARD_LIMIT = 5.0
 ORDER_BLOCK = 4096
+RGB = 3  # torchvision.io.ImageReadMode.RGB
 PLACE = ("shard", "cover_offset", "cover_bytes", "audio_offset", "audio_bytes")  # where a sample lies
 
 
-# What torchvision.io.decode_jpeg calls, without the ten microseconds that its checks take of the interpreter lock.
-decode = torch.ops.image.decode_jpeg
+@cache
+def _decoder() -> Callable[[Tensor, int], Tensor]:
+    """What torchvision.io.decode_jpeg calls, without the ten microseconds that its checks take of the interpreter lock.
+
+    torchvision takes two seconds to import, which nobody who only generates covers needs to wait for.
+    """
+    import torchvision.io  # noqa: F401  (registers the operator)
+    return torch.ops.image.decode_jpeg
+
+
+def decode(jpeg: Tensor) -> Tensor:
+    """The bytes of a JPEG, uint8 ``[n]``, as pixels, uint8 ``[3, H, W]``."""
+    return _decoder()(jpeg, RGB)
 
 
 class Batch(NamedTuple):
@@ -201,7 +212,7 @@ class IndexedShards:
         data = read_at(shard, start, audio + length - start if length else size)
         try:
             jpeg = torch.frombuffer(data, dtype=torch.uint8, count=size)
-            pixels = decode(jpeg, ImageReadMode.RGB.value).numpy()
+            pixels = decode(jpeg).numpy()
             if pixels.shape != cover.shape:
                 raise ValueError(f"a cover of {pixels.shape[1:]}, expected {cover.shape[1:]}")
             np.copyto(cover, pixels)  # numpy, because torch would start compute threads from every decoding thread

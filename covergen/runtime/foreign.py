@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 import torch
 import webdataset
-from torchvision.io import ImageReadMode
 
 from covergen.runtime.data import AudioScale, Batch, decode, share_of
 from shard_tools.formats import blocks, codec
@@ -96,7 +95,7 @@ class ForeignShards:
 
     def _decode(self, sample: dict[str, Any]) -> torch.Tensor:
         jpeg = codec.fit_cover(sample["cover"], self.resolution)
-        return decode(torch.frombuffer(bytearray(jpeg), dtype=torch.uint8), ImageReadMode.RGB.value)
+        return decode(torch.frombuffer(bytearray(jpeg), dtype=torch.uint8))
 
     def _samples(self, shards: Any, *stages: Any) -> Iterator[dict[str, Any]]:
         """Raw samples of shards; damaged or incomplete ones are counted, named and left out."""

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
-from torchvision.utils import make_grid
 
 SHOWN_SIDE = 64  # pixels that a cover in a grid has at least
+GAP = 2  # pixels between covers
 
 
 def to_unit(images: Tensor, low: float) -> Tensor:
@@ -18,24 +18,32 @@ def to_unit(images: Tensor, low: float) -> Tensor:
     return ((images.float().cpu() - low) / (1 - low)).clamp(0, 1)
 
 
+def plain(cover: Tensor) -> Image.Image:
+    """One cover ``[3, R, R]`` in [0, 1] as a picture of its own size."""
+    return Image.fromarray(cover.float().cpu().clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).numpy())
+
+
 def grid(covers: Tensor, columns: int = 8, labels: Sequence[str] = ()) -> Image.Image:
     """Covers ``[N, 3, R, R]`` in [0, 1] as one picture with ``columns`` a row, and a label left of each row if given.
 
     Covers below 64 px are shown enlarged by a whole number, pixel by pixel.
     """
-    times = max(1, SHOWN_SIDE // covers.shape[-1])
-    covers = covers.float().cpu().clamp(0, 1).repeat_interleave(times, 2).repeat_interleave(times, 3)
-    pixels = make_grid(covers, nrow=columns, padding=2).mul(255).round().byte().permute(1, 2, 0).numpy()
-    picture = Image.fromarray(pixels)
+    side = max(1, SHOWN_SIDE // covers.shape[-1]) * covers.shape[-1]
+    cell, columns = side + GAP, min(columns, len(covers))
+    picture = Image.new("RGB", (columns * cell + GAP, -(-len(covers) // columns) * cell + GAP))
+    for place, cover in enumerate(covers):
+        row, column = divmod(place, columns)
+        shown = plain(cover).resize((side, side), Image.Resampling.NEAREST)
+        picture.paste(shown, (column * cell + GAP, row * cell + GAP))
     if not labels:
         return picture
     font = ImageFont.load_default(size=14)
     margin = 12 + int(max(font.getlength(label) for label in labels))
     framed = Image.new("RGB", (picture.width + margin, picture.height), "white")
     framed.paste(picture, (margin, 0))
-    draw, row = ImageDraw.Draw(framed), covers.shape[-1] + 2
+    draw = ImageDraw.Draw(framed)
     for place, label in enumerate(labels):
-        draw.text((margin - 6, 2 + row * place + row // 2), label, fill="black", font=font, anchor="rm")
+        draw.text((margin - 6, GAP + cell * place + side // 2), label, fill="black", font=font, anchor="rm")
     return framed
 
 

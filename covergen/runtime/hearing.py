@@ -1,0 +1,95 @@
+"""What a trained model is to hear: files of vectors or descriptors, or shards in, checked raw vectors out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from covergen.runtime.data import IndexedShards, varied
+from shard_tools.formats import acousticbrainz, codec
+from shard_tools.formats.source import BadFileError, Entry, read_entry
+
+READERS = {".npy": codec.VECTOR_BYTES, ".json": acousticbrainz.JSON_BYTES}  # and the most bytes that are read
+# AcousticBrainz's numbers by how many of them a data set holds.
+SETS = {len(names): names for names in (acousticbrainz.NAMES, acousticbrainz.NAMES_559)}
+
+
+class Heard(NamedTuple):
+    """Raw vectors float32 ``[N, D]`` and a name for each."""
+
+    names: list[str]
+    raw: np.ndarray
+
+
+def read_files(paths: str, facts: dict[str, Any]) -> Heard:
+    """Vectors (``.npy``) and AcousticBrainz low-level files (``.json``), or all of them in folders.
+
+    Args:
+        paths: separated by commas.
+        facts: the ``audio`` part of a run's facts: dimension and blocks.
+
+    Raises:
+        ValueError: names the file: missing, of another kind, damaged, or not of the run's dimension.
+    """
+    files: list[Path] = []
+    for path in map(Path, filter(None, paths.split(","))):
+        inside = sorted(file for file in path.iterdir() if file.suffix.lower() in READERS) if path.is_dir() else [path]
+        if not inside:
+            raise ValueError(f"--audio {path}: no {' or '.join(READERS)} file in that folder")
+        files += inside
+    if not files:
+        raise ValueError("--audio: expected the path of a .npy vector or an AcousticBrainz .json")
+    return Heard([file.stem for file in files], np.stack([_read(file, facts) for file in files]))
+
+
+def _read(file: Path, facts: dict[str, Any]) -> np.ndarray:
+    kind, dimension = file.suffix.lower(), facts["dimension"]
+    if kind not in READERS:
+        raise ValueError(f"--audio {file}: expected a .npy vector or an AcousticBrainz low-level .json")
+    if not file.is_file():
+        raise ValueError(f"--audio {file}: no such file")
+    try:
+        data = read_entry(file.parent, Entry(file.name, -1, 0), READERS[kind])
+        if kind == ".json":
+            return _place(acousticbrainz.read, data, facts)
+        vector = codec.read_vector(data)
+    except BadFileError as error:
+        raise ValueError(f"--audio {file}: {error}") from None
+    if len(vector) != dimension:
+        raise ValueError(f"--audio {file}: a vector of {len(vector)} numbers; the run was trained on {dimension}")
+    return vector
+
+
+def _place(read: Any, data: bytes, facts: dict[str, Any]) -> np.ndarray:
+    """The descriptors as a vector of the run's: the whole of it, or its first block of their size, the rest absent."""
+    vector = np.zeros(facts["dimension"], np.float32)
+    for start, stop in ([0, facts["dimension"]], *facts["blocks"]):
+        if stop - start in SETS:
+            vector[start:stop] = read(data, SETS[stop - start])
+            return vector
+    raise BadFileError("another kind of audio", f"AcousticBrainz gives {' or '.join(map(str, SETS))} numbers; the run "
+                       f"was trained on {facts['dimension']}, in blocks of "
+                       f"{', '.join(str(stop - start) for start, stop in facts['blocks'])}")
+
+
+def read_shards(root: str, split: str, count: int, facts: dict[str, Any]) -> Heard:
+    """Raw vectors of packed tracks, of as many genres as there are.
+
+    Args:
+        root: folder of the shards; split: of them.
+        count: how many tracks; 0 for all, in the order of the index.
+        facts: as above.
+
+    Raises:
+        ValueError, FileNotFoundError: no such split, no vectors, or not of the run's dimension.
+    """
+    shards = IndexedShards(root, split, batch_size=1, audio_scale="raw")
+    if shards.dimension != facts["dimension"]:
+        has = f"vectors of {shards.dimension} numbers" if shards.dimension else "no vectors"
+        raise ValueError(f"{root} has {has}; the run was trained on {facts['dimension']}")
+    rows = np.array(varied(shards.index.rows["genre"], count)) if count else np.arange(len(shards.index.rows))
+    batch = shards.read(rows)
+    genres = shards.facts["genres"]
+    return Heard([genres[genre] for genre in batch.genre.tolist()], batch.audio.numpy())
