@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -23,18 +24,27 @@ def environment(**extra: str) -> dict[str, str]:
     return {**clean, "WANDB_MODE": "offline", **extra}
 
 
-def command(*flags: str, ranks: int = 1) -> list[str]:
+def command(*flags: str, ranks: int = 1, script: Sequence[str] = ("-m", "covergen.train")) -> list[str]:
     """The command line that trains on one process, or on several with torchrun."""
-    start = ["-m", "covergen.train"] if ranks == 1 else [
+    start = [] if ranks == 1 else [
         "-m", "torch.distributed.run", "--nproc_per_node", str(ranks), "--master_port", "0", "--rdzv_backend", "c10d",
-        "--rdzv_endpoint", "localhost:0", "-m", "covergen.train"]
-    return [sys.executable, *start, *flags]
+        "--rdzv_endpoint", "localhost:0"]
+    return [sys.executable, *start, *script, *flags]
 
 
 def train(folder: Path, *flags: str, ranks: int = 1, ok: bool = True, **extra: str) -> subprocess.CompletedProcess:
     """Trains to the end in ``folder``; with ``ok`` a failure shows the output."""
-    done = subprocess.run(command(*flags, ranks=ranks), cwd=folder, env=environment(**extra), text=True,
-                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=300)
+    return _run(folder, command(*flags, ranks=ranks), ok, **extra)
+
+
+def train_script(folder: Path, script: Path, *flags: str, ranks: int = 1) -> subprocess.CompletedProcess:
+    """The same with a script that calls covergen.train."""
+    return _run(folder, command(*flags, ranks=ranks, script=[str(script)]), ok=True)
+
+
+def _run(folder: Path, words: list[str], ok: bool, **extra: str) -> subprocess.CompletedProcess:
+    done = subprocess.run(words, cwd=folder, env=environment(**extra), text=True, stdout=subprocess.PIPE,
+                          stderr=subprocess.STDOUT, timeout=300)
     assert not ok or done.returncode == 0, done.stdout
     return done
 

@@ -10,6 +10,7 @@ import pytest
 import yaml
 from runs import ROOT, environment
 
+from covergen.models.wgan_gp import WGAN_GP
 from covergen.runtime.config import DEMO, differences, resolve
 
 
@@ -30,7 +31,8 @@ def test_flags_override_the_file_and_the_file_the_preset(tmp_path: Path) -> None
 
 def test_without_shards_the_demo_s_preset_holds_and_flags_still_win() -> None:
     config = resolve({"steps": "7"})
-    assert config.training.steps == 7 and config.options.width == DEMO["width"]
+    assert config.training.steps == 7 and config.options.width == WGAN_GP.demo["width"]
+    assert config.training.minutes == DEMO["minutes"]
     assert config.training.name == "wgan_gp-demo"
 
 

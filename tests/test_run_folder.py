@@ -14,7 +14,7 @@ from PIL import Image
 from runs import TINY, log_of, train
 from torch import nn
 
-from covergen.runtime import checkpoint, tracking
+from covergen.runtime import checkpoint, pictures, tracking
 from covergen.runtime.ema import Average
 
 TRAINER = {"step": 1, "optimizers": {}, "scaler": None, "average_updates": 0}
@@ -127,10 +127,15 @@ def test_a_failing_wandb_warns_once_and_training_goes_on(tmp_path: Path, monkeyp
 
 
 def test_a_grid_is_a_picture_with_eight_covers_a_row(tmp_path: Path) -> None:
-    tracking.save_grid(tmp_path / "g.png", torch.stack([torch.full((3, 4, 4), -1 + n / 8) for n in range(16)]))
+    covers = torch.stack([torch.full((3, 4, 4), n / 16) for n in range(16)])
+    pictures.save(tmp_path / "g.png", pictures.grid(covers))
     picture = Image.open(tmp_path / "g.png")
     assert picture.size == (8 * 66 + 2, 2 * 66 + 2)  # covers of 4 px, each pixel 16 by 16
     assert picture.getpixel((3, 3)) == (0, 0, 0) and picture.getpixel((66 + 3, 3)) == (16, 16, 16)
+    assert picture.getpixel((66 + 3, 66 + 3)) == (143, 143, 143)
+    labelled = pictures.grid(covers, labels=["real", "generated"])
+    assert labelled.height == picture.height and labelled.width > picture.width + 40
+    assert torch.equal(pictures.to_unit(torch.tensor([-1.0, 0.0, 3.0]), -1.0), torch.tensor([0.0, 0.5, 1.0]))
 
 
 def test_the_average_follows_the_weights_and_copies_the_buffers() -> None:

@@ -1,0 +1,93 @@
+"""How runs went: the logs of run folders in; curves of losses and learning rates over images seen out."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from covergen.analyses import names_of
+from covergen.runtime import plots
+
+SHOWN = re.compile(r"loss/.+|val/.+|optim/(.+_)?lr(_.+)?")
+SECTIONS = ("loss", "val", "optim")
+
+
+def draw(folders: Sequence[Path], path: Path) -> str:
+    """Writes a panel for each loss, validation value and learning rate, all runs overlaid; reads no weights.
+
+    Args:
+        folders: of the runs.
+        path: x.png.
+
+    Raises:
+        ValueError: a folder without a log, or nothing to show in one.
+    """
+    logs = [read_log(folder) for folder in folders]
+    names = names_of(folders)
+    across = "images" if all(is_number(row.get("images")) for rows in logs for row in rows) else "step"
+    panels: dict[str, list[plots.Curve]] = {}
+    report = []
+    for folder, run, rows in zip(folders, names, logs, strict=True):
+        found = {name for row in rows for name, value in row.items() if SHOWN.fullmatch(name) and is_number(value)}
+        if not found:
+            raise ValueError(f"{folder}/log.jsonl holds no loss, validation value or learning rate yet")
+        for name in found:
+            panels.setdefault(name, []).append(curve(run, rows, name, across))
+        report.append(sentence(run, rows, found))
+    panels = {name: panels[name] for name in sorted(panels, key=lambda name: (SECTIONS.index(name.partition("/")[0]),
+                                                                              name))}
+    title = f"Losses and learning rates of {', '.join(names)}" if len(names) < 4 else f"{len(names)} runs"
+    plots.save(plots.curves(panels, names, title=title, across="images seen" if across == "images" else "step"), path)
+    return "\n".join(report)
+
+
+def read_log(folder: Path) -> list[dict[str, Any]]:
+    """The rows of a run's ``log.jsonl`` up to the first damaged one, such as a last line that was cut.
+
+    Raises:
+        ValueError: no log, or no whole row in it.
+    """
+    path, rows = folder / "log.jsonl", []
+    if not path.is_file():
+        raise ValueError(f"{folder} has no log.jsonl: not a run folder, or one that has not been trained")
+    for line in path.read_bytes().splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            break
+        if not isinstance(row, dict) or not is_number(row.get("step")):
+            break
+        rows.append(row)
+    if not rows:
+        raise ValueError(f"{path} is empty: the run has logged nothing yet")
+    return rows
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value of a log says something: null stands for what was not finite."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def curve(run: str, rows: list[dict[str, Any]], name: str, across: str) -> plots.Curve:
+    """The values of one name where it was logged; null is a gap."""
+    logged = [(row[across], row[name] if is_number(row[name]) else math.nan) for row in rows if name in row]
+    x, y = np.array(logged, np.float64).T
+    return plots.Curve(run, x, y, noisy=not name.startswith("optim/"))
+
+
+def sentence(run: str, rows: list[dict[str, Any]], names: set[str]) -> str:
+    """A run in words: how far it came, its last losses and its best validation."""
+    last = {name: next(row[name] for row in reversed(rows) if is_number(row.get(name)))
+            for name in sorted(names) if name.startswith("loss/")}
+    images = f" ({rows[-1]['images']:,} images)" if is_number(rows[-1].get("images")) else ""
+    words = [f"{run}: step {rows[-1]['step']:,}{images}", *(f"{name} {value:.5g}" for name, value in last.items())]
+    if "val/loss" in names:
+        best = min((row for row in rows if is_number(row.get("val/loss"))), key=lambda row: row["val/loss"])
+        words.append(f"best val/loss {best['val/loss']:.5g} at step {best['step']:,}")
+    return ", ".join(words)

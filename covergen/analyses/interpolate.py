@@ -1,0 +1,111 @@
+"""Walks through what a generator hears: a run (and shards, if it hears audio) in; rows or a moving picture out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from covergen.analyses import names_of
+from covergen.nn.turn import Latents
+from covergen.runtime import plots
+from covergen.runtime.data import varied
+from covergen.runtime.pictures import to_unit
+from covergen.runtime.run import Run
+from covergen.runtime.samples import Samples, find_split
+
+COLUMNS = 8
+SPLITS = ("test", "val", "train")
+CENTRE = 1e-6  # noise truncated to so few standard deviations lies at its mean
+
+
+def draw(run: Run, path: Path, *, shards: str | None, split: str | None, n: int, frames: int, seed: int,
+         truncation: float | None) -> str:
+    """Writes walks between latents at a fixed audio, and for the second half of a conditional model's between audios.
+
+    Args:
+        run: that samples.
+        path: x.png for a row each, x.gif for all side by side, there and back.
+        shards, split: where the tracks of a conditional model are, see ``find_split``.
+        n: walks.
+        frames: of each, with both ends.
+        seed: of the noise and of the choice of tracks.
+        truncation: of the noise.
+    """
+    if frames < 2:
+        raise ValueError(f"--frames {frames}: a walk has at least its 2 ends")
+    name, = names_of([run.folder])
+    samples = Samples(run, *find_split(run, shards, split, SPLITS)) if run.model.conditional else None
+    at = torch.linspace(0, 1, frames)
+    start, end = run.model.latents(2 * n, torch.Generator().manual_seed(seed), truncation).split(n)
+    by_noise = n - n // 2 if samples else n
+    noise = torch.cat([between(start[:by_noise], end[:by_noise], centre(run.model.latents), at),
+                       start[by_noise:, None].expand(-1, frames, -1)])
+    labels, heard = [f"noise {place + 1}" for place in range(n)], None
+    if samples:
+        first, last, labels = audio_ends(samples, by_noise, n, seed)
+        heard = torch.lerp(first[:, None], last[:, None], at[:, None]).flatten(0, 1).numpy()
+    made = run.sample(noise.flatten(0, 1), heard)
+    images = to_unit(made, run.model.low).unflatten(0, (n, frames))
+    title = f"Walks of {name}: spherical between latents" + (", straight between audios" if samples else "")
+    apart = (images[:, 0] - images[:, -1]).square().flatten(1).mean(1)
+    report = f"{name}: mean squared difference between the ends of walks: {apart[:by_noise].mean():.3g} by noise"
+    if by_noise < n:
+        report += f", {apart[by_noise:].mean():.3g} by audio"
+    subtitle = report.partition(": ")[2]
+    if path.suffix.lower() == ".gif":
+        plots.animate([frame(images[:, step], labels, title, subtitle) for step in range(frames)], path)
+    else:
+        lines = [plots.Line(label, walk) for label, walk in zip(labels, images, strict=True)]
+        plots.save(plots.table(lines, title=title, subtitle=subtitle, columns=[f"{step:.2f}" for step in at]), path)
+    return report
+
+
+def frame(images: Tensor, labels: list[str], title: str, subtitle: str) -> plots.Figure:
+    """One moment of all walks ``[N, 3, R, R]`` side by side."""
+    lines = [plots.Line("", images[place:place + COLUMNS], labels[place:place + COLUMNS])
+             for place in range(0, len(images), COLUMNS)]
+    return plots.table(lines, title=title, subtitle=subtitle)
+
+
+def audio_ends(samples: Samples, by_noise: int, n: int, seed: int) -> tuple[Tensor, Tensor, list[str]]:
+    """What walks hear at their starts and at their ends, ``[n, A]`` each, and their names; walks by noise hear one
+    track."""
+    draws = np.random.default_rng(seed)
+    rows = draws.permutation(samples.audible())
+    rows = draws.permutation(rows[varied(samples.rows["genre"][rows], 2 * n - by_noise)])
+    first, last = np.resize(rows, 2 * n - by_noise)[:n], np.resize(rows, 2 * n - by_noise)[n:]
+    last = np.concatenate([first[:by_noise], last])
+    names = [[samples.genres[kind] for kind in samples.rows["genre"][end]] for end in (first, last)]
+    labels = [f"noise\n({one})" if place < by_noise else f"audio: {one}\nto {other}"
+              for place, (one, other) in enumerate(zip(*names, strict=True))]
+    return samples.read(first).audio, samples.read(last).audio, labels
+
+
+def centre(latents: Latents) -> Tensor:
+    """The mean ``[L]`` of a model's latents, which need not be zero (DCGAN's are from N(-1, 2^2))."""
+    return latents(1, torch.Generator().manual_seed(0), CENTRE)[0]
+
+
+def between(start: Tensor, end: Tensor, middle: Tensor, at: Tensor) -> Tensor:
+    """Spherical interpolation around ``middle`` ``[L]`` from ``start`` to ``end`` ``[N, L]``, ``[N, F, L]``.
+
+    High-dimensional normal noise lies near a sphere; a straight line would leave it.
+
+    Args:
+        start, end: latents.
+        middle: of the sphere.
+        at: where between them, ``[F]`` from 0 to 1.
+
+    Source: Shoemake 1985, "Animating rotation with quaternion curves"; White 2016, "Sampling Generative Networks".
+    """
+    middle, at = middle.double(), at.double()[:, None]
+    start, end = start.double()[:, None] - middle, end.double()[:, None] - middle
+    angle = torch.arccos(torch.cosine_similarity(start, end, dim=-1).clamp(-1, 1))[..., None]
+    sine = angle.sin()
+    straight = sine < 1e-6  # the same direction, or the opposite, to which no way is the shortest
+    before = torch.where(straight, 1 - at, ((1 - at) * angle).sin() / sine.masked_fill(straight, 1.0))
+    after = torch.where(straight, at, (at * angle).sin() / sine.masked_fill(straight, 1.0))
+    return (before * start + after * end + middle).float()

@@ -1,0 +1,86 @@
+"""The latents of covers by genre: a run and shards in; their t-SNE and how well neighbours tell the genre out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from covergen import metrics
+from covergen.analyses import names_of
+from covergen.runtime import plots
+from covergen.runtime.run import Run
+from covergen.runtime.samples import Samples, find_split
+
+SPLITS = ("test", "val", "train")
+NEIGHBOURS = 10
+COMPONENTS, PERPLEXITY = 50, 30  # of t-SNE
+LEAST = 20  # the fewest covers that it is worth
+
+
+def draw(run: Run, path: Path, *, shards: str | None, split: str | None, n: int, genres: Sequence[str] | None,
+         seed: int) -> str:
+    """Writes the t-SNE plane of the latents of covers, one of each cover, coloured by genre.
+
+    Args:
+        run: that encodes.
+        path: x.png.
+        shards, split: where covers are, see ``find_split``; several splits separated by commas.
+        n: at most so many covers, drawn at random; 0 for all.
+        genres: only these.
+        seed: of the choice of covers, the plane and the control.
+    """
+    name, = names_of([run.folder])
+    found = [find_split(run, shards, one, SPLITS) for one in (split.split(",") if split else [None])]
+    sources = [Samples(run, root, name) for root, name in found]
+    chosen = [source.of_genres(genres, source.distinct()) for source in sources]
+    total = sum(map(len, chosen))
+    if n and n < total:
+        keep = np.zeros(total, bool)
+        keep[np.random.default_rng(seed).choice(total, n, replace=False)] = True
+        parts = np.split(keep, np.cumsum([len(rows) for rows in chosen])[:-1])
+        chosen = [rows[part] for rows, part in zip(chosen, parts, strict=True)]
+    count = sum(map(len, chosen))
+    if count < LEAST:
+        raise ValueError(f"{count} covers are too few for a t-SNE; at least {LEAST} are needed (--n, --genres)")
+    latents = torch.cat([run.encode(batch) for source, rows in zip(sources, chosen, strict=True)
+                         for batch in source.blocks(rows)])
+    if not latents.isfinite().all():
+        raise ValueError(f"{run.folder}: latents that are not finite; this run has diverged")
+    genre, group = (torch.from_numpy(np.concatenate([source.rows[name][rows] for source, rows in
+                                                     zip(sources, chosen, strict=True)]).astype(np.int64))
+                    for name in ("genre", "group"))
+    kinds, labels = genre.unique(return_inverse=True)
+    names = [sources[0].genres[kind] for kind in kinds]
+    separation, points = study(latents, labels, group, seed)
+    splits = " and ".join(source.split for source in sources)
+    figures = (f"{NEIGHBOURS} nearest neighbours tell the genre of {separation.accuracy:.1%} (balanced over "
+               f"{len(names)} genres, own album left out); chance is {separation.chance:.1%}, with permuted genres "
+               f"{separation.permuted:.1%} +- {separation.spread:.1%}")
+    plots.save(plots.scatter(points, labels.numpy(), names, title=f"Latents of {count:,} covers of {splits} in "
+                             f"{name}", subtitle=figures.replace("+-", "±"), axes=("t-SNE 1", "t-SNE 2")), path)
+    return f"{name}, {count:,} covers of {splits}, {latents.shape[1]} latent numbers: {figures}"
+
+
+def study(latents: Tensor, labels: Tensor, groups: Tensor, seed: int) -> tuple[metrics.Separation, np.ndarray]:
+    """How well the neighbours of latents ``[N, L]`` tell labels ``[N]``, and a plane ``[N, 2]`` to look at."""
+    return metrics.knn_separation(latents, labels, groups, k=NEIGHBOURS, seed=seed), plane(latents, seed)
+
+
+def plane(latents: Tensor, seed: int) -> np.ndarray:
+    """t-SNE ``[N, 2]`` of the first 50 principal components of latents ``[N, L]``.
+
+    Source: Maaten and Hinton 2008, by interpolation (Linderman et al. 2019), initialised and with a learning rate as
+    Kobak and Berens 2019 recommend, which are openTSNE's defaults.
+    """
+    import openTSNE
+    from sklearn.decomposition import PCA
+    values = latents.numpy()
+    components = min(COMPONENTS, len(values) - 1, values.shape[1])
+    values = PCA(components, random_state=seed).fit_transform(values)
+    found = openTSNE.TSNE(perplexity=min(PERPLEXITY, (len(values) - 1) / 3), negative_gradient_method="fft",
+                          n_jobs=torch.get_num_threads(), random_state=seed).fit(values)
+    return np.asarray(found)

@@ -1,0 +1,54 @@
+"""Genres by noise: a conditional run and shards in; the thesis's figure and how much the audio matters out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from covergen import metrics
+from covergen.analyses import names_of
+from covergen.runtime import plots
+from covergen.runtime.pictures import to_unit
+from covergen.runtime.run import Run
+from covergen.runtime.samples import Samples, find_split
+
+ROWS = 8
+SPLITS = ("test", "val", "train")
+
+
+def draw(run: Run, path: Path, *, shards: str | None, split: str | None, n: int, genres: Sequence[str] | None,
+         seed: int, truncation: float | None) -> str:
+    """Writes covers whose columns share the noise and whose rows share the audio: one track of each genre.
+
+    Args:
+        run: conditional.
+        path: x.png.
+        shards, split: where the tracks are, see ``find_split``.
+        n: columns.
+        genres: of the rows; default: the first eight that there are.
+        seed: of the noise and of the choice of tracks.
+        truncation: of the noise.
+    """
+    name, = names_of([run.folder])
+    samples = Samples(run, *find_split(run, shards, split, SPLITS))
+    rows = samples.of_genres(genres, samples.audible())
+    kinds = samples.rows["genre"][rows]
+    chosen = np.unique(kinds)[:None if genres else ROWS]
+    if n < 2 or len(chosen) < 2:
+        raise ValueError(f"a matrix needs two genres and --n 2 or more, found {len(chosen)} genres and --n {n}")
+    draws = np.random.default_rng(seed)
+    heard = samples.read([draws.choice(rows[kinds == kind]) for kind in chosen]).audio.numpy()
+    noise = run.model.latents(n, torch.Generator().manual_seed(seed), truncation)
+    made = run.sample(noise.repeat(len(chosen), 1), heard.repeat(n, axis=0))
+    images = to_unit(made, run.model.low).unflatten(0, (len(chosen), n))
+    by_audio, by_noise = metrics.variation(images)
+    figures = (f"mean squared difference {by_audio:.2g} between rows (audio) at the same noise, {by_noise:.2g} "
+               f"between columns (noise) at the same audio; ratio {by_audio / max(by_noise, 1e-12):.3g}, 0 if the "
+               "audio does not matter")
+    lines = [plots.Line(samples.genres[kind], row) for kind, row in zip(chosen, images, strict=True)]
+    plots.save(plots.table(lines, title=f"{name}: columns share the noise, rows a track of {samples.split}",
+                           subtitle=figures, columns=[f"noise {place + 1}" for place in range(n)]), path)
+    return f"{name}: {figures}"

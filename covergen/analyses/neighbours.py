@@ -1,0 +1,101 @@
+"""Whether a generator copies: a run and shards in; the training covers nearest to generated ones and shares out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from covergen import metrics
+from covergen.analyses import names_of
+from covergen.runtime import plots
+from covergen.runtime.data import shrink
+from covergen.runtime.pictures import to_unit
+from covergen.runtime.run import Run
+from covergen.runtime.samples import Samples, find_split
+
+SHOWN = 3  # nearest covers of each kind
+NEAREST = 10  # whose mean distance is what the nearest is compared with
+SIDE = 32  # pixels of the covers that are searched, at most
+
+
+def draw(run: Run, path: Path, *, shards: str | None, split: str | None, n: int, compare: int, seed: int,
+         truncation: float | None) -> str:
+    """Writes generated covers with those of a split that are nearest by pixels and by 4 x 4 thumbnails.
+
+    The share of generated covers that are nearer to a training cover than the median held-out cover is says whether
+    the model copies (``metrics.share_nearer``). Blurred covers are near to everything, copies to one: so the share is
+    also given for the distance over the mean of the ten nearest.
+
+    Source: for the second, after Carlini et al. 2023, "Extracting Training Data from Diffusion Models".
+
+    Args:
+        run: that samples; a conditional one hears tracks of the held-out split.
+        path: x.png.
+        shards, split: what is searched, default train, see ``find_split``; test, else val, is held out.
+        n: generated covers shown.
+        compare: generated and held-out covers that are compared.
+        seed: of the noise and of the choice of held-out covers.
+        truncation: of the noise.
+    """
+    name, = names_of([run.folder])
+    root, split = find_split(run, shards, split, ("train",))
+    base = Samples(run, root, split)
+    held = Samples(run, *find_split(run, root, None, [other for other in ("test", "val") if other != split]))
+    rows, draws = base.distinct(), np.random.default_rng(seed)
+    if len(rows) <= NEAREST:
+        raise ValueError(f"{split} of {root} has {len(rows)} covers; neighbours needs more than {NEAREST}")
+    real = held.distinct()
+    real = real if len(real) <= compare else np.sort(draws.choice(real, compare, replace=False))
+    noise = run.model.latents(max(n, compare), torch.Generator().manual_seed(seed), truncation)
+    heard, labels = None, [""] * n
+    if run.model.conditional:
+        tracks = np.resize(draws.permutation(held.audible()), len(noise))
+        heard = held.read(tracks).audio.numpy()
+        labels = [held.genres[kind] for kind in held.rows["genre"][tracks[:n]]]
+    made = to_unit(run.sample(noise, heard), run.model.low).mul(255).round().byte()
+    parts = [[searched(batch.cover) for batch in source.blocks(some)]
+             for source, some in ((base, rows), (held, real))]
+    groups = [torch.from_numpy(source.rows["group"][some].astype(np.int64)) for source, some in
+              ((held, real), (base, rows))]
+    side = min(SIDE, run.resolution)
+    images, captions, report = [made[:n, None]], [[""] for _ in range(n)], []
+    for place, (kind, order, unit, digits) in enumerate(
+            [("pixels", 2, 255 * (3 * side * side) ** 0.5, 3), ("thumbnails", 1, 1.0, 0)]):
+        known, others = (torch.cat([part[place] for part in found]) for found in parts)
+        near, places = metrics.nearest(searched(made)[place], known, NEAREST, order=order)
+        far, _ = metrics.nearest(others, known, NEAREST, order=order, groups=tuple(groups))
+        near, far = near / unit, far / unit
+        images.append(base.read(rows[places[:n, :SHOWN].flatten().numpy()]).cover.unflatten(0, (n, SHOWN)))
+        for texts, distances in zip(captions, near[:, :SHOWN].tolist(), strict=False):
+            texts += [f"{distance:.{digits}f}" for distance in distances]
+        report.append(f"{kind}: {in_words(near[:compare], far, held.split)}")
+    report = [f"share of {compare} generated covers that are nearer to a {split} cover than the median of "
+              f"{len(real)} {held.split} covers is",
+              "(50%: like real ones; 100%: copies, or by plain distance blur; in brackets: the medians)", *report]
+    lines = [plots.Line(*line) for line in zip(labels, torch.cat(images, 1).float() / 255, captions, strict=True)]
+    shrunk = f" at {side} px" if side < run.resolution else ""
+    units = (f"Below each: pixels{shrunk}, root mean square difference of values in [0, 1]; thumbnails of 4 x 4, "
+             "summed difference of levels")
+    plots.save(plots.table(
+        lines, title=f"Generated covers of {name} and the nearest of {len(rows):,} {split} covers",
+        subtitle="\n".join([*report, units]), breaks=(1, 1 + SHOWN),
+        columns=["generated", *(f"{rank} by {kind}" for kind in ("pixels", "thumbnails")
+                                for rank in ("nearest", "2nd", "3rd"))]), path)
+    return "\n".join([f"{name}: {report[0]}", *report[1:]])
+
+
+def in_words(near: Tensor, far: Tensor, held_out: str) -> str:
+    """The shares and, in brackets, medians, from the distances ``[N, 10]`` of generated and of held-out covers to
+    those nearest to them."""
+    relative = [part[:, 0] / part.mean(1).clamp(min=1e-9) for part in (near, far)]
+    words = (f"{metrics.share_nearer(one, other):.0%} ({one.median():.3g}, {held_out} {other.median():.3g})"
+             for one, other in ((near[:, 0], far[:, 0]), relative))
+    return f"; by distance relative to the mean of the {NEAREST} nearest ".join(words)
+
+
+def searched(covers: Tensor) -> tuple[Tensor, Tensor]:
+    """What uint8 covers ``[N, 3, R, R]`` are compared by: uint8 pixels ``[N, D]`` at 32 px or less; thumbnails."""
+    return shrink(covers, min(SIDE, covers.shape[-1])).flatten(1), metrics.thumbnails(covers)

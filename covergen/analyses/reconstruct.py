@@ -1,0 +1,98 @@
+"""Covers and what autoencoders make of them: shards or a folder of pictures in, rows of covers with errors out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from covergen.analyses import names_of
+from covergen.nn.losses import psnr
+from covergen.runtime import plots
+from covergen.runtime.run import Run
+from covergen.runtime.samples import Pictures, Samples, find_split
+
+COLUMNS = 8
+SPLITS = ("val", "test", "train")
+
+
+def draw(runs: Sequence[Run], path: Path, *, shards: str | None, split: str | None, n: int | None,
+         images: str | None) -> str:
+    """Writes the originals as one row and below it each run's reconstructions; or one run's as an array (x.npy).
+
+    Args:
+        runs: that reconstruct.
+        path: x.png, or x.npy for float32 ``[N, 3, R, R]`` in [0, 1].
+        shards, split: where covers are, see ``find_split``; without ``images``.
+        n: how many covers, default 8; an array has the first n in the order of the index, or all (0).
+        images: folder of pictures instead, in the order of their names; an array has all of them by default.
+    """
+    place, array = images, path.suffix.lower() == ".npy"
+    if images:
+        hearing = [run for run in runs if run.model.conditional]
+        if hearing:
+            raise ValueError(f"{hearing[0].folder} is a {hearing[0].config.model}, which needs the audio of each "
+                             "cover: use --shards instead of --images")
+        limit = n or 0 if array else n or COLUMNS
+        sources = [Pictures(run, images, limit) for run in runs]
+        rows = range(len(sources[0]))
+    else:
+        root, split = find_split(runs[0], shards, split, SPLITS)
+        sources = [Samples(run, root, split) for run in runs]
+        place = f"{split} of {root}"
+        if array:
+            rows = range(min(n, len(sources[0])) if n else len(sources[0]) if n == 0 else COLUMNS)
+        else:
+            rows = sources[0].varied(n or COLUMNS)
+    if array:
+        mean = write_array(runs[0], sources[0], rows, path)
+        return (f"{names_of([runs[0].folder])[0]}: {len(rows):,} covers ({place}) reconstructed, mean PSNR "
+                f"{mean:.2f} dB; float32 [{len(rows)}, 3, {runs[0].resolution}, {runs[0].resolution}] in [0, 1]")
+    return write_picture(runs, sources, rows, path, place)
+
+
+def errors(covers: Tensor, versions: Tensor) -> Tensor:
+    """Mean squared error ``[N]`` of versions ``[N, 3, R, R]`` in [0, 1] of uint8 covers."""
+    return (covers.float() / 255 - versions).square().flatten(1).mean(1)
+
+
+def write_array(run: Run, source: Samples | Pictures, rows: Sequence[int], path: Path) -> float:
+    """Writes reconstructions of rows as a .npy, in their order, as they are made; returns the mean PSNR."""
+    total = 0.0
+    with plots.written(path) as temporary:
+        array = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32,
+                                          shape=(len(rows), 3, run.resolution, run.resolution))
+        start = 0
+        for batch in source.blocks(rows):
+            versions = run.reconstruct(batch).clamp(0, 1)
+            array[start:start + len(versions)] = versions.numpy()
+            total += psnr(errors(batch.cover, versions)).sum().item()
+            start += len(versions)
+        array.flush()
+    return total / len(rows)
+
+
+def write_picture(runs: Sequence[Run], sources: Sequence[Samples | Pictures], rows: Sequence[int], path: Path,
+                  place: str) -> str:
+    """Originals and reconstructions, eight a line; returns the mean errors of each run in words."""
+    batches = [source.read(rows) for source in sources]
+    versions = [run.reconstruct(batch).clamp(0, 1) for run, batch in zip(runs, batches, strict=True)]
+    mistakes = [errors(batch.cover, version) for batch, version in zip(batches, versions, strict=True)]
+    means = [psnr(mistake).mean().item() for mistake in mistakes]
+    names = names_of([run.folder for run in runs])
+    finest = max(batches, key=lambda batch: batch.cover.shape[-1]).cover.float() / 255
+    lines = []
+    for start in range(0, len(rows), COLUMNS):
+        part = slice(start, start + COLUMNS)
+        lines.append(plots.Line("original", finest[part]))
+        for name, version, mistake, mean in zip(names, versions, mistakes, means, strict=True):
+            captions = [f"MSE {value:.4f}\n{psnr(value):.1f} dB" for value in mistake[part]]
+            lines.append(plots.Line(f"{name}\nmean {mean:.1f} dB", version[part], captions))
+    best = "reconstructions" if len(runs) == 1 else f"reconstructions by {len(runs)} runs"
+    figure = plots.table(lines, title=f"{len(rows)} covers and their {best}", subtitle=f"covers: {place}; below "
+                         "each: mean squared error of values in [0, 1] and peak signal to noise ratio")
+    plots.save(figure, path)
+    return "\n".join(f"{name}: mean PSNR {mean:.2f} dB, mean MSE {mistake.mean():.5f} over {len(rows)} covers"
+                     for name, mean, mistake in zip(names, means, mistakes, strict=True))

@@ -1,0 +1,49 @@
+"""A model of a few lines, made as anybody would add one: it learns one picture, the mean of all covers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from covergen.nn.turn import Model, Recipe, Sizes, Turn, normal_latents, signed
+
+
+@dataclass(frozen=True)
+class Options:
+    brightness: float = field(default=0.5, metadata={"help": "value of every pixel at the start"})
+
+
+class Picture(nn.Module):
+    def __init__(self, resolution: int, brightness: float) -> None:
+        super().__init__()
+        self.pixels = nn.Parameter(torch.full((3, resolution, resolution), start))
+
+
+class PictureTurn(Turn):
+    name = "picture"
+
+    def __init__(self, picture: Picture) -> None:
+        super().__init__()
+        self.picture = picture
+
+    def forward(self, batch: Any, noise: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        loss = (self.picture.pixels - signed(batch.cover)).square().mean()
+        return loss, {"distance": loss.detach()}
+
+
+def build(options: Options, sizes: Sizes) -> Model:
+    picture = Picture(sizes.resolution, options.brightness)
+    return Model({"picture": picture}, [PictureTurn(picture)], averaged=("picture",), latents=normal_latents(1),
+                 sample=lambda networks, latents, audio: networks["picture"].pixels.expand(len(latents), -1, -1, -1))
+
+
+TOY = Recipe("the mean of all covers", Options, build, preset={"lr": 0.01})
+
+if __name__ == "__main__":
+    from covergen import models, train
+    from shard_tools import cli
+    models.MODELS["toy"] = "toy_model:TOY"  # the one line of the table
+    cli.guarded(train.main)
