@@ -27,6 +27,7 @@ from covergen import models
 from covergen.nn.turn import Model, Sizes
 from covergen.runtime import checkpoint, config
 from covergen.runtime.validation import Patience
+from shard_tools import cli
 from shard_tools.formats.index import write_atomically
 from shard_tools.formats.world import LABELS  # the demo world has the thesis's genres
 
@@ -34,6 +35,7 @@ RESOLUTION = 128
 AUDIO = {"dimension": 1160, "blocks": [[0, 580], [580, 1160]], "mean": None, "std": None}  # heard as it is
 LAST_STEP = 99_999_999  # that the name of a checkpoint's folder can say
 SHOWN = 4  # names of each kind of difference in an error
+OPTIONS = {"dcgan": {"latent_mean": -1.0, "latent_std": 2.0}}  # where the thesis's code is not our default
 
 # -- names: a module of the thesis -> ours; what follows (weight, running_mean, 0.bias, ...) is the same in both ---
 
@@ -56,8 +58,7 @@ RESIZE = {
 TRANSPOSE = {
     **numbered("conv{}", "convs.{}", 4), **numbered("bn{}", "norms.{}", 3),
     **numbered("tconv{}", "back.{}", 4), **numbered("bn{}", "back_norms.{}", 3, first=4)}
-VAE = {**RESIZE, "f1": "mean", "f2": "log_variance", "d1": "project"}
-SAME = {"main": "main"}
+MAIN, VAE = {"main": "main"}, {**RESIZE, "f1": "mean", "f2": "log_variance", "d1": "project"}
 LSGAN = {"lin": "project", "bn": "project_norm", **blocks("tconv", "bn", 4), "tconv5": "to_rgb"}
 WGAN = {"lin": "project", "bn": "project_norm", **blocks("tconv", "bn", 6), "tconv7": "to_rgb"}
 FILM = {  # the thesis's beta multiplies and its gamma adds
@@ -76,7 +77,7 @@ PUBLISHED = {
     "ae_resize": {"autoencoder": Part(*CODER, "loss/mse", RESIZE)},
     "ae_transpose": {"autoencoder": Part(*CODER, "loss/mse", TRANSPOSE)},
     "vae": {"vae": Part(*CODER, "loss/bound", VAE)},
-    "dcgan": {"generator": Part(*G, SAME), "discriminator": Part(*D, "loss/discriminator", SAME)},
+    "dcgan": {"generator": Part(*G, MAIN), "discriminator": Part(*D, "loss/discriminator", MAIN)},
     "lsgan": {"generator": Part(*G, LSGAN), "discriminator": Part(*D, "loss/discriminator", BATCH_SCORE)},
     "wgan_gp": {"generator": Part(*G, WGAN), "critic": Part(*D, "loss/critic", INSTANCE_SCORE)},
     "cond_lsgan": {"generator": Part(*G, FILM), "discriminator": Part(*D, "loss/discriminator", BATCH_SCORE)},
@@ -104,7 +105,7 @@ def read(path: Path) -> dict[Any, Any]:
 
 def prepare(model: str, **where: str) -> tuple[config.Config, Model]:
     """A run by the thesis's preset, on shards not known yet, and its model, without memory for the weights so far."""
-    run = config.resolve({"model": model, "shards": "not known yet", **where})
+    run = config.resolve({"model": model, "shards": "not known yet", **OPTIONS.get(model, {}), **where})
     with torch.device("meta"):
         built = models.load(model).build(run.options, Sizes(RESOLUTION, AUDIO["dimension"]))
     return replace(run, training=replace(run.training, shards=None)), built
@@ -290,11 +291,10 @@ def convert(thesis: str, model: str, out: str) -> None:
         f"{name} {sum(p.numel() for p in network.parameters()):,}" for name, network in built.networks.items())
     after = (f"generate --run {path} --n 64 --out covers.png" if built.sample else
              f"analyze reconstruct --run {path} --shards DIR --out reconstructions.png")
+    notes += [f"train on with --{name} {value}" for name, value in OPTIONS.get(model, {}).items()]
     print(f"{out}: {model} at step {trainer['step']:,}; {networks} parameters; {len(log):,} lines of log.jsonl",
           *(f"note: {note}" for note in notes), f"next: python -m covergen.{after}", sep="\n")
 
 
 if __name__ == "__main__":
-    from shard_tools import cli
-
     cli.run(convert)

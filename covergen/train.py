@@ -67,9 +67,10 @@ def count(network: torch.nn.Module) -> int:
 
 
 def best_of(folder: Path, patience: Patience) -> str:
-    """The best validation loss of a run, for people."""
-    return (f"the best validation loss, {patience.best:.6g}, was at step {patience.best_step}: "
-            f"{folder / 'checkpoints' / f'best_{patience.best_step:08d}'}")
+    """The best validation loss of a run, for people; a run that was converted may not have the weights of then."""
+    where = folder / "checkpoints" / f"best_{patience.best_step:08d}"
+    return (f"the best validation loss, {patience.best:.6g}, was at step {patience.best_step}"
+            + (f": {where}" if where.is_dir() else ""))
 
 
 def train(run: config.Config) -> int:

@@ -15,7 +15,7 @@ import torch
 from runs import log_of, train
 from torch import nn
 
-from covergen.convert import convert, prepare, rows
+from covergen.convert import OPTIONS, convert, prepare, rows
 from covergen.runtime import checkpoint, config
 from covergen.runtime.data import Batch
 from covergen.runtime.run import open_run
@@ -271,7 +271,7 @@ def test_the_run_is_configured_as_the_thesis_trained(model: str, tmp_path: Path)
     run, built = prepare(model, out="runs", name="mine")
     (tmp_path / "config.yaml").write_text(run.text())
     assert config.read_run(tmp_path) == run and run.training.shards is None
-    typed = config.resolve({"model": model, "shards": "DIR", "out": "runs", "name": "mine", "steps": 10**6})
+    typed = config.resolve({"model": model, "shards": "DIR", "out": "runs", "name": "mine", **OPTIONS.get(model, {})})
     assert config.differences(run.flat(), typed.flat()) == []
     optimizer = {"betas": (0.9, 0.999), "weight_decay": 0, **thesis.ADAM[model]}
     assert optimizer == {key: getattr(run.training, key) for key in optimizer}

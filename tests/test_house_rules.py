@@ -47,6 +47,9 @@ def test_imports_go_one_way(path: Path) -> None:
     if here == "covergen.models" and path.name != "__init__.py":
         assert outside(modules) - {"covergen"} <= MODEL_LIBRARIES
         assert all(name.startswith("covergen.nn") for name in modules if name.startswith("covergen"))
+    if here == "covergen.analyses":
+        assert all(name.startswith(("covergen.analyses", "covergen.metrics", "covergen.nn", "covergen.runtime"))
+                   for name in modules if name.startswith("covergen"))
     if here == "covergen.runtime":
         upwards = {f"covergen.{file.stem}" for file in (ROOT / "covergen").glob("*.py")} - {"covergen.__init__"}
         assert not any(name.startswith(tuple(upwards)) for name in modules)

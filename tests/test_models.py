@@ -139,9 +139,12 @@ def test_the_discriminator_of_cond_lsgan_steps_every_second_time() -> None:
     assert all(turn.every == 1 for turn in small("lsgan").turns)
 
 
-def test_dcgan_draws_the_noise_of_the_thesis_s_code_and_lsgan_truncates_nearer() -> None:
-    drawn = small("dcgan").latents(4000, torch.Generator().manual_seed(0), None)
+def test_dcgan_can_draw_the_noise_of_the_thesis_s_code_and_lsgan_truncates_nearer() -> None:
+    thesis = {"latent_mean": -1.0, "latent_std": 2.0}
+    drawn = small("dcgan", **thesis).latents(4000, torch.Generator().manual_seed(0), None)
     assert abs(drawn.mean() + 1) < 0.02 and abs(drawn.std() - 2) < 0.02
+    assert torch.equal(small("dcgan").latents(9, torch.Generator().manual_seed(0), None) * 2 - 1,
+                       small("dcgan", **thesis).latents(9, torch.Generator().manual_seed(0), None))
     assert small("lsgan").truncation == 1.5 and small("wgan_gp").truncation == 2
 
 

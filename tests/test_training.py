@@ -13,11 +13,13 @@ import torch
 from runs import TINY, command, environment, log_of, train
 from safetensors.torch import load_file
 
+from covergen import models
+
 
 def weights(run: Path, step: int) -> dict[str, torch.Tensor]:
     """All weights of a checkpoint by file and name."""
     files = sorted((run / "checkpoints" / f"step_{step:08d}").glob("*.safetensors"))
-    assert [file.stem for file in files] == ["critic", "generator", "generator_ema"]
+    assert files
     return {f"{file.stem}.{name}": value for file in files for name, value in load_file(file).items()}
 
 
@@ -109,6 +111,25 @@ def test_resume_after_kill_gives_the_same_weights(shards: Path, tmp_path: Path, 
     ids = {path.name.rsplit("-", 1)[1] for path in (killed / "wandb").glob("offline-run-*")}
     assert ids == {(killed / "wandb/run_id").read_text()}
     assert len(list((killed / "checkpoints").iterdir())) == 3
+
+
+@pytest.mark.parametrize("model", [name for name in models.MODELS if name != "wgan_gp"])
+def test_every_model_trains_on_two_ranks_and_resumes_bitwise(shards: Path, tmp_path: Path, model: str) -> None:
+    flags = ["--model", model, "--width", "4", "--batch_size", "12", "--shards", str(shards), "--steps", "24",
+             "--save_every", "4", "--log_every", "2", "--sample_every", "12", "--tracker", "none"]
+    calm = undisturbed(tmp_path, flags, 2)
+    kill_after(tmp_path, [*flags, "--name", "killed"], 2, 6)
+    train(tmp_path, *flags, "--name", "killed", ranks=2)
+    assert same_bits(weights(tmp_path / "runs/killed", 24), calm)
+    logs = [[{key: value for key, value in row.items() if key.startswith(("loss", "val", "optim"))}
+             for row in log_of(tmp_path / "runs" / run)] for run in ("killed", "calm")]
+    assert logs[0] == logs[1] and len(logs[0]) >= 12
+    grids = {path.name.split("_", 2)[2] for path in (tmp_path / "runs/killed/grids").iterdir()}
+    assert grids == ({"reconstructions.png"} if model.startswith("ae_") else {"noise.png", "truncated.png"} | (
+        {"reconstructions.png"} if "vae" in model else set()))
+    best = [sorted(path.name for path in (tmp_path / "runs" / run / "checkpoints").glob("best_*"))
+            for run in ("killed", "calm")]
+    assert best[0] == best[1] and len(best[0]) == ("ae" in model)
 
 
 def test_a_stop_signal_saves_and_says_how_to_go_on(shards: Path, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ class Options:
 class Picture(nn.Module):
     def __init__(self, resolution: int, brightness: float) -> None:
         super().__init__()
-        self.pixels = nn.Parameter(torch.full((3, resolution, resolution), start))
+        self.pixels = nn.Parameter(torch.full((3, resolution, resolution), brightness))
 
 
 class PictureTurn(Turn):

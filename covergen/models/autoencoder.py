@@ -101,9 +101,10 @@ def assemble(autoencoder: nn.Module, sizes: Sizes) -> Model:
 # The thesis trained both for 20 epochs and stopped after 4 without a better validation loss.
 PRESET = {"batch_size": 32, "lr": 1e-3, "betas": (0.9, 0.999), "weight_decay": 1e-5, "ema": 0.0, "epochs": 20,
           "patience": 4}
+DEMO = {"epochs": 10}
 
 RESIZE = Recipe("autoencoder that resizes and convolves (thesis)", Options,
-                lambda options, sizes: assemble(Resize(options.width), sizes), preset=PRESET)
+                lambda options, sizes: assemble(Resize(options.width), sizes), preset=PRESET, demo=DEMO)
 
 TRANSPOSE = Recipe("autoencoder with unpooling and transposed convolutions (thesis)", Options,
-                   lambda options, sizes: assemble(Transpose(options.width), sizes), preset=PRESET)
+                   lambda options, sizes: assemble(Transpose(options.width), sizes), preset=PRESET, demo=DEMO)

@@ -1,7 +1,8 @@
 """DCGAN: noise in, covers out, by transposed convolutions from a single pixel on.
 
 Sources: Radford et al. 2016, "Unsupervised Representation Learning with DCGAN"; layer table and hyper-parameters from
-J. Bustos 2020, "Towards album artwork generation based on audio".
+J. Bustos 2020, "Towards album artwork generation based on audio". Its code takes 0.5 off N(0, 1) and halves the
+unit, which makes N(-1, 2^2); with that noise the generator falls to few pictures on the demo world: hence our N(0, 1).
 """
 
 from __future__ import annotations
@@ -14,15 +15,16 @@ from covergen.nn.layers import check_resolution, init_gan_weights
 from covergen.nn.losses import binary_cross_entropy
 from covergen.nn.turn import DiscriminatorTurn, GeneratorTurn, Model, Recipe, Sizes, adversarial, normal_latents
 
-LATENTS = (-1.0, 2.0)  # mean and deviation: the thesis's code draws N(0, 1), takes 0.5 off and halves the unit
-
 
 @dataclass(frozen=True)
 class Options:
     """What can be set about the model; the defaults are the thesis's."""
 
-    width: int = field(default=64, metadata={"help": "channels nearest the image; deeper layers have 1, 2, 4, 8 times"})
+    width: int = field(default=64, metadata={"help": "channels nearest the image; deeper layers have up to 8 times"})
+    critic_width: int = field(default=64, metadata={"help": "the same of the discriminator"})
     latent: int = field(default=100, metadata={"help": "size of the noise vector"})
+    latent_mean: float = field(default=0.0, metadata={"help": "mean of the noise; the thesis's weights want -1"})
+    latent_std: float = field(default=1.0, metadata={"help": "its standard deviation; the thesis's weights want 2"})
     real_label: float = field(default=0.9, metadata={"help": "label of real covers, generated ones have 0"})
 
 
@@ -75,8 +77,8 @@ def build(options: Options, sizes: Sizes) -> Model:
     """Both networks with their turns, discriminator first."""
     check_resolution(sizes.resolution)
     generator = Generator(sizes.resolution, options.width, options.latent)
-    discriminator = Discriminator(sizes.resolution, options.width)
-    latents = normal_latents(options.latent, *LATENTS)
+    discriminator = Discriminator(sizes.resolution, options.critic_width)
+    latents = normal_latents(options.latent, options.latent_mean, options.latent_std)
     turns = [
         DiscriminatorTurn(generator, discriminator, binary_cross_entropy, latents=latents,
                           real_label=options.real_label),
@@ -89,4 +91,4 @@ def build(options: Options, sizes: Sizes) -> Model:
 DCGAN = Recipe(
     "DCGAN (thesis; Radford et al. 2016)", Options, build,
     preset={"batch_size": 128, "lr": 2e-4, "betas": (0.5, 0.99)},
-    demo={"steps": 1500, "width": 32, "batch_size": 64})
+    demo={"steps": 5000, "width": 16, "critic_width": 8, "batch_size": 32, "lr": 5e-4})

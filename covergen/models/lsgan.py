@@ -65,10 +65,10 @@ def build_conditional(options: CondOptions, sizes: Sizes) -> Model:
 LSGAN = Recipe(
     "least-squares GAN (thesis; Mao et al. 2017)", Options, build,
     preset={"batch_size": 128, "lr": 2e-4, "betas": (0.5, 0.999)},
-    demo={"steps": 1500, "width": 32, "critic_width": 16, "batch_size": 64})
+    demo={"steps": 5000, "width": 16, "critic_width": 8, "latent": 128, "batch_size": 32, "lr": 5e-4})
 
 COND_LSGAN = Recipe(
     "the thesis's conditional LSGAN: FiLM from audio, a discriminator that never hears it", CondOptions,
     build_conditional,
     preset={"batch_size": 64, "lr": 2e-4, "betas": (0.5, 0.999), "audio_scale": "raw"},
-    demo={"steps": 1500, "width": 32, "critic_width": 16, "batch_size": 64})
+    demo={"steps": 3000, "width": 16, "critic_width": 32, "latent": 128, "batch_size": 32, "lr": 5e-4})

@@ -159,8 +159,8 @@ def resolve(flags: dict[str, Any]) -> Config:
             raise ValueError(f"--{name} {value}: must be 0 or more")
     if not 0 <= values.get("ema", 0) < 1:
         raise ValueError(f"--ema {values['ema']}: a decay per step, from 0 (none) to below 1")
-    values.setdefault("name", f"{model}-demo" if demo else model)
-    if values["name"] in ("", ".", "..") or Path(values["name"]).name != values["name"]:
+    values["name"] = values.get("name") or (f"{model}-demo" if demo else model)
+    if values["name"] in (".", "..") or Path(values["name"]).name != values["name"]:
         raise ValueError(f"--name {values['name']}: one folder name is expected; say where with --out")
     kinds = [{f.name: values[f.name] for f in dataclasses.fields(kind) if f.name in values}
              for kind in (Training, recipe.options)]

@@ -89,7 +89,7 @@ def read_shards(root: str, split: str, count: int, facts: dict[str, Any]) -> Hea
     if shards.dimension != facts["dimension"]:
         has = f"vectors of {shards.dimension} numbers" if shards.dimension else "no vectors"
         raise ValueError(f"{root} has {has}; the run was trained on {facts['dimension']}")
-    rows = np.array(varied(shards.index.rows["genre"], count)) if count else np.arange(len(shards.index.rows))
-    batch = shards.read(rows)
+    rows = np.flatnonzero(shards.index.rows["audio_bytes"])  # covers alone are nothing to hear
+    batch = shards.read(rows[varied(shards.index.rows["genre"][rows], count)] if count else rows)
     genres = shards.facts["genres"]
     return Heard([genres[genre] for genre in batch.genre.tolist()], batch.audio.numpy())
