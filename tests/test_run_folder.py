@@ -126,6 +126,19 @@ def test_a_failing_wandb_warns_once_and_training_goes_on(tmp_path: Path, monkeyp
     assert len(log_of(tmp_path)) == 2
 
 
+def test_the_grid_of_a_conditional_model_names_the_genres_of_its_rows(tmp_path: Path, monkeypatch) -> None:
+    rows = []
+    run = FakeRun()
+    run.log = lambda row, step: rows.append(row)
+    record = tracker(tmp_path, run, 0, monkeypatch)
+    record.grid(2, 2, "noise", torch.zeros(16, 3, 4, 4), ["blues", "r&b"])
+    record.grid(2, 2, "plain", torch.zeros(8, 3, 4, 4))
+    assert rows[0]["samples/noise"]._caption == "step 2, rows: blues, r&b"
+    assert rows[1]["samples/plain"]._caption == "step 2"
+    assert {path.name for path in (tmp_path / "grids").iterdir()} == {
+        "step_00000002_noise.png", "step_00000002_plain.png"}
+
+
 def test_a_grid_is_a_picture_with_eight_covers_a_row(tmp_path: Path) -> None:
     covers = torch.stack([torch.full((3, 4, 4), n / 16) for n in range(16)])
     pictures.save(tmp_path / "g.png", pictures.grid(covers))

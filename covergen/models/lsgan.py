@@ -71,4 +71,4 @@ COND_LSGAN = Recipe(
     "the thesis's conditional LSGAN: FiLM from audio, a discriminator that never hears it", CondOptions,
     build_conditional,
     preset={"batch_size": 64, "lr": 2e-4, "betas": (0.5, 0.999), "audio_scale": "raw"},
-    demo={"steps": 3000, "width": 16, "critic_width": 32, "latent": 128, "batch_size": 32, "lr": 5e-4})
+    demo={"steps": 2500, "width": 16, "critic_width": 32, "latent": 128, "batch_size": 32, "lr": 5e-4})

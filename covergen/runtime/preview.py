@@ -36,12 +36,14 @@ class Preview:
             engine: that trains it.
         """
         self.model, self.engine = model, engine
-        batch = Batch(*(None if part is None else part.to(engine.device) for part in examples))
+        count = len(examples.cover)
+        whole = torch.arange(max(COLUMNS, count // COLUMNS * COLUMNS)) % count  # rows are full, if by repetition
+        batch = Batch(*(None if part is None else part[whole].to(engine.device) for part in examples))
         self.examples = batch._replace(cover=shrink(batch.cover, resolution))
         self.latents, self.audio, self.labels = {}, None, []
         rows = COLUMNS
         if model.conditional:
-            rows = min(COLUMNS, len(examples.cover))
+            rows = min(COLUMNS, count)
             self.audio = self.examples.audio[:rows].repeat_interleave(COLUMNS, 0)
             self.labels = [genres[genre] if genre >= 0 else "unknown" for genre in examples.genre[:rows].tolist()]
         if model.sample:
@@ -56,9 +58,7 @@ class Preview:
             images = self.engine.infer(lambda nets, latents=latents: self.model.sample(nets, latents, self.audio))
             yield Grid(name, to_unit(images, self.model.low), self.labels)
         if self.model.reconstruct:
-            covers = self.examples.cover[: len(self.examples.cover) // COLUMNS * COLUMNS or None]
-            batch = Batch(*(None if part is None else part[: len(covers)] for part in self.examples))
-            images = self.engine.infer(lambda nets: self.model.reconstruct(nets, batch))
-            rows = [part for pair in zip(covers.split(COLUMNS), images.split(COLUMNS), strict=True)
+            images = self.engine.infer(lambda nets: self.model.reconstruct(nets, self.examples))
+            rows = [part for pair in zip(self.examples.cover.split(COLUMNS), images.split(COLUMNS), strict=True)
                     for part in (pair[0].float().cpu() / 255, to_unit(pair[1], 0.0))]
             yield Grid("reconstructions", torch.cat(rows), ["original", "model"] * (len(rows) // 2))

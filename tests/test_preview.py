@@ -1,0 +1,66 @@
+"""Grids of a run: what rows and columns show, from fixed inputs, for models of every kind."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from covergen import models
+from covergen.nn.turn import Model, Sizes
+from covergen.runtime.data import Batch
+from covergen.runtime.preview import Preview
+
+GENRES = ["blues", "folk", "jazz"]
+
+
+def examples(count: int) -> Batch:
+    source = torch.Generator().manual_seed(0)
+    return Batch(torch.randint(0, 256, (count, 3, 64, 64), dtype=torch.uint8, generator=source),
+                 torch.randn(count, 20, generator=source), torch.arange(count) % 3, torch.arange(count))
+
+
+def preview(name: str, count: int) -> tuple[Preview, Model]:
+    recipe = models.load(name)
+    model = recipe.build(recipe.options(width=8), Sizes(32, 20))
+
+    @torch.no_grad()
+    def infer(call):  # as the engine does, without Accelerate
+        for network in model.networks.values():
+            network.eval()
+        return call(model.networks)
+
+    engine = SimpleNamespace(device=torch.device("cpu"), training=SimpleNamespace(seed=0), infer=infer)
+    return Preview(model, examples(count), GENRES, 32, engine), model
+
+
+@pytest.mark.parametrize("count", [5, 8, 20])
+def test_originals_stand_above_their_reconstructions(count: int) -> None:
+    shown, model = preview("ae_resize", count)
+    grid, = shown.grids()
+    rows = max(8, count // 8 * 8) // 8
+    assert grid.name == "reconstructions" and grid.labels == ["original", "model"] * rows
+    assert grid.covers.shape == (16 * rows, 3, 32, 32) and grid.covers.min() >= 0 and grid.covers.max() <= 1
+    originals = shown.examples.cover
+    assert torch.equal(grid.covers[:8], originals[:8].float() / 255)
+    made = model.reconstruct(model.networks, shown.examples).detach()
+    torch.testing.assert_close(grid.covers[8:16], made[:8])
+
+
+def test_a_conditional_model_has_a_row_for_each_track_and_columns_share_noise() -> None:
+    shown, model = preview("cond_lsgan", 20)
+    noise, truncated = shown.grids()
+    assert (noise.name, truncated.name) == ("noise", "truncated") and noise.covers.shape == (64, 3, 32, 32)
+    assert noise.labels == ["blues", "folk", "jazz", "blues", "folk", "jazz", "blues", "folk"]
+    latents = shown.latents["noise"]
+    assert torch.equal(latents[:8], latents[8:16]) and not torch.equal(latents[0], latents[1])
+    assert torch.equal(shown.audio[0], shown.audio[7]) and not torch.equal(shown.audio[0], shown.audio[8])
+    assert shown.latents["truncated"].abs().max() <= model.truncation
+
+
+def test_grids_are_the_same_from_the_same_weights() -> None:
+    shown, _ = preview("vae", 9)
+    first, again = list(shown.grids()), list(shown.grids())
+    assert [grid.name for grid in first] == ["noise", "truncated", "reconstructions"]
+    assert all(torch.equal(one.covers, other.covers) for one, other in zip(first, again, strict=True))
