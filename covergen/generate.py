@@ -6,7 +6,6 @@ wandb.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -133,20 +132,18 @@ def write(out: str, parts: Iterator[Tensor], total: int, columns: int, heard: he
         for name, image in zip(names, (image for part in parts for image in part), strict=True):
             pictures.save(path / f"{name}.png", pictures.plain(pictures.to_unit(image, run.model.low)))
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix.lower() == ".png":
         covers = torch.cat([pictures.to_unit(part, run.model.low) for part in parts])
         pictures.save(path, pictures.grid(covers, columns, [name[:24] for name in heard.names] if heard else ()))
         return
-    temporary = path.with_name(f".{path.name}.tmp")
-    array = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32,
-                                      shape=(total, 3, run.resolution, run.resolution))
-    start = 0
-    for part in parts:
-        array[start:start + len(part)] = part.numpy()
-        start += len(part)
-    array.flush()
-    os.replace(temporary, path)
+    with pictures.written(path) as temporary:
+        array = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32,
+                                          shape=(total, 3, run.resolution, run.resolution))
+        start = 0
+        for part in parts:
+            array[start:start + len(part)] = part.numpy()
+            start += len(part)
+        array.flush()
 
 
 if __name__ == "__main__":

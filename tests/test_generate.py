@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from runs import TINY, environment, train
 
 from covergen import generate
 from covergen.runtime.run import open_run
+from shard_tools import cli
 from shard_tools.formats import acousticbrainz
 
 
@@ -122,24 +124,30 @@ def test_an_acousticbrainz_file_fills_the_block_of_its_size(runs: Path, tmp_path
     ("cond_wgan_gp", ["--audio", "song.mp3"], "expected a .npy vector or an AcousticBrainz"),
     ("cond_wgan_gp", ["--audio", "short.npy"], "a vector of 7 numbers; the run was trained on 1160"),
     ("cond_wgan_gp", ["--audio", "pickled.npy"], "pickled"),
-    ("cond_wgan_gp", ["--audio", "bad.json"], "bad.json: not JSON"),
+    ("cond_wgan_gp", ["--audio", "bad.json"], "bad.json: truncated JSON"),
     ("ae_resize", [], "an ae_resize: it reconstructs covers"),
     ("wgan_gp", ["--out", "x.jpg"], "--out x.jpg: expected .png"),
     ("wgan_gp", ["--n", "0"], "--n 0: must be above 0"),
     ("wgan_gp", ["--truncation", "-1"], "must be above 0"),
     ("wgan_gp", ["--checkpoint", "7"], "has auto, last and the steps 2"),
-    ("wgan_gp", ["--sead", "7"], "did you mean 'seed'"),
     ("nothing", [], "is not a run folder"),
 ])
-def test_what_can_t_be_done_is_one_clear_line(
-        runs: Path, tmp_path: Path, run: str, words: list[str], message: str) -> None:
+def test_what_can_t_be_done_is_refused_with_the_way_out(
+        runs: Path, tmp_path: Path, monkeypatch, run: str, words: list[str], message: str) -> None:
+    monkeypatch.chdir(tmp_path)
     np.save(tmp_path / "short.npy", np.ones(7, np.float32))
     np.save(tmp_path / "pickled.npy", np.array([object()]), allow_pickle=True)
     (tmp_path / "bad.json").write_text("{")
     before = set(tmp_path.iterdir())
-    done = made("--run", runs / run, *words, folder=tmp_path)
-    assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
+    with pytest.raises(ValueError, match=re.escape(message)):
+        generate.main(**cli.bind(generate.main, *cli.read_words(["--run", str(runs / run), *words])))
     assert set(tmp_path.iterdir()) == before
+
+
+def test_a_misspelt_flag_and_a_wrong_run_are_one_line_and_exit_status_2(runs: Path, tmp_path: Path) -> None:
+    for words, message in ((["--sead", "7"], "did you mean 'seed'"), (["--audio", "x.npy"], "hears no audio")):
+        done = made("--run", runs / "wgan_gp", *words, folder=tmp_path)
+        assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
 
 
 def test_it_needs_neither_accelerate_nor_wandb_webdataset_or_torchvision(runs: Path, tmp_path: Path) -> None:

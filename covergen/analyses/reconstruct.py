@@ -11,6 +11,7 @@ from torch import Tensor
 from covergen.analyses import names_of
 from covergen.nn.losses import psnr
 from covergen.runtime import plots
+from covergen.runtime.pictures import written
 from covergen.runtime.run import Run
 from covergen.runtime.samples import Pictures, Samples, find_split
 
@@ -61,7 +62,7 @@ def errors(covers: Tensor, versions: Tensor) -> Tensor:
 def write_array(run: Run, source: Samples | Pictures, rows: Sequence[int], path: Path) -> float:
     """Writes reconstructions of rows as a .npy, in their order, as they are made; returns the mean PSNR."""
     total = 0.0
-    with plots.written(path) as temporary:
+    with written(path) as temporary:
         array = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32,
                                           shape=(len(rows), 3, run.resolution, run.resolution))
         start = 0

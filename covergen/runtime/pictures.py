@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
@@ -11,6 +12,18 @@ from torch import Tensor
 
 SHOWN_SIDE = 64  # pixels that a cover in a grid has at least
 GAP = 2  # pixels between covers
+
+
+@contextmanager
+def written(path: Path) -> Iterator[Path]:
+    """A temporary name to write a file under, which is renamed to ``path`` when that went well, else removed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def to_unit(images: Tensor, low: float) -> Tensor:
@@ -48,8 +61,6 @@ def grid(covers: Tensor, columns: int = 8, labels: Sequence[str] = ()) -> Image.
 
 
 def save(path: Path, picture: Image.Image) -> None:
-    """Writes a PNG under a temporary name and renames it into place."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    picture.save(temporary, format="PNG")
-    os.replace(temporary, path)
+    """Writes a PNG, whole or not at all."""
+    with written(path) as temporary:
+        picture.save(temporary, format="PNG")

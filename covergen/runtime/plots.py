@@ -5,15 +5,15 @@ Sizes are in inches; a figure is 10 wide unless a table needs more, so that its 
 
 from __future__ import annotations
 
-import os
 import textwrap
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from torch import Tensor
+
+from covergen.runtime.pictures import written
 
 if TYPE_CHECKING:  # imported where it is used: it takes half a second, and most commands draw nothing
     from matplotlib.figure import Figure
@@ -23,18 +23,6 @@ TITLE, TEXT, SMALL = 13, 10.5, 9.5  # points
 LINE = 1.35 / 72  # inches of a line of text per point of its size
 EDGE, GAP, BREAK, SMALLEST, LABEL = 0.12, 0.05, 0.3, 0.6, 1.6
 SMOOTHED_FROM = 80  # points from which on a curve is also shown smoothed
-
-
-@contextmanager
-def written(path: Path) -> Iterator[Path]:
-    """A temporary name to write a file under, which is renamed to ``path`` when that went well, else removed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def save(figure: Figure, path: Path) -> None:
