@@ -6,6 +6,7 @@ wandb.
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -45,6 +46,8 @@ def main(run: str, out: str = "covers.png", n: int | None = None, audio: str | N
     check_out(out)
     if n is not None and n < 1:
         raise ValueError(f"--n {n}: must be above 0")
+    if rows < 0:
+        raise ValueError(f"--rows {rows}: must be 0 (all) or more")
     if truncation is not None and not truncation > 0:
         raise ValueError(f"--truncation {truncation}: must be above 0")
     opened = open_run(run, which=checkpoint, averaged=ema)
@@ -102,7 +105,7 @@ def read_latents(path: str, run: Run, n: int | None) -> Tensor:
     """
     try:
         found = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"--latents {path} can't be read as .npy: {error}") from None
     size = run.model.latents(1, torch.Generator(), None).shape[1]
     if not isinstance(found, np.ndarray) or found.ndim != 2 or found.shape[1] != size or found.dtype.kind not in "fiu":

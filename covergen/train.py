@@ -88,7 +88,6 @@ def train(run: config.Config) -> int:
     cut = {"batch_size": training.batch_size, "seed": training.seed, "audio_scale": training.audio_scale, "rank": rank,
            "ranks": ranks}
     stream = data.open_stream(shards, "train", order=training.order, **cut)
-    held_out = data.open_split(shards, "val", **cut)
     resolution = training.resolution or stream.resolution
     if resolution > stream.resolution:
         raise ValueError(f"--resolution {resolution} is above the {stream.resolution} px of {shards}; train at that or "
@@ -96,6 +95,7 @@ def train(run: config.Config) -> int:
     torch.manual_seed(seed_of(training.seed, "weights"))
     sizes = Sizes(resolution, stream.scale.size if stream.scale else 0)
     model = models.load(run.model).build(run.options, sizes)
+    held_out = data.open_split(shards, "val", needed=model.validated is not None, **cut)
     validated = model.validated if held_out else None
     engine = Engine(model, training)
     main = engine.rank == 0

@@ -19,9 +19,10 @@ from covergen import analyze
 from covergen.analyses import interpolate, matrix, neighbours, reconstruct
 from covergen.nn.turn import unit
 from covergen.runtime import tracking
-from covergen.runtime.data import AudioScale, IndexedShards
+from covergen.runtime.data import IndexedShards
 from covergen.runtime.run import Run, open_run
 from covergen.runtime.samples import Pictures, Samples
+from covergen.runtime.scale import AudioScale
 from shard_tools import cli
 
 SMALL = ["--width", "4", "--batch_size", "16", "--steps", "4", "--tracker", "none", "--sample_every", "0"]

@@ -128,6 +128,8 @@ def test_an_acousticbrainz_file_fills_the_block_of_its_size(runs: Path, tmp_path
     ("ae_resize", [], "an ae_resize: it reconstructs covers"),
     ("wgan_gp", ["--out", "x.jpg"], "--out x.jpg: expected .png"),
     ("wgan_gp", ["--n", "0"], "--n 0: must be above 0"),
+    ("cond_wgan_gp", ["--rows", "-1"], "--rows -1: must be 0"),
+    ("wgan_gp", ["--latents", "cut.npy"], "cut.npy can't be read"),
     ("wgan_gp", ["--truncation", "-1"], "must be above 0"),
     ("wgan_gp", ["--checkpoint", "7"], "has auto, last and the steps 2"),
     ("nothing", [], "is not a run folder"),
@@ -137,6 +139,7 @@ def test_what_can_t_be_done_is_refused_with_the_way_out(
     monkeypatch.chdir(tmp_path)
     np.save(tmp_path / "short.npy", np.ones(7, np.float32))
     np.save(tmp_path / "pickled.npy", np.array([object()]), allow_pickle=True)
+    (tmp_path / "cut.npy").write_bytes(b"PK\x03\x04 cut")
     (tmp_path / "bad.json").write_text("{")
     before = set(tmp_path.iterdir())
     with pytest.raises(ValueError, match=re.escape(message)):

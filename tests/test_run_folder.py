@@ -30,6 +30,12 @@ def test_only_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
     assert [checkpoint.step_of(path) for path in checkpoint.checkpoints(tmp_path)] == [10, 9_999_999]
 
 
+def test_only_the_best_that_was_saved_last_is_kept(tmp_path: Path) -> None:
+    for step in (30, 20):  # a course that was killed had found its best later than the one that went on
+        checkpoint.save(tmp_path, step, {"net": nn.Linear(2, 2)}, {}, {**TRAINER, "step": step}, 1, "best")
+    assert [checkpoint.step_of(path) for path in checkpoint.checkpoints(tmp_path, "best")] == [20]
+
+
 def test_a_failed_save_leaves_the_old_checkpoints_and_no_half_one(tmp_path: Path, monkeypatch) -> None:
     save(tmp_path, 1, keep=1)
     for culprit in ("torch.save", "os.replace"):

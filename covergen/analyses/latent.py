@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ from torch import Tensor
 from covergen import metrics
 from covergen.analyses import names_of
 from covergen.runtime import plots
+from covergen.runtime.data import Batch
 from covergen.runtime.run import Run
 from covergen.runtime.samples import Samples, find_split
 
@@ -19,6 +20,7 @@ SPLITS = ("test", "val", "train")
 NEIGHBOURS = 10
 COMPONENTS, PERPLEXITY = 50, 30  # of t-SNE
 LEAST = 20  # the fewest covers that it is worth
+MOST = 2**31  # bytes of latents
 
 
 def draw(run: Run, path: Path, *, shards: str | None, split: str | None, n: int, genres: Sequence[str] | None,
@@ -46,8 +48,8 @@ def draw(run: Run, path: Path, *, shards: str | None, split: str | None, n: int,
     count = sum(map(len, chosen))
     if count < LEAST:
         raise ValueError(f"{count} covers are too few for a t-SNE; at least {LEAST} are needed (--n, --genres)")
-    latents = torch.cat([run.encode(batch) for source, rows in zip(sources, chosen, strict=True)
-                         for batch in source.blocks(rows)])
+    latents = encoded(run, (batch for source, rows in zip(sources, chosen, strict=True)
+                            for batch in source.blocks(rows)), count)
     if not latents.isfinite().all():
         raise ValueError(f"{run.folder}: latents that are not finite; this run has diverged")
     genre, group = (torch.from_numpy(np.concatenate([source.rows[name][rows] for source, rows in
@@ -63,6 +65,21 @@ def draw(run: Run, path: Path, *, shards: str | None, split: str | None, n: int,
     plots.save(plots.scatter(points, labels.numpy(), names, title=f"Latents of {count:,} covers of {splits} in "
                              f"{name}", subtitle=figures.replace("+-", "±"), axes=("t-SNE 1", "t-SNE 2")), path)
     return f"{name}, {count:,} covers of {splits}, {latents.shape[1]} latent numbers: {figures}"
+
+
+def encoded(run: Run, batches: Iterable[Batch], count: int) -> Tensor:
+    """The latents ``[count, L]`` of covers in batches; ValueError where they would take more than ``MOST`` bytes."""
+    latents, start = torch.empty(0), 0
+    for batch in batches:
+        part = run.encode(batch)
+        if not start:
+            if (fitting := MOST // (4 * part.shape[1])) < count:
+                raise ValueError(f"latents of {part.shape[1]:,} numbers for {count:,} covers take too much memory; "
+                                 f"--n {fitting} fits")
+            latents = torch.empty(count, part.shape[1])
+        latents[start:start + len(part)] = part
+        start += len(part)
+    return latents
 
 
 def study(latents: Tensor, labels: Tensor, groups: Tensor, seed: int) -> tuple[metrics.Separation, np.ndarray]:

@@ -111,4 +111,4 @@ VAE = Recipe("variational autoencoder (thesis; Kingma and Welling 2014)", Option
 
 COND_VAE = Recipe("the thesis's conditional VAE, after its figure: audio modulates the decoder", Options,
                   build_conditional, preset={**PRESET, "audio_scale": "raw"},
-                  demo={"batch_size": 32, "lr": 5e-4, "steps": 3000})
+                  demo={"batch_size": 32, "lr": 5e-4, "steps": 2000})

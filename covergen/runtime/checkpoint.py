@@ -95,7 +95,9 @@ def save(folder: Path, step: int, networks: dict[str, nn.Module], averaged: dict
         return final
     os.replace(temporary, final)
     _sync(root)
-    for old in checkpoints(folder, kind)[:-keep]:
+    found = checkpoints(folder, kind)
+    # The newest best is the one just saved, whatever a course that was killed had found later on.
+    for old in found[:-keep] if kind == "step" else [path for path in found if path != final]:
         doomed = root / f".tmp_{old.name}"
         os.replace(old, doomed)  # a kill while removing must not leave half a checkpoint under a good name
         shutil.rmtree(doomed)
@@ -160,6 +162,10 @@ def start_from(config: Config) -> Path | None:
     return found
 
 
+def _dimension(facts: dict[str, Any]) -> int | None:
+    return facts["audio"]["dimension"] if facts["audio"] else None
+
+
 def write_run(folder: Path, config: Config, data: dict[str, Any], resuming: bool) -> None:
     """Writes ``config.yaml`` and ``data.json``; a run that goes on must be on the data it began with.
 
@@ -170,6 +176,10 @@ def write_run(folder: Path, config: Config, data: dict[str, Any], resuming: bool
     if resuming and path.is_file():
         begun = json.loads(path.read_text())
         if begun["identity"] is None:  # converted from elsewhere, trained here for the first time
+            for what, old, new in ((f"{folder} makes covers of", begun["resolution"], data["resolution"]),
+                                   (f"{folder} hears vectors of", *map(_dimension, (begun, data)))):
+                if old not in (None, new):
+                    raise ValueError(f"{what} {old}, these shards have {new}; train it on shards like its own")
             write_atomically(path, facts_bytes(data))
         elif begun["identity"] != data["identity"]:
             raise ValueError(f"{folder} was trained on other shards ({begun['samples']} samples, {begun['shards']}); "

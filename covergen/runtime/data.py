@@ -23,10 +23,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from covergen.runtime.order import GroupOrder, SampleOrder
+from covergen.runtime.scale import AudioScale
 from shard_tools.formats import codec
 from shard_tools.formats.index import open_index, splits_in
 
-STANDARD_LIMIT = 5.0
 ORDER_BLOCK = 4096
 RGB = 3  # torchvision.io.ImageReadMode.RGB
 PLACE = ("shard", "cover_offset", "cover_bytes", "audio_offset", "audio_bytes")  # where a sample lies
@@ -77,39 +77,6 @@ class Stream(Protocol):
     notice: str | None
 
     def batch(self, number: int) -> Batch: ...
-
-
-class AudioScale:
-    """Raw vectors to what networks see, of ``size`` numbers.
-
-    ``standard``: standardised with the training split's statistics and clipped to +-5, absent blocks zero, one presence
-    bit per block appended. ``raw``: as they are.
-    """
-
-    def __init__(self, facts: dict[str, Any], kind: str = "standard") -> None:
-        """Args: facts: the ``audio`` part of an index: dimension, blocks, mean, std; kind: standard or raw."""
-        self.dimension, self.raw = facts["dimension"], kind == "raw"
-        if self.raw:
-            self.size = self.dimension
-            return
-        self.blocks = facts["blocks"]
-        self.mean = np.asarray(facts["mean"], np.float64)
-        std = np.asarray(facts["std"], np.float64)
-        self.std = np.where(std > 0, std, 1.0)
-        self.size = self.dimension + len(self.blocks)
-
-    def __call__(self, raw: np.ndarray) -> np.ndarray:
-        """float32 ``[B, D]`` -> float32 ``[B, size]``."""
-        if self.raw:
-            return raw
-        out = np.empty((len(raw), self.size), np.float32)
-        dimension = raw.shape[1]
-        out[:, :dimension] = np.clip((raw - self.mean) / self.std, -STANDARD_LIMIT, STANDARD_LIMIT)
-        for number, (start, stop) in enumerate(self.blocks):
-            present = raw[:, start:stop].any(axis=1)
-            out[~present, start:stop] = 0.0
-            out[:, dimension + number] = present
-        return out
 
 
 @lru_cache(maxsize=256)
@@ -277,9 +244,20 @@ def shrink(cover: Tensor, resolution: int) -> Tensor:
     return F.interpolate(cover.float(), size=(resolution, resolution), mode="area").round_().to(torch.uint8)
 
 
-def open_split(root: str, split: str, **options: Any) -> IndexedShards | None:
-    """A split beside the one that is trained on, in its own order, or None where the shards have none."""
-    return IndexedShards(root, split, **options) if split in splits_in(root) else None
+def open_split(root: str, split: str, *, needed: bool, **options: Any) -> IndexedShards | None:
+    """A split beside the one that is trained on, in its own order, or None where the shards have none.
+
+    One that is not needed may be incomplete, and counts as none then.
+    """
+    if split not in splits_in(root):
+        return None
+    try:
+        found = IndexedShards(root, split, **options)
+    except ValueError:
+        if needed:
+            raise
+        return None
+    return found if found.facts["samples"] else None
 
 
 def open_stream(root: str, split: str, **options: Any) -> Stream:

@@ -114,7 +114,7 @@ class Engine:
         torch.manual_seed(seed_of(self.training.seed, "layers", number, self.rank))
         accumulation, skipped = self.training.grad_accum, False
         for place, turn in enumerate(self.model.turns):
-            if (number - 1) % turn.every:
+            if number % turn.every:
                 continue
             for repeat in range(turn.repeats):
                 share = batches[repeat * accumulation : (repeat + 1) * accumulation]

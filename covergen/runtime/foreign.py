@@ -20,7 +20,8 @@ import numpy as np
 import torch
 import webdataset
 
-from covergen.runtime.data import AudioScale, Batch, decode, share_of
+from covergen.runtime.data import Batch, decode, share_of
+from covergen.runtime.scale import AudioScale
 from shard_tools.formats import blocks, codec
 from shard_tools.formats.index import hash64
 

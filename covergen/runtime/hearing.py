@@ -90,6 +90,8 @@ def read_shards(root: str, split: str, count: int, facts: dict[str, Any]) -> Hea
         has = f"vectors of {shards.dimension} numbers" if shards.dimension else "no vectors"
         raise ValueError(f"{root} has {has}; the run was trained on {facts['dimension']}")
     rows = np.flatnonzero(shards.index.rows["audio_bytes"])  # covers alone are nothing to hear
+    if not len(rows):
+        raise ValueError(f"{root}: no track of {split} has a vector")
     batch = shards.read(rows[varied(shards.index.rows["genre"][rows], count)] if count else rows)
     genres = shards.facts["genres"]
     return Heard([genres[genre] for genre in batch.genre.tolist()], batch.audio.numpy())

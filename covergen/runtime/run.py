@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from covergen import models
 from covergen.nn.turn import Model, Sizes
 from covergen.runtime import checkpoint, config
-from covergen.runtime.data import AudioScale, Batch, shrink
+from covergen.runtime.data import Batch, shrink
+from covergen.runtime.scale import AudioScale
 
 AT_ONCE = 64  # covers that go through a network together
 
@@ -108,6 +109,7 @@ def open_run(folder: str | Path, *, which: str = "auto", averaged: bool = True) 
     chosen = _choose(folder, which)
     scale = AudioScale(facts["audio"], run.training.audio_scale) if facts["audio"] else None
     model = models.load(run.model).build(run.options, Sizes(facts["resolution"], scale.size if scale else 0))
+    torch.backends.cudnn.allow_tf32 = False  # a cover is the same to 1e-5 wherever it is made
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
     names = {name: f"{name}_ema" if averaged and name in model.averaged and run.training.ema else name
              for name in model.networks}

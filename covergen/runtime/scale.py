@@ -1,0 +1,42 @@
+"""Audio vectors as they lie in shards or files in, what networks hear out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+STANDARD_LIMIT = 5.0
+
+
+class AudioScale:
+    """Raw vectors to what networks see, of ``size`` numbers.
+
+    ``standard``: standardised with the training split's statistics and clipped to +-5, absent blocks zero, one presence
+    bit per block appended. ``raw``: as they are.
+    """
+
+    def __init__(self, facts: dict[str, Any], kind: str = "standard") -> None:
+        """Args: facts: the ``audio`` part of an index: dimension, blocks, mean, std; kind: standard or raw."""
+        self.dimension, self.raw = facts["dimension"], kind == "raw"
+        if self.raw:
+            self.size = self.dimension
+            return
+        self.blocks = facts["blocks"]
+        self.mean = np.asarray(facts["mean"], np.float64)
+        std = np.asarray(facts["std"], np.float64)
+        self.std = np.where(std > 0, std, 1.0)
+        self.size = self.dimension + len(self.blocks)
+
+    def __call__(self, raw: np.ndarray) -> np.ndarray:
+        """float32 ``[B, D]`` -> float32 ``[B, size]``."""
+        if self.raw:
+            return raw
+        out = np.empty((len(raw), self.size), np.float32)
+        dimension = raw.shape[1]
+        out[:, :dimension] = np.clip((raw - self.mean) / self.std, -STANDARD_LIMIT, STANDARD_LIMIT)
+        for number, (start, stop) in enumerate(self.blocks):
+            present = raw[:, start:stop].any(axis=1)
+            out[~present, start:stop] = 0.0
+            out[:, dimension + number] = present
+        return out
