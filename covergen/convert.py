@@ -98,9 +98,9 @@ def read(path: Path) -> dict[Any, Any]:
                              "only; the file is refused and nothing in it was run") from None
         reason = str(error).rpartition("WeightsUnpickler error:")[2].strip().split("\n")[0] or type(error).__name__
         raise ValueError(f"--thesis {path} is damaged or was not written by torch.save: {reason[:200]}") from None
-    if not isinstance(file, dict):
-        raise ValueError(f"--thesis {path} holds a {type(file).__name__}, expected the dict that the thesis saved")
-    return file
+    if isinstance(file, dict):
+        return file
+    raise ValueError(f"--thesis {path} holds a {type(file).__name__}, expected the dict that the thesis saved")
 
 
 def prepare(model: str, **where: str) -> tuple[config.Config, Model]:
@@ -289,9 +289,9 @@ def convert(thesis: str, model: str, out: str) -> None:
     write(folder, run, built, trainer, log)
     path, networks = shlex.quote(out), ", ".join(
         f"{name} {sum(p.numel() for p in network.parameters()):,}" for name, network in built.networks.items())
-    after = (f"generate --run {path} --n 64 --out covers.png" if built.sample else
-             f"analyze reconstruct --run {path} --shards DIR --out reconstructions.png")
-    notes += [f"train on with --{name} {value}" for name, value in OPTIONS.get(model, {}).items()]
+    after = (f"analyze reconstruct --run {path} --shards DIR --out reconstructions.png" if not built.sample else
+             f"generate --run {path} {'--from_shards DIR' if built.conditional else '--n 64'} --out covers.png")
+    notes += [f"train on with --{name} {value:g}" for name, value in OPTIONS.get(model, {}).items()]
     print(f"{out}: {model} at step {trainer['step']:,}; {networks} parameters; {len(log):,} lines of log.jsonl",
           *(f"note: {note}" for note in notes), f"next: python -m covergen.{after}", sep="\n")
 

@@ -6,6 +6,7 @@ wandb.
 
 from __future__ import annotations
 
+import sys
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -123,7 +124,11 @@ def sampled(run: Run, noise: Tensor, heard: hearing.Heard | None) -> Iterator[Te
     """Images ``[<= AT_ONCE, 3, R, R]`` as the network gives them: all noise, for each audio in turn."""
     for audio in run.scale(heard.raw) if heard else [None]:
         for part in noise.split(AT_ONCE):
-            yield run.sample(part, None if audio is None else np.repeat(audio[None], len(part), 0))
+            images = run.sample(part, None if audio is None else np.repeat(audio[None], len(part), 0))
+            if not images.isfinite().all():
+                print("note: covers that are not finite, grey in pictures: this run has diverged, or its audio is far "
+                      "from what it heard in training", file=sys.stderr)
+            yield images
 
 
 def write(out: str, parts: Iterator[Tensor], total: int, columns: int, heard: hearing.Heard | None, run: Run) -> None:

@@ -44,10 +44,15 @@ def draw(run: Run, path: Path, *, shards: str | None, split: str | None, n: int,
     noise = run.model.latents(n, torch.Generator().manual_seed(seed), truncation)
     made = run.sample(noise.repeat(len(chosen), 1), heard.repeat(n, axis=0))
     images = to_unit(made, run.model.low).unflatten(0, (len(chosen), n))
-    by_audio, by_noise = metrics.variation(images)
-    figures = (f"mean squared difference {by_audio:.2g} between rows (audio) at the same noise, {by_noise:.2g} "
-               f"between columns (noise) at the same audio; ratio {by_audio / max(by_noise, 1e-12):.3g}, 0 if the "
-               "audio does not matter")
+    finite = made.isfinite().flatten(1).all(1).unflatten(0, (len(chosen), n)).all(1)
+    lost = f"{(~finite).sum()} rows are not finite (grey): their audio is too far from what the model heard in training"
+    figures = [lost] if not finite.all() else []
+    if finite.sum() > 1:
+        by_audio, by_noise = metrics.variation(images[finite])
+        figures.insert(0, f"mean squared difference {by_audio:.2g} between rows (audio) at the same noise, "
+                       f"{by_noise:.2g} between columns (noise) at the same audio; ratio "
+                       f"{by_audio / max(by_noise, 1e-12):.3g}, 0 if the audio does not matter")
+    figures = "; ".join(figures)
     lines = [plots.Line(samples.genres[kind], row) for kind, row in zip(chosen, images, strict=True)]
     plots.save(plots.table(lines, title=f"{name}: columns share the noise, rows a track of {samples.split}",
                            subtitle=figures, columns=[f"noise {place + 1}" for place in range(n)]), path)

@@ -27,8 +27,8 @@ def written(path: Path) -> Iterator[Path]:
 
 
 def to_unit(images: Tensor, low: float) -> Tensor:
-    """Images as a network gives them, from ``low`` to 1, as float32 in [0, 1] on the host."""
-    return ((images.float().cpu() - low) / (1 - low)).clamp(0, 1)
+    """Images as a network gives them, from ``low`` to 1, as float32 in [0, 1] on the host; NaN becomes grey."""
+    return ((images.float().cpu() - low) / (1 - low)).nan_to_num(nan=0.5).clamp(0, 1)
 
 
 def plain(cover: Tensor) -> Image.Image:
