@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from covergen import models
 from covergen.nn.turn import Model, Sizes
 from covergen.runtime import checkpoint, config
-from covergen.runtime.validation import Patience
+from covergen.runtime.stopping import Patience
 from shard_tools import cli
 from shard_tools.formats.index import write_atomically
 from shard_tools.formats.world import LABELS  # the demo world has the thesis's genres
@@ -287,12 +287,11 @@ def convert(thesis: str, model: str, out: str) -> None:
     except ValueError as error:
         raise ValueError(f"--thesis {thesis}: {error}") from None
     write(folder, run, built, trainer, log)
-    path, networks = shlex.quote(out), ", ".join(
-        f"{name} {sum(p.numel() for p in network.parameters()):,}" for name, network in built.networks.items())
+    path = shlex.quote(out)
     after = (f"analyze reconstruct --run {path} --shards DIR --out reconstructions.png" if not built.sample else
              f"generate --run {path} {'--from_shards DIR' if built.conditional else '--n 64'} --out covers.png")
     notes += [f"train on with --{name} {value:g}" for name, value in OPTIONS.get(model, {}).items()]
-    print(f"{out}: {model} at step {trainer['step']:,}; {networks} parameters; {len(log):,} lines of log.jsonl",
+    print(f"{out}: {model} at step {trainer['step']:,}; {built.sizes()} parameters; {len(log):,} lines of log.jsonl",
           *(f"note: {note}" for note in notes), f"next: python -m covergen.{after}", sep="\n")
 
 

@@ -21,9 +21,9 @@ from covergen.runtime import checkpoint, config, data
 from covergen.runtime.engine import Engine, seed_of
 from covergen.runtime.machine import keep_memory, peak_memory, processes, use_threads
 from covergen.runtime.preview import Preview
-from covergen.runtime.stopping import Stop
+from covergen.runtime.stopping import Patience, Stop
 from covergen.runtime.tracking import Tracker
-from covergen.runtime.validation import Patience, validate
+from covergen.runtime.validation import validate
 from shard_tools import cli
 
 EXAMPLES = 32  # covers of the validation split that grids show
@@ -60,10 +60,6 @@ def facts_of(run: config.Config, shards: str, stream: data.Stream, resolution: i
     facts = stream.facts
     return {"shards": str(shards), "identity": stream.identity, "samples": facts["samples"], "resolution": resolution,
             "genres": facts["genres"], "audio": facts["audio"]}
-
-
-def count(network: torch.nn.Module) -> int:
-    return sum(parameter.numel() for parameter in network.parameters())
 
 
 def best_of(folder: Path, patience: Patience) -> str:
@@ -133,7 +129,7 @@ def train(run: config.Config) -> int:
     say(f"{run.model} at {resolution} px on {stream.facts['samples']:,} samples of {shards}\n"
         f"{ranks} process{'es' if ranks > 1 else ''} on {engine.device.type}, precision {engine.precision}, "
         f"{threads} thread{'s' if threads > 1 else ''} each ({source})\n"
-        f"{', '.join(f'{name} {count(network):,}' for name, network in model.networks.items())} parameters\n"
+        f"{model.sizes()} parameters\n"
         f"run folder {folder}" + (f", going on from {start}" if start else ""))
     tracker = Tracker(folder, run.flat(), begin) if main else None
     loader = data.Loader(stream, begin * engine.batches_per_step, device=engine.device, resolution=resolution,
@@ -175,15 +171,15 @@ def train(run: config.Config) -> int:
                     tracker.grid(step, step * images_per_step, *grid)
             if main:
                 tracker.log(step, step * images_per_step, row)
-            if saving or better or stopping or patience.over:
+            saved_as = [kind for kind, wanted in (("best", better), ("step", saving or stopping or patience.over))
+                        if wanted]
+            if saved_as:
                 engine.check_weights()
                 if main:
                     tracker.sync()
                     state = engine.state(step) | {"validation": patience.state()}
-                    for kind, wanted, keep in (("best", better, 1), ("step", saving or stopping or patience.over,
-                                                                     training.keep)):
-                        if wanted:
-                            checkpoint.save(folder, step, model.networks, engine.averaged, state, keep, kind)
+                    for kind in saved_as:
+                        checkpoint.save(folder, step, model.networks, engine.averaged, state, training.keep, kind)
                 engine.wait()
             if patience.over:
                 say(f"stopped early at step {step}, after {patience.waited} epochs without a better validation loss")

@@ -13,7 +13,8 @@ from runs import log_of, train
 from covergen.runtime.checkpoint import checkpoints, step_of
 from covergen.runtime.data import IndexedShards
 from covergen.runtime.run import open_run
-from covergen.runtime.validation import Pass, Patience
+from covergen.runtime.stopping import Patience
+from covergen.runtime.validation import Pass
 
 SMALL = ["--model", "ae_resize", "--width", "4", "--batch_size", "12", "--tracker", "none", "--sample_every", "0"]
 

@@ -24,7 +24,7 @@ from covergen.nn.layers import (
     level_width,
     trunk_widths,
 )
-from covergen.nn.turn import GeneratorTurn, Model, Recipe, Sizes, Turn, adversarial, normal_latents, signed
+from covergen.nn.turn import GeneratorTurn, Latents, Model, Recipe, Sizes, Turn, adversarial, normal_latents, signed
 
 
 @dataclass(frozen=True)
@@ -60,11 +60,11 @@ class CriticTurn(Turn):
 
     name = "critic"
 
-    def __init__(self, generator: nn.Module, critic: Critic, options: Options) -> None:
+    def __init__(self, generator: nn.Module, critic: Critic, options: Options, latents: Latents) -> None:
         super().__init__()
         self.critic = critic
         self.reads = (generator,)
-        self.repeats, self.latents, self.penalty = options.critic_steps, normal_latents(options.latent), options.penalty
+        self.repeats, self.latents, self.penalty = options.critic_steps, latents, options.penalty
 
     def draw(self, count: int, generator: torch.Generator) -> dict[str, Tensor]:
         return {"latents": self.latents(count, generator, None),
@@ -85,7 +85,7 @@ class CriticTurn(Turn):
 def assemble(generator: nn.Module, critic: Critic, options: Options, conditional: bool) -> Model:
     """Both networks with their turns, critic first."""
     latents = normal_latents(options.latent)
-    turns = [CriticTurn(generator, critic, options),
+    turns = [CriticTurn(generator, critic, options, latents),
              GeneratorTurn(generator, critic, lambda scores: -scores.mean(), latents=latents)]
     return adversarial({"generator": generator, "critic": critic}, turns, latents, conditional=conditional)
 

@@ -84,6 +84,11 @@ class Model:
     encode: Callable[[dict[str, nn.Module], Any], Tensor] | None = None
     validated: Turn | None = None
 
+    def sizes(self) -> str:
+        """The networks with their numbers of parameters, for people."""
+        return ", ".join(f"{name} {sum(parameter.numel() for parameter in network.parameters()):,}"
+                         for name, network in self.networks.items())
+
 
 @dataclass(frozen=True)
 class Recipe:

@@ -76,7 +76,10 @@ def _sync(path: Path) -> None:
 
 def save(folder: Path, step: int, networks: dict[str, nn.Module], averaged: dict[str, nn.Module],
          trainer: dict[str, Any], keep: int, kind: str = "step") -> Path:
-    """Writes a checkpoint under a temporary name, syncs and renames it; only then removes all but ``keep`` newest."""
+    """Writes a checkpoint under a temporary name, syncs and renames it; only then removes older ones.
+
+    The ``keep`` newest stay, of kind ``best`` only this one.
+    """
     root = folder / "checkpoints"
     final, temporary = root / f"{kind}_{step:08d}", root / f".tmp_{step:08d}"
     root.mkdir(parents=True, exist_ok=True)

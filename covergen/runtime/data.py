@@ -172,6 +172,13 @@ class IndexedShards:
         """At most ``count`` samples, always the same: one of every genre, in the genres' order, then further ones."""
         return self.read(np.array(varied(self.index.rows["genre"], count)))
 
+    def audible(self) -> np.ndarray:
+        """The rows that have a vector; ValueError if none has."""
+        rows = np.flatnonzero(self.index.rows["audio_bytes"])
+        if not len(rows):
+            raise ValueError(f"{self.index.root}: no sample of {self.index.split} has audio")
+        return rows
+
     def _fill(self, cover: np.ndarray, raw: np.ndarray, shard: int, start: int, size: int, audio: int,
               length: int) -> None:
         """Reads and decodes one sample into its slots; the vector lies beside the cover, so one read fetches both."""

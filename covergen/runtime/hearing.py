@@ -53,7 +53,7 @@ def _read(file: Path, facts: dict[str, Any]) -> np.ndarray:
     try:
         data = read_entry(file.parent, Entry(file.name, -1, 0), READERS[kind])
         if kind == ".json":
-            return _place(acousticbrainz.read, data, facts)
+            return _place(data, facts)
         vector = codec.read_vector(data)
     except BadFileError as error:
         raise ValueError(f"--audio {file}: {error}") from None
@@ -62,12 +62,12 @@ def _read(file: Path, facts: dict[str, Any]) -> np.ndarray:
     return vector
 
 
-def _place(read: Any, data: bytes, facts: dict[str, Any]) -> np.ndarray:
+def _place(data: bytes, facts: dict[str, Any]) -> np.ndarray:
     """The descriptors as a vector of the run's: the whole of it, or its first block of their size, the rest absent."""
     vector = np.zeros(facts["dimension"], np.float32)
     for start, stop in ([0, facts["dimension"]], *facts["blocks"]):
         if stop - start in SETS:
-            vector[start:stop] = read(data, SETS[stop - start])
+            vector[start:stop] = acousticbrainz.read(data, SETS[stop - start])
             return vector
     raise BadFileError("another kind of audio", f"AcousticBrainz gives {' or '.join(map(str, SETS))} numbers; the run "
                        f"was trained on {facts['dimension']}, in blocks of "
@@ -89,9 +89,7 @@ def read_shards(root: str, split: str, count: int, facts: dict[str, Any]) -> Hea
     if shards.dimension != facts["dimension"]:
         has = f"vectors of {shards.dimension} numbers" if shards.dimension else "no vectors"
         raise ValueError(f"{root} has {has}; the run was trained on {facts['dimension']}")
-    rows = np.flatnonzero(shards.index.rows["audio_bytes"])  # covers alone are nothing to hear
-    if not len(rows):
-        raise ValueError(f"{root}: no track of {split} has a vector")
+    rows = shards.audible()
     batch = shards.read(rows[varied(shards.index.rows["genre"][rows], count)] if count else rows)
     genres = shards.facts["genres"]
     return Heard([genres[genre] for genre in batch.genre.tolist()], batch.audio.numpy())

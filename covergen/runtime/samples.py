@@ -87,15 +87,8 @@ class Samples:
         return np.sort(np.unique(self.rows["cover_hash"], return_index=True)[1])
 
     def audible(self) -> np.ndarray:
-        """The rows that have a vector.
-
-        Raises:
-            ValueError: none has.
-        """
-        rows = np.flatnonzero(self.rows["audio_bytes"])
-        if not len(rows):
-            raise ValueError(f"{self.shards.index.root}: no sample of {self.split} has audio")
-        return rows
+        """The rows that have a vector; ValueError if none has."""
+        return self.shards.audible()
 
     def of_genres(self, names: Sequence[str] | None, rows: np.ndarray) -> np.ndarray:
         """Those of the rows that are of the genres named, or all of them.
@@ -162,10 +155,4 @@ class Pictures:
 def fit(pixels: np.ndarray, side: int) -> np.ndarray:
     """uint8 ``[H, W, 3]`` to ``[side, side, 3]``: the very same where it has that size, else as packing crops and
     resizes covers."""
-    height, width = pixels.shape[:2]
-    if (height, width) == (side, side):
-        return pixels
-    short = min(height, width)
-    left, top = (width - short) // 2, (height - short) // 2
-    box = (left, top, left + short, top + short)
-    return np.array(Image.fromarray(pixels).resize((side, side), Image.Resampling.LANCZOS, box))
+    return np.array(codec.to_square(Image.fromarray(pixels), side))

@@ -1,4 +1,4 @@
-"""When to stop early: signals, a dead launcher and a time limit in, one flag out that the loop looks at."""
+"""When to stop early: signals, a dead launcher, a time limit and validation losses in, flags out for the loop."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ import os
 import signal
 import sys
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from covergen.runtime.machine import launched
 
@@ -62,3 +64,40 @@ class Stop:
         if self.reason is None and self.out_of_time:
             self.reason = f"{self.minutes:g} minutes are over"
         return self.reason is not None
+
+
+@dataclass
+class Patience:
+    """What is remembered of the losses of past epochs.
+
+    Attributes:
+        limit: epochs without a better loss after which to stop; 0 never stops.
+        best, best_step: the lowest loss and when it was.
+        waited: epochs since then.
+    """
+
+    limit: int
+    best: float = field(default=float("inf"))
+    best_step: int = 0
+    waited: int = 0
+
+    def judge(self, step: int, loss: float, epoch: bool = True) -> bool:
+        """Takes in the loss at a step; True when it is the best so far. ``epoch``: an epoch ended here."""
+        if loss < self.best:
+            self.best, self.best_step, self.waited = loss, step, 0
+            return True
+        self.waited += epoch
+        return False
+
+    @property
+    def over(self) -> bool:
+        """Whether to stop."""
+        return 0 < self.limit <= self.waited
+
+    def state(self) -> dict[str, Any]:
+        return {"best": self.best, "best_step": self.best_step, "waited": self.waited}
+
+    def restore(self, state: dict[str, Any] | None) -> None:
+        """Takes over what ``state`` gave; None is of a run that was not validated."""
+        if state:
+            self.best, self.best_step, self.waited = state["best"], state["best_step"], state["waited"]

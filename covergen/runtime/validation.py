@@ -1,9 +1,6 @@
-"""How good a model is on covers it was not trained on: the validation split in, mean losses and when to stop out."""
+"""How good a model is on covers it was not trained on: the validation split in, mean losses out."""
 
 from __future__ import annotations
-
-from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
@@ -11,43 +8,6 @@ import torch
 from covergen.nn.turn import Turn
 from covergen.runtime.data import Batch, IndexedShards, Loader
 from covergen.runtime.engine import Engine, seed_of
-
-
-@dataclass
-class Patience:
-    """What is remembered of the losses of past epochs.
-
-    Attributes:
-        limit: epochs without a better loss after which to stop; 0 never stops.
-        best, best_step: the lowest loss and when it was.
-        waited: epochs since then.
-    """
-
-    limit: int
-    best: float = field(default=float("inf"))
-    best_step: int = 0
-    waited: int = 0
-
-    def judge(self, step: int, loss: float, epoch: bool = True) -> bool:
-        """Takes in the loss at a step; True when it is the best so far. ``epoch``: an epoch ended here."""
-        if loss < self.best:
-            self.best, self.best_step, self.waited = loss, step, 0
-            return True
-        self.waited += epoch
-        return False
-
-    @property
-    def over(self) -> bool:
-        """Whether to stop."""
-        return 0 < self.limit <= self.waited
-
-    def state(self) -> dict[str, Any]:
-        return {"best": self.best, "best_step": self.best_step, "waited": self.waited}
-
-    def restore(self, state: dict[str, Any] | None) -> None:
-        """Takes over what ``state`` gave; None is of a run that was not validated."""
-        if state:
-            self.best, self.best_step, self.waited = state["best"], state["best_step"], state["waited"]
 
 
 class Pass:

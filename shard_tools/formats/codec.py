@@ -77,13 +77,19 @@ def fit_cover(data: bytes, resolution: int, max_pixels: int = MAX_PIXELS) -> byt
         return data
     if image.mode not in ("RGB", "RGBA", "L", "LA", "CMYK") or "transparency" in image.info:  # can't be resized
         image = image.convert("RGBA") if image.has_transparency_data else to_rgb(image)
-    if image.size != size:
-        side = min(image.size)
-        left, top = (image.width - side) // 2, (image.height - side) // 2
-        image = image.resize(size, Image.Resampling.LANCZOS, (left, top, left + side, top + side))
+    image = to_square(image, resolution)
     output = io.BytesIO()
     _upright(to_rgb(image), turn).save(output, "JPEG", quality=QUALITY, subsampling=0)
     return output.getvalue()
+
+
+def to_square(image: Image.Image, side: int) -> Image.Image:
+    """An image cropped to its centre and resized (Lanczos) to ``side`` squared; itself if it has that size."""
+    if image.size == (side, side):
+        return image
+    short = min(image.size)
+    left, top = (image.width - short) // 2, (image.height - short) // 2
+    return image.resize((side, side), Image.Resampling.LANCZOS, (left, top, left + short, top + short))
 
 
 def _upright(image: Image.Image, turn: int) -> Image.Image:
