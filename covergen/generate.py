@@ -1,30 +1,43 @@
 """Covers from a trained model: ``python -m covergen.generate --run RUN --out covers.png``, from noise or for audio.
 
-A run folder in; a grid, single files or an array out. Needs neither the shards of the run nor accelerate, webdataset or
-wandb.
+A run folder in; a grid, single files or an array out, and covers in the tags of audio files. Needs neither the shards
+of the run nor accelerate, webdataset or wandb.
 """
 
 from __future__ import annotations
 
+import hashlib
+import math
 import sys
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
-from covergen.runtime import hearing, pictures
+from covergen.runtime import hearing, pictures, tags
+from covergen.runtime.checkpoint import step_of
 from covergen.runtime.machine import use_threads
 from covergen.runtime.run import AT_ONCE, Run, open_run
-from shard_tools import cli
+from shard_tools import __version__, cli
+
+SIDES = (32, 4096)  # the least and the most pixels of --size
+EMBEDDED_SIDE = 600  # pixels that a cover in an audio file has at least, without --size
+UPSCALE = "a plain Lanczos upscale, which adds no detail"
 
 
 def main(run: str, out: str = "covers.png", n: int | None = None, audio: str | None = None,
          from_shards: str | None = None, split: str = "test", rows: int = 8, latents: str | None = None, seed: int = 0,
-         truncation: float | None = None, ema: bool = True, checkpoint: str = "auto", threads: int = 0) -> int:
+         truncation: float | None = None, guidance: float | None = None, sampling_steps: int | None = None,
+         size: int | None = None, embed: str | None = None, in_place: bool = False, ema: bool = True,
+         checkpoint: str = "auto", threads: int = 0) -> int:
     """Generates covers from a run. A conditional model makes a row of --n covers for each audio; columns share noise.
+
+    A PNG tells in its text ``covergen`` what it was made of, as JSON; the same options make the same cover again.
 
     Args:
         run: folder of the run.
@@ -39,35 +52,69 @@ def main(run: str, out: str = "covers.png", n: int | None = None, audio: str | N
         latents: a .npy of noise [N, latent] instead of --n and --seed.
         seed: of the noise.
         truncation: draws the noise again where it is further from its mean than so many standard deviations.
+        guidance: of flow, instead of the run's: 1 is the model itself, above 1 exaggerates what the audio asks for, 0
+            ignores it.
+        sampling_steps: of flow, instead of the run's: more are slower and more exact.
+        size: side of each cover in pictures, in pixels (32 to 4096); a plain Lanczos upscale, which adds no detail.
+            One cover in a .png is then the whole picture.
+        embed: audio files (.mp3, .flac, .ogg, .opus, .wav, .m4a), separated by commas, one for each row: the row's
+            first cover is written as front cover into the tags of a copy, NAME.covergen.mp3 beside --out, resized to
+            --size or else at least 600 px.
+        in_place: --embed writes into the files themselves.
         ema: false takes the weights as trained instead of their moving average.
         checkpoint: auto (the best by validation where there is one, else the newest), last, or the number of a step.
         threads: that compute; 0: the machine's cores.
     """
     use_threads(threads)
-    check_out(out)
-    if n is not None and n < 1:
-        raise ValueError(f"--n {n}: must be above 0")
+    check_out(out, size)
+    for name, value in {"n": n, "truncation": truncation, "sampling_steps": sampling_steps}.items():
+        if value is not None and not value > 0:
+            raise ValueError(f"--{name} {value}: must be above 0")
     if rows < 0:
         raise ValueError(f"--rows {rows}: must be 0 (all) or more")
-    if truncation is not None and not truncation > 0:
-        raise ValueError(f"--truncation {truncation}: must be above 0")
-    opened = open_run(run, which=checkpoint, averaged=ema)
+    if guidance is not None and not 0 <= guidance < math.inf:
+        raise ValueError(f"--guidance {guidance}: must be 0 or more")
+    if in_place and embed is None:
+        raise ValueError("--in_place says where --embed writes; give --embed FILE too, or leave it away")
+    folder = Path(out) if is_folder(out) else Path(out).parent
+    songs = {} if embed is None else tags.targets(hearing.listed(embed), folder, in_place)
+    given = {"guidance": guidance, "sampling_steps": sampling_steps}
+    opened = open_run(run, which=checkpoint, averaged=ema,
+                      options={name: value for name, value in given.items() if value is not None})
     if opened.model.sample is None:
         raise ValueError(f"{run} is an {opened.config.model}: it reconstructs covers and can't make any from noise; "
                          "try python -m covergen.analyze reconstruct")
+    if guidance is not None and not opened.model.conditional:
+        raise ValueError(f"--guidance: {run} hears no audio that could guide it; leave it away")
     heard = listen(opened, audio, from_shards, split, rows)
+    made = len(heard.names) if heard else 1
+    if songs and len(songs) != made:
+        raise ValueError(f"--embed names {len(songs)} audio files for {made} row{'s' * (made > 1)} of covers; expected "
+                         "one file for each row, which is one for each audio (without audio: one file)")
     count = n or (8 if heard else 64)
     noise = read_latents(latents, opened, n) if latents else opened.model.latents(
         count, torch.Generator().manual_seed(seed), truncation)
-    total = len(noise) * (len(heard.names) if heard else 1)
-    write(out, sampled(opened, noise, heard), total, len(noise) if heard else 8, heard, opened)
-    kind = "averaged weights" if ema and opened.config.training.ema and opened.model.averaged else "weights as trained"
-    print(f"{total} covers of {opened.resolution} px from {opened.checkpoint} ({kind}): {out}")
+    averaged = bool(ema and opened.config.training.ema and opened.model.averaged)
+    about = {**described(opened, heard), "averaged": averaged, "n": len(noise), "size": size,
+             **({"latents_sha256": digest(Path(latents).read_bytes())} if latents else
+                {"seed": seed, "truncation": truncation})}
+    firsts: list[Tensor] | None = [] if songs else None
+    total = write(out, sampled(opened, noise, heard, firsts), made, len(noise), heard, opened, size, about)
+    kind = "averaged weights" if averaged else "weights as trained"
+    print(f"{total} covers of {opened.resolution} px from {opened.checkpoint} ({kind}): {out}"
+          + (f", at {size} px ({UPSCALE})" if size else ""))
+    if songs:
+        put_in(songs, firsts, size or max(EMBEDDED_SIDE, opened.resolution), opened)
     return 0
 
 
-def check_out(out: str) -> None:
-    """Raises ValueError unless the name says what to write: .png, .npy or a folder."""
+def check_out(out: str, size: int | None) -> None:
+    """Raises ValueError unless the name says what to write, .png, .npy or a folder, and the size of covers suits it."""
+    if size is not None and not SIDES[0] <= size <= SIDES[1]:
+        raise ValueError(f"--size {size}: expected {SIDES[0]} to {SIDES[1]} pixels")
+    if size is not None and not is_folder(out) and Path(out).suffix.lower() == ".npy":
+        raise ValueError(f"--size {size}: an array has the covers as the network gave them; leave it away, or write "
+                         "a .png or a folder")
     if not is_folder(out) and Path(out).suffix.lower() not in (".png", ".npy"):
         raise ValueError(f"--out {out}: expected .png (one picture), .npy (an array) or / (a folder) at the end")
     if not is_folder(out) and Path(out).is_dir():
@@ -120,38 +167,92 @@ def read_latents(path: str, run: Run, n: int | None) -> Tensor:
     return torch.from_numpy(found)
 
 
-def sampled(run: Run, noise: Tensor, heard: hearing.Heard | None) -> Iterator[Tensor]:
-    """Images ``[<= AT_ONCE, 3, R, R]`` as the network gives them: all noise, for each audio in turn."""
+def described(run: Run, heard: hearing.Heard | None) -> dict[str, Any]:
+    """What a cover was made with, as far as the run and the audio go, as values of JSON."""
+    options = {name: getattr(run.config.options, name) for name in ("guidance", "sampling_steps")
+               if hasattr(run.config.options, name)}
+    sounds = zip(heard.names, heard.raw, strict=True) if heard else ()
+    return {"version": __version__, "run": run.folder.resolve().name, "model": run.config.model,
+            "step": step_of(run.checkpoint), **options,
+            "audio": [{"name": name, "sha256": digest(raw.astype("<f4").tobytes())} for name, raw in sounds]}
+
+
+def digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def sampled(run: Run, noise: Tensor, heard: hearing.Heard | None, firsts: list[Tensor] | None) -> Iterator[Tensor]:
+    """Images ``[<= AT_ONCE, 3, R, R]`` as the network gives them: all noise, for each audio in turn.
+
+    The first image of each audio, or of all without audio, is added to ``firsts`` if that is given.
+    """
     for audio in run.scale(heard.raw) if heard else [None]:
-        for part in noise.split(AT_ONCE):
+        for number, part in enumerate(noise.split(AT_ONCE)):
             images = run.sample(part, None if audio is None else np.repeat(audio[None], len(part), 0))
             if not images.isfinite().all():
                 print("note: covers that are not finite, grey in pictures: this run has diverged, or its audio is far "
                       "from what it heard in training", file=sys.stderr)
+            if firsts is not None and number == 0:
+                firsts.append(images[0].clone())  # not a view, which would keep them all
             yield images
 
 
-def write(out: str, parts: Iterator[Tensor], total: int, columns: int, heard: hearing.Heard | None, run: Run) -> None:
-    """Writes images as they come, every file whole or not at all; only one picture of all is held in memory."""
-    path = Path(out)
+def write(out: str, parts: Iterator[Tensor], rows: int, count: int, heard: hearing.Heard | None, run: Run,
+          size: int | None, about: dict[str, Any]) -> int:
+    """Writes images as they come, every file whole or not at all; only one picture of all is held in memory.
+
+    Args:
+        out: as of ``main``, and so is size.
+        parts: images of ``rows`` rows of ``count``.
+        heard: what names the rows, of conditional models.
+        run: that made them.
+        about: what goes into pictures; a single file has its own row and column, and the audio of that row only.
+
+    Returns:
+        How many images there were.
+
+    Raises:
+        ValueError: one picture of all would be larger than common viewers open.
+    """
+    path, total = Path(out), rows * count
     if is_folder(out):
-        names = [f"{place // columns:04d}_{heard.names[place // columns]}_{place % columns:02d}" if heard
-                 else f"{place:05d}" for place in range(total)]
-        for name, image in zip(names, (image for part in parts for image in part), strict=True):
-            pictures.save(path / f"{name}.png", pictures.plain(pictures.to_unit(image, run.model.low)))
-        return
-    if path.suffix.lower() == ".png":
+        for place, image in enumerate(image for part in parts for image in part):
+            row, column = divmod(place, count)
+            name = f"{row:04d}_{heard.names[row]}_{column:02d}" if heard else f"{place:05d}"
+            own = {**about, "audio": about["audio"][row:row + 1], "row": row, "column": column}
+            pictures.save(path / f"{name}.png", pictures.plain(pictures.to_unit(image, run.model.low), size), own)
+    elif path.suffix.lower() == ".png":
+        if size and total * size**2 > Image.MAX_IMAGE_PIXELS:
+            raise ValueError(f"--size {size}: one picture of {total} covers would have {total * size**2 // 10**6} "
+                             f"million pixels, more than viewers open; end --out with / for a file each")
         covers = torch.cat([pictures.to_unit(part, run.model.low) for part in parts])
-        pictures.save(path, pictures.grid(covers, columns, [name[:24] for name in heard.names] if heard else ()))
-        return
-    with pictures.written(path) as temporary:
-        array = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32,
-                                          shape=(total, 3, run.resolution, run.resolution))
-        start = 0
-        for part in parts:
-            array[start:start + len(part)] = part.numpy()
-            start += len(part)
-        array.flush()
+        labels = [name[:24] for name in heard.names] if heard else ()
+        pictures.save(path, pictures.plain(covers[0], size) if size and total == 1 else
+                      pictures.grid(covers, count if heard else 8, labels, size), about)
+    else:
+        with pictures.written(path) as temporary:
+            array = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32,
+                                              shape=(total, 3, run.resolution, run.resolution))
+            start = 0
+            for part in parts:
+                array[start:start + len(part)] = part.numpy()
+                start += len(part)
+            array.flush()
+    return total
+
+
+def put_in(songs: dict[Path, Path], covers: list[Tensor], side: int, run: Run) -> None:
+    """Writes a cover into the tags of each audio file, of ``side`` px; source -> file to write, in the covers' order.
+
+    Raises:
+        ValueError: a cover is not finite, then nothing is written; or a file can't be.
+    """
+    if not all(cover.isfinite().all() for cover in covers):
+        raise ValueError("--embed: a cover is not finite, so no audio file was touched; try another --checkpoint")
+    for (source, target), cover in zip(songs.items(), covers, strict=True):
+        tags.embed(source, target, pictures.plain(pictures.to_unit(cover, run.model.low), side))
+        resized = "" if side == run.resolution else f" ({UPSCALE})"
+        print(f"cover of {side} px{resized} in the tags of {target}")
 
 
 if __name__ == "__main__":

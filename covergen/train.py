@@ -18,9 +18,11 @@ from tqdm import tqdm
 from covergen import models
 from covergen.nn.turn import Sizes
 from covergen.runtime import checkpoint, config, data
-from covergen.runtime.engine import Engine, seed_of
+from covergen.runtime.engine import Engine
 from covergen.runtime.machine import keep_memory, peak_memory, processes, use_threads
+from covergen.runtime.order import seed_of
 from covergen.runtime.preview import Preview
+from covergen.runtime.run import Run
 from covergen.runtime.stopping import Patience, Stop
 from covergen.runtime.tracking import Tracker
 from covergen.runtime.validation import validate
@@ -47,8 +49,10 @@ def demo_shards() -> str:
     from shard_tools.pack import pack
     root = user_cache_path("covergen") / f"demo-toy-{VERSION}"
     with checkpoint.lock(root, patience=600):
-        if not (root / "shards" / "train.index.json").is_file():
+        packed = (root / "shards" / "train.index.json").is_file()
+        if not packed:
             say(f"No --shards given: making the toy demo world (32 px, known audio -> cover attributes) in {root}")
+        if not packed or not (root / "shards" / "attributes.npz").is_file():  # packed before it came with the shards
             make(root / "folders", tier="toy")
             with contextlib.redirect_stdout(None):  # its report is about a command that nobody typed
                 pack(str(root / "folders"), str(root / "shards"))
@@ -83,7 +87,7 @@ def train(run: config.Config) -> int:
     rank, ranks, _ = processes()
     cut = {"batch_size": training.batch_size, "seed": training.seed, "audio_scale": training.audio_scale, "rank": rank,
            "ranks": ranks}
-    stream = data.open_stream(shards, "train", order=training.order, **cut)
+    stream = data.open_stream(shards, "train", order=training.order, albums=training.albums_for, **cut)
     resolution = training.resolution or stream.resolution
     if resolution > stream.resolution:
         raise ValueError(f"--resolution {resolution} is above the {stream.resolution} px of {shards}; train at that or "
@@ -91,12 +95,14 @@ def train(run: config.Config) -> int:
     torch.manual_seed(seed_of(training.seed, "weights"))
     sizes = Sizes(resolution, stream.scale.size if stream.scale else 0)
     model = models.load(run.model).build(run.options, sizes)
+    if model.mismatched:
+        stream.mismatch()
     held_out = data.open_split(shards, "val", needed=model.validated is not None, **cut)
     validated = model.validated if held_out else None
     engine = Engine(model, training)
     main = engine.rank == 0
 
-    images_per_step = engine.batches_per_step * training.batch_size
+    images_per_step = engine.images_per_step
     epoch = stream.epoch
     steps = min(training.steps, -(-training.epochs * epoch // images_per_step) or training.steps)
 
@@ -135,6 +141,17 @@ def train(run: config.Config) -> int:
     loader = data.Loader(stream, begin * engine.batches_per_step, device=engine.device, resolution=resolution,
                          threads=training.loader_threads, ahead=engine.batches_per_step)
     preview = Preview(model, (held_out or stream).examples(EXAMPLES), stream.facts["genres"], resolution, engine)
+    glance = None
+    if training.eval_every and main:
+        from covergen.evaluation.glance import Glance  # torchmetrics and others, which take seconds to load
+        from covergen.evaluation.judge import open_judge
+        glance = Glance(data.IndexedShards(shards, "val", batch_size=1, audio_scale="raw"), resolution,
+                        open_judge(training.judge) if training.judge else None, training.seed)
+    known = facts_of(run, shards, stream, resolution)
+
+    def live(networks: dict[str, torch.nn.Module]) -> Run:
+        return Run(folder, run, known, model, networks, folder, engine.device, stream.scale)
+
     bar = tqdm(total=steps, initial=begin, unit="step", disable=not main, dynamic_ncols=True)
     clock, waited, since, status = time.perf_counter(), 0.0, begin, 0
     try:
@@ -144,7 +161,8 @@ def train(run: config.Config) -> int:
             saving = last or step % training.save_every == 0
             epoch_ends = epoch and step * images_per_step // epoch > (step - 1) * images_per_step // epoch
             validating = validated and (last or epoch_ends)
-            logging = sampling or saving or validating or step % training.log_every == 0
+            glancing = training.eval_every and step % training.eval_every == 0
+            logging = sampling or saving or validating or glancing or step % training.log_every == 0
             batches = [next(loader) for _ in range(engine.batches_per_step)]
             engine.step(step, batches, measure=logging)
             stopping = engine.agree(bool(stop))
@@ -156,10 +174,10 @@ def train(run: config.Config) -> int:
             seconds = time.perf_counter() - clock
             row |= {"speed/images_per_second": (step - since) * images_per_step / seconds,
                     "speed/data_wait_seconds": loader.waited - waited, "speed/memory_gib": peak_memory(engine.device),
-                    "optim/lr": training.lr}
+                    "optim/lr": engine.learning_rate(step)}
             bar.set_postfix({"images/s": f"{row['speed/images_per_second']:.0f}"} | {
                 name.removeprefix("loss/"): f"{value:.3g}" for name, value in row.items() if name.startswith("loss/")})
-            if sampling or saving or validating or stopping:
+            if sampling or saving or validating or glancing or stopping:
                 engine.mean_buffers()
             better = False
             if validating:
@@ -169,6 +187,10 @@ def train(run: config.Config) -> int:
             if main and (sampling or (stopping and stop.out_of_time)):
                 for grid in preview.grids():
                     tracker.grid(step, step * images_per_step, *grid)
+            if main and glancing:
+                found, *songs = engine.infer(lambda networks: glance(live(networks)))
+                row |= found
+                tracker.table(step, step * images_per_step, *songs)
             if main:
                 tracker.log(step, step * images_per_step, row)
             saved_as = [kind for kind, wanted in (("best", better), ("step", saving or stopping or patience.over))

@@ -17,6 +17,7 @@ from shard_tools.formats.index import Index, open_index, splits_in, write_atomic
 from shard_tools.formats.layout import make_key, read_key
 from shard_tools.formats.shards import read_sample
 from shard_tools.formats.source import BadFileError
+from shard_tools.formats.truth import TRUTH
 
 COLUMNS, LINES = 8, 6
 TILE, LABEL, GAP = 144, 24, 8
@@ -69,6 +70,8 @@ def _tables(indexes: list[Index]) -> Iterator[str]:
                            for (start, end), count in zip(audio["blocks"], audio["block_counts"], strict=True))
         yield f"audio   {audio['dimension']} numbers; blocks of {audio['statistics_of']}: {blocks}"
         yield f"        std from {min(audio['std']):.3g} to {max(audio['std']):.3g}"
+    if (indexes[0].root / TRUTH).is_file():
+        yield f"truth   {TRUTH}: what the demo's covers show"
     width = max(5, *(len(_shown(genre)) for genre in facts["genres"]))
     yield f"\n{'genre':{width}} " + " ".join(f"{index.split:>10}" for index in indexes)
     for genre in facts["genres"]:

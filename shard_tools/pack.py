@@ -22,12 +22,13 @@ from shard_tools.formats import work as job
 from shard_tools.formats.blocks import PRESENCE_RULE, Blocks, Moments
 from shard_tools.formats.codec import MAX_PIXELS
 from shard_tools.formats.index import SPLITS, write_atomically, write_index
-from shard_tools.formats.layout import Drop, open_layout
+from shard_tools.formats.layout import Drop, Listing, open_layout
 from shard_tools.formats.plan import Plan, choose_blocks, make_plan, read_rows, shard_tasks
 from shard_tools.formats.pool import available_workers, run_tasks
 from shard_tools.formats.probe import drop_lines, probe_chunk
 from shard_tools.formats.shards import ShardTask, SourceChangedError, pack_shard, read_result
 from shard_tools.formats.source import open_source
+from shard_tools.formats.truth import TRUTH, copy_truth
 
 
 def pack(source: str, out: str, dataset: Literal["auto", "audio-cover", "cover"] = "auto",
@@ -37,6 +38,7 @@ def pack(source: str, out: str, dataset: Literal["auto", "audio-cover", "cover"]
     """Packs covers and audio vectors into WebDataset shards with an index; bad files go to OUT/quarantine.jsonl.
 
     The same command after an interruption goes on where it stopped. Returns 1 when too many files were bad, else 0.
+    Of demo data its truth, attributes.npz, is copied too, also to shards that were packed before.
 
     Args:
         source: folder or zip (read in place): the thesis' data sets, <split>/<genre>/, <genre>/, or plain files.
@@ -73,7 +75,8 @@ def pack(source: str, out: str, dataset: Literal["auto", "audio-cover", "cover"]
         facts = [] if overwrite else job.finished(root)
         if facts:
             job.check_same(root, facts, options, listing)
-            print(f"{root} is already packed")
+            added = _copy_truth(source_path, listing, root)
+            print(f"{root} is already packed" + (f"; {TRUTH} was added" if added else ""))
             return _verdict(sum(facts[0]["drops"].values()), sum(f["samples"] for f in facts), max_failure_rate)
         work = job.begin(root, listing, options, overwrite)
         if dataset == "audio-cover" and not listing.paired:
@@ -104,6 +107,7 @@ def pack(source: str, out: str, dataset: Literal["auto", "audio-cover", "cover"]
             "quarantine_sha256": _write_quarantine(root, drops),
             "audio": _audio_facts(plan, blocks, tasks[basis], basis),
         }
+        _copy_truth(source_path, listing, root)  # before the index: with that the folder is finished
         for split, shards in tasks.items():
             write_index(root, split, *_split_index(common, plan.split_rows(split), shards))
         job.end(root)
@@ -115,6 +119,15 @@ def _run(function: Any, tasks: list[Any], workers: int, label: str, total: int) 
     with tqdm(total=total, desc=label, unit=" samples", smoothing=0.05) as bar:
         for count in run_tasks(function, tasks, min(workers, len(tasks))):
             bar.update(count)
+
+
+def _copy_truth(source: Path, listing: Listing, root: Path) -> bool:
+    """As ``copy_truth``; a damaged one stops nothing, for the covers are sound without it."""
+    try:
+        return copy_truth(source, listing, root)
+    except ValueError as error:
+        print(f"warning: {error}; packing without it")
+        return False
 
 
 def _write_quarantine(root: Path, drops: list[Drop]) -> str:
@@ -164,6 +177,8 @@ def _report(root: Path, plan: Plan, tasks: dict[str, list[ShardTask]], drops: li
               + ", ".join(f"[{start}, {end})" for start, end in blocks))
         if basis != "train":
             print(f"warning: there is no train split; the audio statistics are those of {basis}")
+    if (root / TRUTH).is_file():
+        print(f"truth  {TRUTH}: what the demo's covers show")
     per_group = np.unique(np.unique(plan.rows[["group", "split"]])["group"], return_counts=True)[1]
     if leaks := int((per_group > 1).sum()):
         print(f"warning: {leaks:,} groups (albums) are in more than one split; scores on val and test will flatter")

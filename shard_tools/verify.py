@@ -6,6 +6,7 @@ Nothing in the folder is trusted: names are checked before they are opened, no m
 from __future__ import annotations
 
 import itertools
+import os
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from shard_tools.formats.check import Check, check_shard
 from shard_tools.formats.facts import check_facts, row_problems
 from shard_tools.formats.index import Index, facts_bytes, file_sha256, open_index, read_facts, splits_in
 from shard_tools.formats.pool import available_workers, run_tasks
+from shard_tools.formats.truth import TRUTH, read_columns
 from shard_tools.formats.work import FOLDER, QUARANTINE
 
 
@@ -49,6 +51,11 @@ def _check_folder(root: Path) -> tuple[list[str], list[Index]]:
     if (root / FOLDER).exists():
         problems.append(f"{FOLDER}: unfinished; run the pack command again to go on")
     problems += [f"{path.name}: left by a killed run" for path in sorted(root.glob(".*.tmp"))]
+    if os.path.lexists(root / TRUTH):
+        try:
+            read_columns(root / TRUTH, TRUTH)
+        except ValueError as error:
+            problems.append(str(error))
     splits = list(splits_in(root))
     if not splits:
         problems.append("no <split>.index.json: not a finished folder of shards")

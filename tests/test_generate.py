@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -121,7 +122,9 @@ def test_an_acousticbrainz_file_fills_the_block_of_its_size(runs: Path, tmp_path
     ("wgan_gp", ["--audio", "x.npy"], "hears no audio"),
     ("cond_wgan_gp", [], "give it --audio FILE or --from_shards DIR"),
     ("cond_wgan_gp", ["--audio", "missing.npy"], "missing.npy: no such file"),
-    ("cond_wgan_gp", ["--audio", "song.mp3"], "expected a .npy vector or an AcousticBrainz"),
+    ("cond_wgan_gp", ["--audio", "song.txt"], "expected a .npy vector or an AcousticBrainz"),
+    ("cond_wgan_gp", ["--audio", "song.MP3"], "song.MP3: the run was trained on 1160 numbers (blocks of 580 + 580) of "
+     "descriptors without a name, which can't be computed from audio files here yet; give a .npy vector or"),
     ("cond_wgan_gp", ["--audio", "short.npy"], "a vector of 7 numbers; the run was trained on 1160"),
     ("cond_wgan_gp", ["--audio", "pickled.npy"], "pickled"),
     ("cond_wgan_gp", ["--audio", "bad.json"], "bad.json: truncated JSON"),
@@ -131,6 +134,14 @@ def test_an_acousticbrainz_file_fills_the_block_of_its_size(runs: Path, tmp_path
     ("cond_wgan_gp", ["--rows", "-1"], "--rows -1: must be 0"),
     ("wgan_gp", ["--latents", "cut.npy"], "cut.npy can't be read"),
     ("wgan_gp", ["--truncation", "-1"], "must be above 0"),
+    ("wgan_gp", ["--guidance", "2"], "--guidance: the run is a wgan_gp, which has no such option"),
+    ("wgan_gp", ["--sampling_steps", "4"], "--sampling_steps: the run is a wgan_gp, which has no such option"),
+    ("wgan_gp", ["--guidance", "-1"], "--guidance -1.0: must be 0 or more"),
+    ("wgan_gp", ["--guidance", "nan"], "--guidance nan: must be 0 or more"),
+    ("wgan_gp", ["--sampling_steps", "0"], "--sampling_steps 0: must be above 0"),
+    ("wgan_gp", ["--size", "31"], "--size 31: expected 32 to 4096 pixels"),
+    ("wgan_gp", ["--size", "64", "--out", "x.npy"], "--size 64: an array has the covers as the network gave them"),
+    ("wgan_gp", ["--size", "4096"], "one picture of 64 covers would have 1073 million pixels"),
     ("wgan_gp", ["--checkpoint", "7"], "has auto, last and the steps 2"),
     ("nothing", [], "is not a run folder"),
 ])
@@ -153,9 +164,9 @@ def test_a_misspelt_flag_and_a_wrong_run_are_one_line_and_exit_status_2(runs: Pa
         assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
 
 
-def test_it_needs_neither_accelerate_nor_wandb_webdataset_or_torchvision(runs: Path, tmp_path: Path) -> None:
+def test_it_needs_neither_accelerate_nor_wandb_webdataset_torchvision_or_mutagen(runs: Path, tmp_path: Path) -> None:
     code = ("import sys, runpy\n"
-            "for name in ('accelerate', 'wandb', 'webdataset', 'torchvision'): sys.modules[name] = None\n"
+            "for name in ('accelerate', 'wandb', 'webdataset', 'torchvision', 'mutagen'): sys.modules[name] = None\n"
             "sys.argv = ['generate', '--run', sys.argv[1], '--out', 'x.png']\n"
             "runpy.run_module('covergen.generate', run_name='__main__')\n")
     done = subprocess.run([sys.executable, "-c", code, str(runs / "wgan_gp")], cwd=tmp_path, env=environment(),
@@ -165,7 +176,6 @@ def test_it_needs_neither_accelerate_nor_wandb_webdataset_or_torchvision(runs: P
 
 
 def test_a_damaged_or_half_trained_run_is_named(runs: Path, tmp_path: Path) -> None:
-    import shutil
     copy = tmp_path / "copy"
     shutil.copytree(runs / "wgan_gp", copy)
     weights = copy / "checkpoints/step_00000002/generator_ema.safetensors"

@@ -47,8 +47,8 @@ def test_imports_go_one_way(path: Path) -> None:
     if here == "covergen.models" and path.name != "__init__.py":
         assert outside(modules) - {"covergen"} <= MODEL_LIBRARIES
         assert all(name.startswith("covergen.nn") for name in modules if name.startswith("covergen"))
-    if here == "covergen.analyses":
-        assert all(name.startswith(("covergen.analyses", "covergen.metrics", "covergen.nn", "covergen.runtime"))
+    if here in ("covergen.analyses", "covergen.evaluation"):
+        assert all(name.startswith((here, "covergen.metrics", "covergen.nn", "covergen.runtime"))
                    for name in modules if name.startswith("covergen"))
     if here == "covergen.runtime":
         upwards = {f"covergen.{file.stem}" for file in (ROOT / "covergen").glob("*.py")} - {"covergen.__init__"}
@@ -63,6 +63,9 @@ def test_imports_go_one_way(path: Path) -> None:
     ("accelerate", {"covergen/runtime/engine.py"}),
     ("webdataset", {"covergen/runtime/foreign.py"}),
     ("fire", {"shard_tools/cli.py"}),
+    ("mutagen", {"covergen/runtime/tags.py"}),
+    ("diffusers", {"covergen/models/flow.py"}),
+    ("torchmetrics", {"covergen/evaluation/quality.py"}),
 ])
 def test_a_library_is_known_in_one_room_only(library: str, rooms: set[str]) -> None:
     assert {str(path) for path in SOURCES if library in outside(imports(path))} == rooms

@@ -16,6 +16,9 @@ MODELS = {
     "wgan_gp": "covergen.models.wgan_gp:WGAN_GP",
     "cond_lsgan": "covergen.models.lsgan:COND_LSGAN",
     "cond_wgan_gp": "covergen.models.wgan_gp:COND_WGAN_GP",
+    "r3gan": "covergen.models.r3gan:R3GAN",
+    "flow": "covergen.models.flow:FLOW",
+    "contrast": "covergen.models.contrast:CONTRAST",
 }
 
 

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from covergen.nn.layers import Decoder, Encoder, check_resolution
+from covergen.nn.coders import Decoder, Encoder
+from covergen.nn.layers import check_resolution
 from covergen.nn.losses import psnr
 from covergen.nn.turn import Model, Recipe, Sizes, Turn, unit
 

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from covergen.nn.layers import AudioTrunk, Decoder, Encoder, Film, check_audio, check_resolution, init_film
+from covergen.nn.coders import Decoder, Encoder
+from covergen.nn.layers import AudioTrunk, Film, check_audio, check_resolution, init_film
 from covergen.nn.losses import bernoulli_and_kl
 from covergen.nn.turn import Latents, Model, Recipe, Sizes, Turn, normal_latents, unit
 

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from covergen.nn import losses
 from covergen.nn.layers import (
+    EMBEDDING,
+    AudioEncoder,
     FilmUpsampler,
     StridedScore,
     Upsampler,
@@ -46,6 +48,15 @@ class PlainOptions(Options):
                 "that a run does not depend on how batches are split over processes"})
 
 
+@dataclass(frozen=True)
+class ConditionalOptions(Options):
+    """And about the one with audio."""
+
+    critic_hears: bool = field(default=False, metadata={
+        "help": "unlike in the thesis, the critic's score is of covers with their audio, and covers with other albums' "
+                "audio count as generated"})
+
+
 class Critic(StridedScore):
     """Images ``[B, 3, R, R]`` -> scores ``[B]``; norms are per image; 3,814,785 parameters at 128 px."""
 
@@ -53,6 +64,26 @@ class Critic(StridedScore):
         super().__init__(resolution, width, instance_norm, norm)
         # It cancels in a difference of scores; what is left of its gradient is rounding, which Adam would blow up.
         self.score.bias.register_hook(torch.zeros_like)
+
+    def forward(self, images: Tensor, audio: Tensor | None = None) -> Tensor:
+        return super().forward(images)
+
+
+class HearingCritic(Critic):
+    """Images and audio ``[B, A]`` -> scores ``[B]``: to the plain score comes an inner product with an embedding.
+
+    Source: Miyato and Koyama 2018, "cGANs with Projection Discriminator", eq. 3.
+    """
+
+    def __init__(self, resolution: int, width: int, audio: int) -> None:
+        super().__init__(resolution, width, "batch")
+        self.audio = AudioEncoder(audio)
+        self.features = nn.Linear(self.score.in_features, EMBEDDING, bias=False)
+
+    def forward(self, images: Tensor, audio: Tensor | None = None) -> Tensor:
+        maps = self.blocks(images).flatten(1)
+        fit = (self.features(maps).float() * self.audio(audio)).sum(1) * EMBEDDING**-0.5
+        return self.score(maps).squeeze(1).float() + fit
 
 
 class CriticTurn(Turn):
@@ -74,9 +105,13 @@ class CriticTurn(Turn):
         real = signed(batch.cover)
         with torch.no_grad():
             fake = self.reads[0](noise["latents"], batch.audio).float()
-        scores = self.critic(torch.cat([real, fake]))
-        wasserstein = losses.wasserstein_critic(*scores.chunk(2))
-        penalty, slope = losses.gradient_penalty(self.critic, real, fake, noise["mix"])
+        audio = batch.audio
+        scores = self.critic(torch.cat([real, fake]), None if audio is None else torch.cat([audio, audio]))
+        on_real, worse = scores.chunk(2)
+        if batch.mismatched is not None:
+            worse = (worse + self.critic(real, batch.mismatched)) / 2
+        wasserstein = losses.wasserstein_critic(on_real, worse)
+        penalty, slope = losses.gradient_penalty(lambda images: self.critic(images, audio), real, fake, noise["mix"])
         loss = wasserstein + self.penalty * penalty
         return loss, {"critic": loss.detach(), "wasserstein": -wasserstein.detach(), "penalty": penalty.detach(),
                       "slope": slope}
@@ -84,10 +119,11 @@ class CriticTurn(Turn):
 
 def assemble(generator: nn.Module, critic: Critic, options: Options, conditional: bool) -> Model:
     """Both networks with their turns, critic first."""
-    latents = normal_latents(options.latent)
+    latents, hears = normal_latents(options.latent), isinstance(critic, HearingCritic)
     turns = [CriticTurn(generator, critic, options, latents),
-             GeneratorTurn(generator, critic, lambda scores: -scores.mean(), latents=latents)]
-    return adversarial({"generator": generator, "critic": critic}, turns, latents, conditional=conditional)
+             GeneratorTurn(generator, critic, lambda scores: -scores.mean(), latents=latents, hears=hears)]
+    return adversarial({"generator": generator, "critic": critic}, turns, latents, conditional=conditional,
+                       mismatched=hears)
 
 
 def build(options: PlainOptions, sizes: Sizes) -> Model:
@@ -98,12 +134,14 @@ def build(options: PlainOptions, sizes: Sizes) -> Model:
     return assemble(generator, Critic(sizes.resolution, options.width, options.norm), options, conditional=False)
 
 
-def build_conditional(options: Options, sizes: Sizes) -> Model:
+def build_conditional(options: ConditionalOptions, sizes: Sizes) -> Model:
     """With audio; the generator has 9,782,043 parameters at 128 px with vectors of 1160 numbers."""
     check_resolution(sizes.resolution)
     check_audio(sizes.audio)
     generator = FilmUpsampler(options.latent, sizes.audio, trunk_widths(sizes.resolution, options.width))
-    return assemble(generator, Critic(sizes.resolution, options.width, "batch"), options, conditional=True)
+    critic = (HearingCritic(sizes.resolution, options.width, sizes.audio) if options.critic_hears
+              else Critic(sizes.resolution, options.width, "batch"))
+    return assemble(generator, critic, options, conditional=True)
 
 
 WGAN_GP = Recipe(
@@ -112,6 +150,7 @@ WGAN_GP = Recipe(
     demo={"steps": 600, "width": 16, "batch_size": 32, "lr": 7e-4})
 
 COND_WGAN_GP = Recipe(
-    "the thesis's conditional WGAN-GP: FiLM from audio, a critic that never hears it", Options, build_conditional,
+    "the thesis's conditional WGAN-GP: FiLM from audio, a critic that never hears it", ConditionalOptions,
+    build_conditional,
     preset={"batch_size": 64, "lr": 5e-6, "betas": (0.5, 0.999), "audio_scale": "raw"},
     demo={"steps": 600, "width": 16, "batch_size": 32, "lr": 7e-4})

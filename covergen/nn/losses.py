@@ -44,6 +44,53 @@ def gradient_penalty(
     return (norm - 1).square().mean(), norm.detach().mean()
 
 
+def pairing(better: Tensor, worse: Tensor) -> Tensor:
+    """E[softplus(worse - better)] from scores ``[B]`` of pairs: small where each better one scores above its partner.
+
+    With (real, generated) it is a discriminator's loss, with (generated, real) the generator's.
+
+    Source: Jolicoeur-Martineau 2019, "The relativistic discriminator", RpGAN; Huang et al. 2024, "The GAN is dead; long
+    live the GAN!", eq. 2.
+    """
+    return F.softplus(worse.float() - better.float()).mean()
+
+
+def zero_centred_penalty(discriminator: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+    """Squared norms of the scores' gradients with respect to their images, ``[B]``: R1 on real images, R2 on generated.
+
+    The gradient is ``torch.func.grad`` inside the forward, scaled as in ``gradient_penalty``.
+
+    Args:
+        discriminator: images ``[B, 3, R, R]`` -> scores ``[B]``; must not mix the images of a batch.
+        images: ``[B, 3, R, R]``, without gradient.
+
+    Source: Mescheder et al. 2018, "Which Training Methods for GANs do actually Converge?", eq. 9 and 10.
+    """
+    scale = images[0].numel() ** 0.5
+    slope = torch.func.grad(lambda inputs: discriminator(inputs).float().sum() * scale)(images)
+    return (slope.float() / scale).flatten(1).square().sum(1)
+
+
+def matching(audio: Tensor, images: Tensor, scale: Tensor, same: Tensor) -> Tensor:
+    """How badly embeddings of audio and images find each other in a batch: symmetric InfoNCE with several positives.
+
+    Each row of either kind has as positives all of the other kind from its album; its loss is minus the mean of their
+    log probabilities.
+
+    Args:
+        audio: unit vectors ``[B, D]``.
+        images: unit vectors ``[N, D]``.
+        scale: what cosines are multiplied by, the inverse of the temperature.
+        same: bool ``[B, N]``, whether they are of one album; every row and column needs one.
+
+    Source: Radford et al. 2021, "CLIP", figure 3; Khosla et al. 2020, "Supervised Contrastive Learning", eq. 2.
+    """
+    logits, same = scale * audio.float() @ images.float().T, same.float()
+    rows = -(logits.log_softmax(1) * same).sum(1) / same.sum(1)
+    columns = -(logits.log_softmax(0) * same).sum(0) / same.sum(0)
+    return (rows.mean() + columns.mean()) / 2
+
+
 def least_squares(scores: Tensor, label: float) -> Tensor:
     """0.5 E[(D - label)^2] from scores ``[B]``. Source: Mao et al. 2017, "Least Squares GANs", eq. 2."""
     return 0.5 * (scores.float() - label).square().mean()

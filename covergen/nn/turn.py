@@ -31,6 +31,9 @@ class Turn(nn.Module):
     repeats: int = 1
     every: int = 1
 
+    def begin(self, number: int, images: int) -> None:
+        """Called before step ``number`` (from 1), when so many images are seen with it: the place for schedules."""
+
     def draw(self, count: int, generator: torch.Generator) -> dict[str, Tensor]:
         """Noise for ``count`` images, each entry ``[count, ...]``, from the generator alone and on its device."""
         return {}
@@ -65,11 +68,15 @@ class Model:
         latents: inputs for ``sample``.
         sample: ``(networks, latents, audio or None) -> [count, 3, R, R]`` as the network gives them, from ``low`` to 1.
         low: the value of black in samples: -1 after a tanh, 0 after a sigmoid.
-        truncation: the bound on ``|z|`` that this model's truncated samples use.
+        truncation: the bound on ``|z|`` that this model's truncated samples use, None if they make no sense.
         conditional: whether samples and reconstructions follow an audio vector.
         reconstruct: ``(networks, batch) -> [N, 3, R, R]`` in [0, 1].
         encode: ``(networks, batch) -> [N, L]``, what the model makes of a cover (a VAE: the means).
+        hear: ``(networks, audio) -> [N, L]`` in the same space, of a model that compares audio with covers.
         validated: the turn whose loss over the validation split says how good the model is.
+        denoising_loss: ``(networks, batch, noise) -> [N]``, the loss of each cover with its audio at the noise that the
+            (one) turn draws; what wrong audio adds to it says how much the model knows of the pairing.
+        mismatched: whether its turns need ``batch.mismatched``, audio of other albums.
     """
 
     networks: dict[str, nn.Module]
@@ -78,11 +85,14 @@ class Model:
     latents: Latents | None = None
     sample: Callable[[dict[str, nn.Module], Tensor, Tensor | None], Tensor] | None = None
     low: float = -1.0
-    truncation: float = 2.0
+    truncation: float | None = 2.0
     conditional: bool = False
     reconstruct: Callable[[dict[str, nn.Module], Any], Tensor] | None = None
     encode: Callable[[dict[str, nn.Module], Any], Tensor] | None = None
+    hear: Callable[[dict[str, nn.Module], Tensor], Tensor] | None = None
     validated: Turn | None = None
+    mismatched: bool = False
+    denoising_loss: Callable[[dict[str, nn.Module], Any, dict[str, Tensor]], Tensor] | None = None
 
     def sizes(self) -> str:
         """The networks with their numbers of parameters, for people."""
@@ -180,16 +190,18 @@ class GeneratorTurn(Turn):
     name = "generator"
 
     def __init__(self, generator: nn.Module, critic: nn.Module, loss: Callable[[Tensor], Tensor], *,
-                 latents: Latents) -> None:
-        """Args: generator, critic, latents: as above; loss: scores ``[B]`` -> scalar."""
+                 latents: Latents, hears: bool = False) -> None:
+        """Args: generator, critic, latents: as above; loss: scores ``[B]`` -> scalar; hears: does the critic?"""
         super().__init__()
+        self.hears = hears
         self.generator, self.reads, self.loss, self.latents = generator, (critic,), loss, latents
 
     def draw(self, count: int, generator: torch.Generator) -> dict[str, Tensor]:
         return {"latents": self.latents(count, generator, None)}
 
     def forward(self, batch: Any, noise: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        loss = self.loss(frozen(self.reads[0], self.generator(noise["latents"], batch.audio)).float())
+        audio = (batch.audio,) if self.hears else ()
+        loss = self.loss(frozen(self.reads[0], self.generator(noise["latents"], batch.audio), *audio).float())
         return loss, {"generator": loss.detach()}
 
 

@@ -39,7 +39,13 @@ class Training:
     resolution: int | None = _option(None, "side of the covers in pixels; default: the shards', and never above it")
     order: Literal["sample", "group"] = _option(
         "sample", "an epoch is every sample once (sample), or every album once with a random track of it (group)")
+    albums_for: Literal["all", "generator", "judge"] = _option(
+        "all", "train on all albums, or leave a fixed quarter of them (by hash) to a judge that evaluates later "
+               "(generator), or on that quarter only, as the judge (judge)")
     lr: float = _option(1e-4, "learning rate of Adam")
+    lr_warmup: int = _option(0, "images over which the learning rate rises from 0")
+    lr_images: int = _option(0, "images over which it then falls along half a cosine to --lr_last of it; 0: never")
+    lr_last: float = _option(0.1, "the share of --lr that is left in the end, with --lr_images")
     betas: tuple[float, float] = _option((0.0, 0.999), "Adam's betas, as 0.0,0.999")
     weight_decay: float = _option(0.0, "Adam's weight decay (an L2 penalty)")
     audio_scale: Literal["standard", "raw"] = _option(
@@ -49,12 +55,19 @@ class Training:
     seed: int = _option(0, "of initial weights, order, noise and everything else")
     mixed_precision: Literal["no", "bf16", "fp16"] | None = _option(
         None, "autocast precision; default: what accelerate launch was told; fp16 needs a GPU")
+    compile: bool = _option(False, "compile every turn with torch.compile: a minute at the start, then faster steps; "
+                                   "pays for r3gan, on CPUs too")
     sync_bn: bool = _option(False, "batch norm over the batches of all GPUs")
     ema: float = _option(0.999, "decay per step of the averaged weights (shorter at the start); 0 keeps none; "
                                 "autoencoders have none")
+    ema_halflife: float = _option(0.0, "half-life of the averaged weights in images, at most a twentieth of those "
+                                       "seen, instead of a decay per step; 0: as --ema says")
     log_every: int = _option(10, "steps between lines of log.jsonl")
     sample_every: int = _option(100, "steps between sample grids; 0 draws none")
     save_every: int = _option(500, "steps between checkpoints")
+    eval_every: int = _option(0, "steps between small evaluations on the val split (a flow's denoising gap, with "
+                                 "--judge also dependence and retrieval); 0: none")
+    judge: str | None = _option(None, "a run of --model contrast --albums_for judge, for --eval_every")
     keep: int = _option(3, "newest checkpoints that are kept")
     minutes: float = _option(0.0, "save and stop after so many minutes; 0 has no limit")
     resume: str = _option("auto", "auto goes on from the run's newest checkpoint; never refuses a run that has one; "
@@ -66,13 +79,16 @@ class Training:
 
 
 # May differ when a run is resumed: they change where and how long it runs and what it reports, not what it computes.
-FREE = {"shards", "out", "name", "steps", "epochs", "patience", "log_every", "sample_every", "save_every", "keep",
-        "minutes", "resume", "tracker", "project", "threads", "loader_threads"}
+FREE = {"shards", "out", "name", "steps", "epochs", "patience", "log_every", "sample_every", "save_every", "eval_every",
+        "judge", "keep", "minutes", "resume", "tracker", "project", "threads", "loader_threads"}
 
 POSITIVE = {"steps", "batch_size", "grad_accum", "lr", "log_every", "save_every", "keep", "loader_threads", "width",
-            "latent", "critic_steps", "critic_width", "critic_every", "real_label"}
-NOT_NEGATIVE = {"epochs", "patience", "weight_decay", "grad_clip", "ema", "sample_every", "minutes", "threads",
-                "penalty", "seed"}
+            "latent", "critic_steps", "critic_width", "critic_every", "real_label", "blocks", "penalty_every",
+            "sampling_steps"}
+NOT_NEGATIVE = {"epochs", "patience", "weight_decay", "grad_clip", "ema", "ema_halflife", "sample_every", "eval_every",
+                "minutes", "threads", "penalty", "penalty_last", "penalty_images", "seed", "lr_warmup", "lr_images",
+                "lr_last", "group", "mismatch", "audio_blur", "attention", "guidance"}
+SHARES = {"audio_dropped", "unheard"}  # from 0 to below 1
 
 # The demo world on two CPU cores in a few minutes; the model's recipe adds its own, the rest is the thesis's.
 DEMO = {"sample_every": 100, "save_every": 100, "minutes": 4.4}
@@ -157,6 +173,8 @@ def resolve(flags: dict[str, Any]) -> Config:
             raise ValueError(f"--{name} {value}: must be above 0")
         if name in NOT_NEGATIVE and not value >= 0:
             raise ValueError(f"--{name} {value}: must be 0 or more")
+        if name in SHARES and not 0 <= value < 1:
+            raise ValueError(f"--{name} {value}: a share, from 0 to below 1")
     if not 0 <= values.get("ema", 0) < 1:
         raise ValueError(f"--ema {values['ema']}: a decay per step, from 0 (none) to below 1")
     values["name"] = values.get("name") or (f"{model}-demo" if demo else model)

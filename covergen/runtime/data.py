@@ -7,12 +7,11 @@ without an index are streamed through the ``webdataset`` package, in ``covergen.
 
 from __future__ import annotations
 
-import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import cache, lru_cache
+from functools import lru_cache
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -22,42 +21,29 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from covergen.runtime.order import GroupOrder, SampleOrder
+from covergen.runtime.order import GroupOrder, Partners, SampleOrder, of_albums
+from covergen.runtime.reading import decode, read_at
 from covergen.runtime.scale import AudioScale
 from shard_tools.formats import codec
 from shard_tools.formats.index import open_index, splits_in
 
 ORDER_BLOCK = 4096
-RGB = 3  # torchvision.io.ImageReadMode.RGB
 PLACE = ("shard", "cover_offset", "cover_bytes", "audio_offset", "audio_bytes")  # where a sample lies
-
-
-@cache
-def _decoder() -> Callable[[Tensor, int], Tensor]:
-    """What torchvision.io.decode_jpeg calls, without the ten microseconds that its checks take of the interpreter lock.
-
-    torchvision takes two seconds to import, which nobody who only generates covers needs to wait for.
-    """
-    import torchvision.io  # noqa: F401  (registers the operator)
-    return torch.ops.image.decode_jpeg
-
-
-def decode(jpeg: Tensor) -> Tensor:
-    """The bytes of a JPEG, uint8 ``[n]``, as pixels, uint8 ``[3, H, W]``."""
-    return _decoder()(jpeg, RGB)
 
 
 class Batch(NamedTuple):
     """One rank's part of a global batch.
 
     cover: uint8 ``[B, 3, R, R]``; audio: float32 ``[B, A]`` as ``AudioScale`` gives it, or None; genre:
-    int64 ``[B]``, position in the sorted list of genres; group: int64 ``[B]``, album.
+    int64 ``[B]``, position in the sorted list of genres; group: int64 ``[B]``, album; mismatched: audio of a track of
+    another album for each, float32 ``[B, A]``, where the model asked for it.
     """
 
     cover: Tensor
     audio: Tensor | None
     genre: Tensor
     group: Tensor
+    mismatched: Tensor | None = None
 
 
 class Stream(Protocol):
@@ -78,23 +64,8 @@ class Stream(Protocol):
 
     def batch(self, number: int) -> Batch: ...
 
-
-@lru_cache(maxsize=256)
-def _opened(path: Path) -> Any:
-    return open(path, "rb", buffering=0)
-
-
-def read_at(path: Path, offset: int, size: int) -> bytearray:
-    """``size`` bytes of a file from ``offset``; safe from many threads.
-
-    Raises:
-        ValueError: the file ends before.
-    """
-    data = bytearray(size)
-    file = _opened(path)  # held here: a file that the cache drops must not close before this read
-    if os.preadv(file.fileno(), [data], offset) != size:
-        raise ValueError(f"{path} ends before byte {offset + size}; it is damaged (shard_tools.verify tells more)")
-    return data
+    def mismatch(self) -> None:
+        """From now on batches hold mismatched audio; ValueError where that can't be."""
 
 
 def varied(genres: np.ndarray, count: int) -> list[int]:
@@ -117,14 +88,15 @@ class IndexedShards:
     pure, notice = True, None
 
     def __init__(self, root: str | Path, split: str, *, batch_size: int, seed: int = 0, order: str = "sample",
-                 audio_scale: str = "standard", rank: int = 0, ranks: int = 1) -> None:
+                 audio_scale: str = "standard", albums: str = "all", rank: int = 0, ranks: int = 1) -> None:
         """Args:
             root: folder of the shards.
             split: ``train``, ``val`` or ``test``.
             batch_size: of the global batch, over all ranks.
-            seed: of the order.
+            seed: of the order and of mismatched pairs.
             order: ``sample``, every sample once an epoch, or ``group``, every album once with a random track.
             audio_scale: kind of ``AudioScale``.
+            albums: of whom batches are, see ``of_albums``.
             rank: this process among ``ranks``.
             ranks: must divide batch_size.
         """
@@ -136,7 +108,13 @@ class IndexedShards:
         if missing := [shard.name for shard in shards if not shard.is_file()]:
             raise ValueError(f"{root}: {len(missing)} shards of the index are missing, the first is {missing[0]}")
         self.shards = shards
-        self.order = GroupOrder(rows["group"], seed) if order == "group" else SampleOrder(len(rows), seed)
+        self.chosen = of_albums(rows["group"], albums)
+        if not len(self.chosen):
+            raise ValueError(f"--albums_for {albums}: none of the {split} albums of {root} is among them; pack more "
+                             "albums, or train with --albums_for all")
+        self.order = (GroupOrder(rows["group"][self.chosen], seed) if order == "group"
+                      else SampleOrder(len(self.chosen), seed))
+        self.seed, self.partners = seed, None
         self.epoch = self.order.size
         # One vectorised call orders the samples of many small batches.
         self._ordered = lru_cache(maxsize=8)(
@@ -151,7 +129,13 @@ class IndexedShards:
         start = number * self.batch_size + self.rank * share
         blocks = range(start // ORDER_BLOCK, (start + share - 1) // ORDER_BLOCK + 1)
         first = start - blocks.start * ORDER_BLOCK
-        return np.concatenate([self._ordered(block) for block in blocks])[first : first + share]
+        return self.chosen[np.concatenate([self._ordered(block) for block in blocks])[first : first + share]]
+
+    def mismatch(self) -> None:
+        """From now on batches also hold audio that does not belong to their covers, see ``Partners``."""
+        rows, audible = self.index.rows, self.chosen[self.index.rows["audio_bytes"][self.chosen] > 0]
+        self.audible_ones = audible
+        self.partners = Partners(rows["group"][audible], rows["genre"][audible], self.seed)
 
     def read(self, rows: np.ndarray) -> Batch:
         """The samples of given rows ``[B]``; safe from many threads."""
@@ -164,9 +148,23 @@ class IndexedShards:
         return Batch(torch.from_numpy(cover), torch.from_numpy(self.scale(raw)) if self.scale else None,
                      torch.from_numpy(samples["genre"].astype(np.int64)), torch.from_numpy(samples["group"].copy()))
 
+    def hear(self, rows: np.ndarray) -> Tensor:
+        """The audio alone of given rows ``[B]``, all of which have a vector."""
+        raw = np.empty((len(rows), self.dimension), np.float32)
+        places = zip(*(self.index.rows[rows][name].tolist() for name in PLACE), strict=True)
+        for slot, (shard, _, _, start, length) in enumerate(places):
+            raw[slot] = codec.parse_vector(read_at(self.shards[shard], start, length), self.dimension)
+        return torch.from_numpy(self.scale(raw))
+
     def batch(self, number: int) -> Batch:
         """This rank's part of a global batch."""
-        return self.read(self.rows(number))
+        rows = self.rows(number)
+        batch = self.read(rows)
+        if self.partners is None:
+            return batch
+        positions = number * self.batch_size + self.rank * self.share + np.arange(self.share)
+        others = self.partners(positions, batch.group.numpy(), batch.genre.numpy())
+        return batch._replace(mismatched=self.hear(self.audible_ones[others]))
 
     def examples(self, count: int) -> Batch:
         """At most ``count`` samples, always the same: one of every genre, in the genres' order, then further ones."""

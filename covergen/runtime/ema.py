@@ -16,8 +16,8 @@ def with_averages(networks: dict[str, nn.Module], averaged: dict[str, nn.Module]
 class Average:
     """Averaged copies of networks, kept alike on every rank.
 
-    The decay grows from short to ``decay`` as min(decay, (1 + n) / (10 + n)) over n updates, so that early averages
-    forget the initial weights. Buffers (running statistics) are copied, not averaged.
+    Without another decay for an update it grows from short to ``decay`` as min(decay, (1 + n) / (10 + n)) over n
+    updates, so that early averages forget the initial weights. Buffers (running statistics) are copied, not averaged.
 
     Attributes:
         networks: name -> averaged copy, without gradients.
@@ -30,10 +30,11 @@ class Average:
         self.decay, self.updates = decay, 0
 
     @torch.no_grad()
-    def update(self) -> None:
+    def update(self, decay: float | None = None) -> None:
         """One step towards the live weights."""
         self.updates += 1
-        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        if decay is None:
+            decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         for name, network in self.networks.items():
             live = self.live[name]
             torch._foreach_lerp_(list(network.parameters()), list(live.parameters()), 1 - decay)

@@ -18,19 +18,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from covergen.nn.schedules import decay_of_average, learning_rate
 from covergen.nn.turn import Model
 from covergen.runtime.config import Training
 from covergen.runtime.data import Batch
 from covergen.runtime.ema import Average, with_averages
 from covergen.runtime.machine import processes
-from covergen.runtime.order import keys
+from covergen.runtime.order import seed_of
 
 NEVER = 2**62  # "no step": larger than any step number
-
-
-def seed_of(*parts: int | str) -> int:
-    """A 63-bit seed that depends on all the parts."""
-    return int(keys(*parts, count=1)[0]) >> 1
 
 
 class Engine:
@@ -78,6 +74,7 @@ class Engine:
         for turn in model.turns:
             optimizer = torch.optim.Adam(turn.parameters(), lr=training.lr, betas=training.betas,
                                          weight_decay=training.weight_decay)
+            turn.compile(disable=not training.compile)  # in place: names in checkpoints stay
             with warnings.catch_warnings():  # torch 2.15 renamed broadcast_buffers, which Accelerate still passes
                 warnings.simplefilter("ignore", FutureWarning)
                 turn, optimizer = self.accelerator.prepare(turn, optimizer)
@@ -93,6 +90,16 @@ class Engine:
     def batches_per_step(self) -> int:
         """Global batches that one step reads: one for each repeat of the most repeated turn, times the accumulation."""
         return max(turn.repeats for turn in self.model.turns) * self.training.grad_accum
+
+    @property
+    def images_per_step(self) -> int:
+        """Covers that one step reads."""
+        return self.batches_per_step * self.training.batch_size
+
+    def learning_rate(self, number: int) -> float:
+        """Of all turns in step ``number``."""
+        given = self.training
+        return learning_rate(self.images_per_step * number, given.lr, given.lr_warmup, given.lr_last, given.lr_images)
 
     @property
     def averaged(self) -> dict[str, nn.Module]:
@@ -113,14 +120,19 @@ class Engine:
         # Layers that draw from the global generator (dropout) are a function of the step as well.
         torch.manual_seed(seed_of(self.training.seed, "layers", number, self.rank))
         accumulation, skipped = self.training.grad_accum, False
+        images, rate = self.images_per_step * number, self.learning_rate(number)
         for place, turn in enumerate(self.model.turns):
             if number % turn.every:
                 continue
+            turn.begin(number, images)
+            for group in self.optimizers[place].param_groups:
+                group["lr"] = rate
             for repeat in range(turn.repeats):
                 share = batches[repeat * accumulation : (repeat + 1) * accumulation]
                 skipped |= self._update(place, number, repeat, share, measure or turn.every > 1)
         if self.average and not skipped:
-            self.average.update()
+            life = self.training.ema_halflife
+            self.average.update(decay_of_average(images, self.images_per_step, life) if life else None)
 
     def _update(self, place: int, number: int, repeat: int, batches: list[Batch], measure: bool) -> bool:
         """One update of one turn; True when the loss scaler skipped it."""

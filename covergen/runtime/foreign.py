@@ -36,19 +36,23 @@ class ForeignShards:
     pure, epoch = False, 0
 
     def __init__(self, root: str | Path, split: str, *, batch_size: int, seed: int = 0, order: str = "sample",
-                 audio_scale: str = "standard", rank: int = 0, ranks: int = 1) -> None:
+                 audio_scale: str = "standard", albums: str = "all", rank: int = 0, ranks: int = 1) -> None:
         """Args: as of ``IndexedShards``; shards are those whose name starts with the split, or all when none does.
 
         Raises:
             FileNotFoundError: no tars, or no usable sample in them.
-            ValueError: an order by album, which foreign shards don't know.
+            ValueError: an order or a choice by album, which foreign shards don't know.
         """
         tars = sorted(map(str, Path(root).glob("*.tar")))
         self.urls = [tar for tar in tars if Path(tar).name.startswith(split)] or tars
         if not self.urls:
             raise FileNotFoundError(f"{root} holds no shards (*.tar); make them with shard_tools.pack")
         if order != "sample":
-            raise ValueError("--order group needs shards with an index; pack the covers with shard_tools.pack")
+            raise ValueError("--order group needs shards with an index; pack the covers with shard_tools.pack, or give "
+                             "--order sample")
+        if albums != "all":
+            raise ValueError(f"--albums_for {albums} needs shards with an index; pack the covers with "
+                             "shard_tools.pack, or give --albums_for all")
         self.share, self.rank, self.seed = share_of(batch_size, ranks), rank, seed
         self.next, self.stream, self.scale, self.damaged = None, None, None, 0
         stat = [(Path(url).name, Path(url).stat().st_size) for url in self.urls]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +14,10 @@ from shard_tools.formats import acousticbrainz, codec
 from shard_tools.formats.source import BadFileError, Entry, read_entry
 
 READERS = {".npy": codec.VECTOR_BYTES, ".json": acousticbrainz.JSON_BYTES}  # and the most bytes that are read
+SONGS = (".mp3", ".flac", ".ogg", ".opus", ".wav", ".m4a")
+# What makes a raw vector float32 [D] of a song (ValueError: damaged), by the name of the descriptors that a run was
+# trained on (``features`` of its facts); there is none yet.
+EXTRACTORS: dict[str, Callable[[Path], np.ndarray]] = {}
 # AcousticBrainz's numbers by how many of them a data set holds.
 SETS = {len(names): names for names in (acousticbrainz.NAMES, acousticbrainz.NAMES_559)}
 
@@ -23,6 +29,11 @@ class Heard(NamedTuple):
     raw: np.ndarray
 
 
+def listed(paths: str) -> list[Path]:
+    """Paths that were typed, separated by commas; the name of one thing that exists may have commas in it."""
+    return [Path(path) for path in ([paths] if os.path.exists(paths) else paths.split(",")) if path]
+
+
 def read_files(paths: str, facts: dict[str, Any]) -> Heard:
     """Vectors (``.npy``) and AcousticBrainz low-level files (``.json``), or all of them in folders.
 
@@ -31,10 +42,11 @@ def read_files(paths: str, facts: dict[str, Any]) -> Heard:
         facts: the ``audio`` part of a run's facts: dimension and blocks.
 
     Raises:
-        ValueError: names the file: missing, of another kind, damaged, or not of the run's dimension.
+        ValueError: names the file: missing, of another kind, damaged, not of the run's dimension, or a song that
+            nothing here makes the run's vector of.
     """
     files: list[Path] = []
-    for path in map(Path, filter(None, paths.split(","))):
+    for path in listed(paths):
         inside = sorted(file for file in path.iterdir() if file.suffix.lower() in READERS) if path.is_dir() else [path]
         if not inside:
             raise ValueError(f"--audio {path}: no {' or '.join(READERS)} file in that folder")
@@ -46,20 +58,32 @@ def read_files(paths: str, facts: dict[str, Any]) -> Heard:
 
 def _read(file: Path, facts: dict[str, Any]) -> np.ndarray:
     kind, dimension = file.suffix.lower(), facts["dimension"]
-    if kind not in READERS:
+    if kind not in READERS and kind not in SONGS:
         raise ValueError(f"--audio {file}: expected a .npy vector or an AcousticBrainz low-level .json")
+    extract = _extractor(file, facts) if kind in SONGS else None
     if not file.is_file():
         raise ValueError(f"--audio {file}: no such file")
     try:
-        data = read_entry(file.parent, Entry(file.name, -1, 0), READERS[kind])
+        data = b"" if extract else read_entry(file.parent, Entry(file.name, -1, 0), READERS[kind])
         if kind == ".json":
             return _place(data, facts)
-        vector = codec.read_vector(data)
+        vector = extract(file) if extract else codec.read_vector(data)
     except BadFileError as error:
         raise ValueError(f"--audio {file}: {error}") from None
     if len(vector) != dimension:
         raise ValueError(f"--audio {file}: a vector of {len(vector)} numbers; the run was trained on {dimension}")
     return vector
+
+
+def _extractor(file: Path, facts: dict[str, Any]) -> Callable[[Path], np.ndarray]:
+    """What makes the run's vector of a song; ValueError, which says what the run was trained on, if nothing does."""
+    features = facts.get("features")
+    if features not in EXTRACTORS:
+        blocks = " + ".join(str(stop - start) for start, stop in facts["blocks"])
+        raise ValueError(f"--audio {file}: the run was trained on {facts['dimension']} numbers (blocks of {blocks}) of "
+                         f"{features or 'descriptors without a name'}, which can't be computed from audio files here "
+                         "yet; give a .npy vector or an AcousticBrainz low-level .json of that track")
+    return EXTRACTORS[features]
 
 
 def _place(data: bytes, facts: dict[str, Any]) -> np.ndarray:

@@ -14,12 +14,18 @@ import hashlib
 import numpy as np
 
 ROUNDS = 6
+TRIES = 16  # draws of a partner of the same genre before any other will do
 
 
 def keys(*parts: int | str, count: int = ROUNDS) -> np.ndarray:
     """``[count]`` uint64 keys that depend on all the parts."""
     digest = hashlib.blake2b(repr(parts).encode(), digest_size=8 * count).digest()
     return np.frombuffer(digest, "<u8")
+
+
+def seed_of(*parts: int | str) -> int:
+    """A 63-bit seed that depends on all the parts."""
+    return int(keys(*parts, count=1)[0]) >> 1
 
 
 def scramble(values: np.ndarray) -> np.ndarray:
@@ -45,6 +51,15 @@ def permute(places: np.ndarray, size: int, seed: int, epoch: int) -> np.ndarray:
     while (outside := values >= size).any():
         values[outside] = encrypt(values[outside])
     return values.astype(np.int64)
+
+
+def of_albums(groups: np.ndarray, whose: str) -> np.ndarray:
+    """The rows of the albums that are a judge's (a fixed quarter, by hash), a generator's (the others) or all.
+
+    Args: groups: ``[N]`` album of every row; whose: ``judge``, ``generator`` or ``all``.
+    """
+    judged = scramble(scramble(groups.astype(np.uint64))) % np.uint64(4) == 0
+    return np.flatnonzero({"judge": judged, "generator": ~judged, "all": np.ones(len(groups), bool)}[whose])
 
 
 class SampleOrder:
@@ -78,3 +93,40 @@ class GroupOrder:
         albums = self.albums(positions)
         draws = scramble(scramble(positions.astype(np.uint64)) + keys("track", self.seed, count=1))
         return self.members[self.starts[albums] + (draws % self.counts[albums].astype(np.uint64)).astype(np.int64)]
+
+
+class Partners:
+    """For every place of the stream another row, always of another album, and every second one of the same genre."""
+
+    def __init__(self, groups: np.ndarray, genres: np.ndarray, seed: int) -> None:
+        """Args: groups, genres: ``[N]`` of the rows that may be partners; seed: of all draws.
+
+        Raises:
+            ValueError: they are all of one album.
+        """
+        if not len(groups) or (groups == groups[0]).all():
+            raise ValueError("mismatched pairs need tracks of two albums or more; pack more albums")
+        self.groups, self.genres, self.seed = groups, genres, seed
+        self.members = np.argsort(genres, kind="stable")
+        self.known, self.starts, self.counts = np.unique(genres[self.members], return_index=True, return_counts=True)
+
+    def __call__(self, positions: np.ndarray, groups: np.ndarray, genres: np.ndarray) -> np.ndarray:
+        """Rows ``[n]`` for the positions ``[n]`` of the endless stream, whose albums and genres are given.
+
+        Where a genre has no other album (after some tries) the partner is of any genre.
+        """
+        rows = np.full(len(positions), -1, np.int64)
+        draws = scramble(scramble(positions.astype(np.uint64)) + keys("partner", self.seed, count=1))
+        genre = np.searchsorted(self.known, genres).clip(max=len(self.known) - 1)
+        same = (positions % 2 == 0) & (self.known[genre] == genres)
+        for attempt in range(2 * TRIES):
+            draws = scramble(draws + np.uint64(attempt + 1))
+            within = self.members[self.starts[genre] + (draws % self.counts[genre].astype(np.uint64)).astype(np.int64)]
+            anywhere = (draws % np.uint64(len(self.groups))).astype(np.int64)
+            drawn = np.where(same & (attempt < TRIES), within, anywhere)
+            rows = np.where((rows < 0) & (self.groups[drawn] != groups), drawn, rows)
+            if (rows >= 0).all():
+                return rows
+        for place in np.flatnonzero(rows < 0):  # one album is nearly everything
+            rows[place] = np.flatnonzero(self.groups != groups[place])[0]
+        return rows

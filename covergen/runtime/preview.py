@@ -10,7 +10,8 @@ from torch import Tensor
 
 from covergen.nn.turn import Model
 from covergen.runtime.data import Batch, shrink
-from covergen.runtime.engine import Engine, seed_of
+from covergen.runtime.engine import Engine
+from covergen.runtime.order import seed_of
 from covergen.runtime.pictures import to_unit
 
 COLUMNS = 8
@@ -48,7 +49,7 @@ class Preview:
             self.labels = [genres[genre] if genre >= 0 else "unknown" for genre in examples.genre[:rows].tolist()]
         if model.sample:
             noise = torch.Generator().manual_seed(seed_of(engine.training.seed, "grid"))
-            for name, truncation in (("noise", None), ("truncated", model.truncation)):
+            for name, truncation in [("noise", None), ("truncated", model.truncation)][:1 + bool(model.truncation)]:
                 drawn = model.latents(COLUMNS * (1 if model.conditional else rows), noise, truncation)
                 self.latents[name] = (drawn.repeat(rows, 1) if model.conditional else drawn).to(engine.device)
 

@@ -5,6 +5,7 @@ Nothing else is needed, neither the shards of the run nor accelerate, webdataset
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -30,7 +31,7 @@ class Run:
 
     Attributes:
         folder: where it lies.
-        config: what it was trained with.
+        config: what it was trained with, but for the model's options that it was opened with.
         facts: of its data: resolution, genres, audio.
         model: with its plain networks, not those of ``networks``.
         networks: the networks to use, in evaluation mode: averaged where the run has an average, else as trained.
@@ -88,7 +89,8 @@ class Run:
         return torch.cat(parts)
 
 
-def open_run(folder: str | Path, *, which: str = "auto", averaged: bool = True) -> Run:
+def open_run(folder: str | Path, *, which: str = "auto", averaged: bool = True,
+             options: dict[str, Any] | None = None) -> Run:
     """Opens a run, on the GPU where there is one.
 
     Args:
@@ -96,12 +98,13 @@ def open_run(folder: str | Path, *, which: str = "auto", averaged: bool = True) 
         which: ``auto`` is the best checkpoint by validation where there is one, else the newest; ``last`` is the
             newest; else the number of a step.
         averaged: use averaged weights where the run has them.
+        options: of the model, by name, instead of the run's; for those that say how it samples, not what it is.
 
     Raises:
-        ValueError: not a run, no such checkpoint (says which there are), or damaged.
+        ValueError: not a run, no such checkpoint (says which there are), damaged, or an option that the model lacks.
     """
     folder = Path(folder)
-    run = config.read_run(folder)
+    run = _with_options(config.read_run(folder), options or {})
     try:
         facts = json.loads((folder / "data.json").read_text())
     except (OSError, ValueError) as error:
@@ -116,6 +119,14 @@ def open_run(folder: str | Path, *, which: str = "auto", averaged: bool = True) 
     checkpoint.load_networks(chosen, {names[name]: network for name, network in model.networks.items()})
     networks = {name: network.to(device).eval() for name, network in model.networks.items()}
     return Run(folder, run, facts, model, networks, chosen, device, scale)
+
+
+def _with_options(run: config.Config, options: dict[str, Any]) -> config.Config:
+    known = {field.name for field in dataclasses.fields(run.options)}
+    for name in options:
+        if name not in known:
+            raise ValueError(f"--{name}: the run is a {run.model}, which has no such option; leave it away")
+    return dataclasses.replace(run, options=dataclasses.replace(run.options, **options))
 
 
 def _choose(folder: Path, which: str) -> Path:

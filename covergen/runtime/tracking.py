@@ -73,6 +73,11 @@ class Tracker:
             caption = ", rows: ".join([f"step {step}", *filter(None, [", ".join(dict.fromkeys(labels))])])
             self._send({"images": images, f"samples/{name}": wandb.Image(picture, caption=caption)}, step)
 
+    def table(self, step: int, images: int, columns: list[str], rows: list[list[Any]]) -> None:
+        """Shows a table of songs, whose pictures are Pillow's, on W&B."""
+        if self.wandb:
+            self._send({"images": images, "eval/songs": table_of(columns, rows)}, step)
+
     def finish(self) -> None:
         """Closes the log and the W&B run."""
         self.log_file.close()
@@ -104,6 +109,27 @@ def show(folder: Path, config: dict[str, Any], name: str, path: Path) -> None:
         run.finish()
     except Exception as error:  # boundary: the picture is on disk already
         warnings.warn(f"W&B failed ({type(error).__name__}: {error})", stacklevel=2)
+
+
+def show_table(folder: Path, config: dict[str, Any], scalars: dict[str, float], columns: list[str],
+               rows: list[list[Any]]) -> None:
+    """Shows scalars and a table (its pictures are Pillow's) on the W&B run of a run folder; a failure is a warning."""
+    run = _open_wandb(folder, config)
+    if run is None:
+        return
+    try:
+        run.log({**scalars, "eval/songs": table_of(columns, rows)})
+        run.finish()
+    except Exception as error:  # boundary: the figures are on disk already
+        warnings.warn(f"W&B failed ({type(error).__name__}: {error})", stacklevel=2)
+
+
+def table_of(columns: list[str], rows: list[list[Any]]) -> Any:
+    """A table for W&B whose pictures are Pillow's."""
+    import wandb
+    from PIL import Image
+    return wandb.Table(columns=columns, data=[[wandb.Image(cell) if isinstance(cell, Image.Image) else cell
+                                               for cell in row] for row in rows])
 
 
 def _run_id(folder: Path) -> str:
@@ -141,7 +167,7 @@ def _start(wandb: Any, folder: Path, config: dict[str, Any], mode: str) -> Any:
     run = wandb.init(project=config["project"], name=config["name"], id=_run_id(folder), dir=str(folder), config=config,
                      mode=mode, resume="allow", settings=wandb.Settings(init_timeout=60))
     run.define_metric("images")
-    for section in ("loss", "val", "samples", "speed", "optim"):
+    for section in ("loss", "val", "samples", "speed", "optim", "eval"):
         run.define_metric(f"{section}/*", step_metric="images")
     return run
 

@@ -7,7 +7,8 @@ import torch
 
 from covergen.nn.turn import Turn
 from covergen.runtime.data import Batch, IndexedShards, Loader
-from covergen.runtime.engine import Engine, seed_of
+from covergen.runtime.engine import Engine
+from covergen.runtime.order import seed_of
 
 
 class Pass:

@@ -100,13 +100,29 @@ def _read_member(file: BinaryIO, at: int, size: int, kind: str) -> tuple[str, by
         raise BadFileError("damaged sample", f"no member can begin at byte {at}")
     file.seek(at - tarfile.BLOCKSIZE)
     header, data = file.read(tarfile.BLOCKSIZE), file.read(size)
+    key = header_key(header, at, size, kind)
+    if len(data) != size:
+        raise BadFileError("damaged sample", f"{key}: cut short")
+    return key, data
+
+
+def header_key(header: bytes, at: int, size: int, kind: str) -> str:
+    """The key in a member's header of 512 bytes.
+
+    Args:
+        header: as it lies in the shard.
+        at: where it ends and the member's data begins.
+        size: of the data in bytes.
+        kind: ``.jpg`` or ``.npy``.
+
+    Raises:
+        BadFileError: it is not what packing writes before data of that size and kind.
+    """
     name = header[:100].rstrip(b"\0").decode("ascii", "replace")
     key = name.removesuffix(kind)
     if not KEY.fullmatch(key) or header != member_header(name, size) or key == name:
         raise BadFileError("damaged sample", f"{key!r}: no header of a {kind} at byte {at - tarfile.BLOCKSIZE:,}")
-    if len(data) != size:
-        raise BadFileError("damaged sample", f"{key}: cut short")
-    return key, data
+    return key
 
 
 class TarWriter:

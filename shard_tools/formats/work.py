@@ -22,9 +22,10 @@ from shard_tools import __version__
 from shard_tools.formats.index import SHARD_NAME, read_facts, splits_in, write_atomically
 from shard_tools.formats.layout import Candidate, Drop, Listing
 from shard_tools.formats.probe import CHUNK, ProbeTask, to_line
+from shard_tools.formats.truth import TRUTH
 
 FOLDER, QUARANTINE = ".pack", "quarantine.jsonl"
-_WRITTEN = rf"{re.escape(QUARANTINE)}|[a-z]+\.index\.(?:json|npy)|{SHARD_NAME.pattern}"
+_WRITTEN = rf"{re.escape(QUARANTINE)}|{re.escape(TRUTH)}|[a-z]+\.index\.(?:json|npy)|{SHARD_NAME.pattern}"
 _OURS = re.compile(rf"\.pack|{_WRITTEN}")
 _OUR_TEMPORARY = re.compile(rf"\.(?:{_WRITTEN})\.(?:\d+\.)?tmp")
 

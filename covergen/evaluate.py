@@ -1,0 +1,212 @@
+"""Does a run's cover follow the music? ``python -m covergen.evaluate --run RUN --shards DIR [--judge RUN]``.
+
+A run, held-out songs and a judge in; one table out (terminal, JSON, W&B): the run beside real covers, shuffled audio,
+the genre's mean, no audio, and copies of training covers. Starts on several processes as training does.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from covergen.evaluation import denoising, quality, report, table
+from covergen.evaluation import judge as judges
+from covergen.evaluation.reader import open_reader
+from covergen.evaluation.songs import Songs, baselines, choose, make_covers, others, read_songs
+from covergen.runtime import tracking
+from covergen.runtime.data import IndexedShards
+from covergen.runtime.machine import keep_memory, use_threads
+from covergen.runtime.ranks import Ranks, join
+from covergen.runtime.run import Run, open_run
+from covergen.runtime.samples import find_split
+from covergen.runtime.stopping import Stop
+from covergen.runtime.truth import read_truth
+from shard_tools import cli
+from shard_tools.formats.index import write_atomically
+
+LEAST = 20  # songs
+SHOWN = 16  # songs whose covers are shown on W&B
+REFERENCE = 5000  # training covers that others are compared with
+
+
+def main(run: str, shards: str | None = None, judge: str | None = None, split: str = "test", songs: int = 1000,
+         noises: int = 4, seed: int = 0, guidance: float | None = None, sampling_steps: int | None = None,
+         checkpoint: str = "auto", inception: bool = False, out: str | None = None, wandb: bool | None = None,
+         threads: int = 0) -> int:
+    """Measures whether a run's covers follow the music, how good they are and whether they are copies.
+
+    Args:
+        run: folder of the run.
+        shards: folder of shards with an index; default: those that the run was trained on.
+        judge: a run of --model contrast --albums_for judge; default: one that is trained for these shards (5 minutes)
+            and kept in the cache folder.
+        split: whose songs are heard.
+        songs: how many at most, each of another album.
+        noises: covers for each song.
+        seed: of the choice of songs, the noises and the resampling.
+        guidance: of models that have it, instead of the run's.
+        sampling_steps: likewise.
+        checkpoint: auto (the best by validation where there is one, else the newest), last, or the number of a step.
+        inception: FID and the like in the standard Inception features (downloads them) instead of the judge's.
+        out: the JSON; default RUN/evaluations/step_..., by checkpoint, split and guidance.
+        wandb: also shows the table in the run's W&B; default: if the run was tracked there.
+        threads: that compute; 0: the machine's cores.
+    """
+    if noises < 2 or songs < LEAST:
+        raise ValueError(f"--songs {songs} --noises {noises}: expected {LEAST} songs and 2 noises or more")
+    stop = Stop(0)
+    use_threads(threads)
+    keep_memory()
+    ranks = join()
+    options = {name: value for name, value in (("guidance", guidance), ("sampling_steps", sampling_steps))
+               if value is not None}
+    opened = open_run(run, which=checkpoint, options=options)
+    if opened.model.sample is None:
+        raise ValueError(f"{run} is an {opened.config.model}: it makes no covers from noise or audio")
+    root, split = find_split(opened, shards, split, ("test",))
+    held_out, train = (IndexedShards(root, name, batch_size=1, audio_scale="raw") for name in (split, "train"))
+    chosen = choose(held_out, songs, seed)
+    check(opened, held_out, len(chosen), songs)
+    heard = read_songs(held_out, chosen, opened.resolution)
+
+    def say(text: str) -> None:
+        if ranks.rank == 0:
+            tqdm.write(text)
+
+    def tick(_: Any = None) -> None:
+        if stop:
+            raise SystemExit(f"stopped ({stop.reason}); nothing was written")
+
+    arbiter = None
+    if held_out.dimension:
+        arbiter = judges.open_judge(judge or ranks.first(
+            lambda: judges.default_judge(root, train.identity, opened.resolution)))
+    if opened.config.training.albums_for == "all" and opened.model.conditional:
+        say(f"note: {run} was trained on all albums, the judge's too; figures of the judge may flatter it a little "
+            "(train with --albums_for generator)")
+    reader = ranks.first(lambda: open_reader(train, held_out_of(root), opened.resolution, read_truth(root), say=say))
+    tick()
+    figures, covers = evaluate(opened, arbiter, reader, heard, held_out, train, noises=noises, seed=seed, ranks=ranks,
+                               inception=inception, tick=tick, quiet=ranks.rank > 0)
+    if ranks.rank == 0:
+        path = Path(out) if out else default_path(opened, split, options)
+        facts = {"run": str(run), "model": opened.config.model, "checkpoint": opened.checkpoint.name, "shards": root,
+                 "split": split, "songs": len(heard), "noises": noises, "seed": seed, **options,
+                 "judge": str(arbiter.folder) if arbiter else None, "features": "inception" if inception else "judge",
+                 "genres": len(np.unique(heard.genres[heard.genres >= 0]))}
+        result = report.as_json(facts, figures)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, (json.dumps(result, indent=1) + "\n").encode())
+        print(report.as_text(facts, figures))
+        print(path)
+        if wandb if wandb is not None else opened.config.training.tracker == "wandb":
+            tracking.show_table(opened.folder, opened.config.flat(), report.scalars(figures),
+                                *report.song_table(arbiter, heard, covers, held_out.facts["genres"], SHOWN))
+    ranks.close()
+    return 0
+
+
+def check(run: Run, shards: IndexedShards, found: int, wanted: int) -> None:
+    """Raises ValueError unless the run can be evaluated on these shards."""
+    if run.resolution > shards.resolution:
+        raise ValueError(f"{shards.index.root} has covers of {shards.resolution} px; {run.folder} makes "
+                         f"{run.resolution} px")
+    if run.model.conditional and run.scale.dimension != shards.dimension:
+        raise ValueError(f"{shards.index.root} has vectors of {shards.dimension} numbers; {run.folder} hears "
+                         f"{run.scale.dimension}")
+    if found < LEAST:
+        raise ValueError(f"{shards.index.root} has {found} albums in {shards.index.split}; a figure needs {LEAST} or "
+                         "more; pack more, or choose another --split")
+
+
+def held_out_of(root: str) -> IndexedShards | None:
+    """The validation split, if there is one."""
+    try:
+        return IndexedShards(root, "val", batch_size=1, audio_scale="raw")
+    except (ValueError, FileNotFoundError):
+        return None
+
+
+def default_path(run: Run, split: str, options: dict[str, Any]) -> Path:
+    """Where a result goes: by checkpoint, split and whatever differs from the run's own options."""
+    more = "".join(f"_{name}_{value:g}" for name, value in options.items())
+    return run.folder / "evaluations" / f"{run.checkpoint.name}_{split}{more}.json"
+
+
+def evaluate(run: Run, judge: Run | None, reader: Any, songs: Songs, held_out: IndexedShards, train: IndexedShards, *,
+             noises: int, seed: int, ranks: Ranks, inception: bool, tick: Callable[..., None], quiet: bool
+             ) -> tuple[dict[str, dict[str, table.Figure]], Tensor]:
+    """The table of a run, and its covers uint8 ``[N, noises, 3, R, R]``. Only rank 0's table is whole.
+
+    Args:
+        run, judge, reader: see the modules of ``covergen.evaluation``.
+        songs: of ``held_out``; train: the split that the run learned from.
+        noises, seed, ranks, tick: see ``make_covers``.
+        inception: whose features tell quality.
+        quiet: no progress bar.
+    """
+    base = baselines(run, songs, train, seed)
+    hears = run.model.conditional
+    own = run.scale(songs.raw) if hears else None
+    mute = open_run(run.folder, which=run.checkpoint.name.split("_")[-1].lstrip("0") or "0", options={"guidance": 0.0}
+                    ) if hasattr(run.config.options, "guidance") else run
+    bar = tqdm(total=3 * len(songs) * noises // ranks.ranks, unit="cover", disable=quiet, dynamic_ncols=True)
+
+    def made(by: Run, heard: np.ndarray | None, key: str) -> Tensor:
+        def count(number: int) -> None:
+            bar.update(number)
+            tick()
+        bar.set_description(key)
+        return make_covers(by, heard if hears else None, len(songs), noises, seed, ranks, count)
+
+    covers = {"run": made(run, own, "run"), "real": songs.covers[:, None]}
+    covers["shuffled"] = covers["run"][torch.from_numpy(others(songs.groups, seed))]
+    covers["genre_mean"] = made(run, base["genre_mean"], "genre_mean")
+    covers["unconditional"] = made(mute, base["any"] if mute is run else own, "unconditional")
+    covers["copy"] = base["copy"][:, None]
+    bar.close()
+    losses = denoising.gaps(run, songs, seed, ranks, tick) if run.model.denoising_loss else {}
+    if ranks.rank:
+        return {}, covers["run"]
+    inner = quality.inception_features if inception else None
+    views = {name: look(part, judge, reader, inner, tick) for name, part in covers.items()}
+    known = read_songs(train, choose(train, REFERENCE, seed, run.config.training.albums_for), run.resolution).covers
+    reference = features_of(known, judge, reader, inner).numpy()
+    truth, predicted = reader.truth_of(held_out, songs.rows), reader.predict(songs.raw)
+    heard = judges.hear(judge, songs.raw).numpy() if judge else None
+    found = table.measure(views, heard, songs, reference, truth, predicted, seed, tick)
+    found["run"] |= losses
+    return found, covers["run"]
+
+
+def features_of(covers: Tensor, judge: Run | None, reader: Any, inner: Callable | None) -> Tensor:
+    """What quality is measured in: Inception's features, else the judge's, else the reader's."""
+    if inner:
+        return inner(covers, judge.device if judge else "cpu")
+    return judges.see(judge, covers) if judge else reader.features(covers)
+
+
+def look(covers: Tensor, judge: Run | None, reader: Any, inner: Callable | None, tick: Callable[..., None]
+         ) -> table.Views:
+    """What judge and reader see in covers uint8 ``[N, K, 3, R, R]``."""
+    count, noises = covers.shape[:2]
+    flat = covers.flatten(0, 1)
+    tick()
+    genres, attributes = reader.read(flat)
+
+    def shaped(part: Tensor | None) -> np.ndarray | None:
+        return None if part is None else part.unflatten(0, (count, noises)).numpy()
+
+    return table.Views(shaped(judges.see(judge, flat)) if judge else None,
+                       features_of(covers[:, 0], judge, reader, inner).numpy(), shaped(genres), shaped(attributes))
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,252 @@
+"""How sure a number is and how much it says: arrays of scores and readings in, intervals, p values and shares out.
+
+Pure functions of numpy arrays, everything random by a seed. Rows are songs, one of each album unless it says otherwise.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+DRAWS = 2**21  # random numbers that are held at a time
+
+
+class Interval(NamedTuple):
+    """A number and the bounds of its confidence interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def bootstrap_of(statistic: Callable[[np.ndarray], float], count: int, *, seed: int, resamples: int = 1000,
+                 level: float = 0.95) -> Interval:
+    """A statistic of ``count`` songs and its percentile interval over songs drawn with replacement.
+
+    Source: Efron and Tibshirani 1993, "An Introduction to the Bootstrap", section 13.3.
+
+    Args:
+        statistic: of the songs at places int64 ``[count]``.
+        count: of songs, at least 1.
+        seed: of the draws.
+        resamples: how many draws.
+        level: share of the draws within the interval.
+    """
+    rng = np.random.default_rng(seed)
+    drawn = [statistic(rng.integers(count, size=count)) for _ in range(resamples)]
+    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(statistic(np.arange(count))), float(low), float(high))
+
+
+def bootstrap_mean(values: np.ndarray, *, seed: int, resamples: int = 1000, level: float = 0.95) -> Interval:
+    """The mean of values ``[N]``, those that are NaN left out, and its interval; NaN if none is left.
+
+    See ``bootstrap_of``.
+    """
+    values = _present(values)
+    if not len(values):
+        return Interval(math.nan, math.nan, math.nan)
+    return bootstrap_of(lambda rows: values[rows].mean(), len(values), seed=seed, resamples=resamples, level=level)
+
+
+def gaps(scores: np.ndarray, genres: np.ndarray | None, groups: np.ndarray) -> np.ndarray:
+    """By how much each cover fits its own audio better than that of other albums, float64 ``[N]``.
+
+    Args:
+        scores: ``[N, N]``, ``[i, j]`` of cover i with the audio of song j, such as cosines.
+        genres: ``[N]``, to compare within the genre only; None for all.
+        groups: ``[N]``, albums.
+
+    Returns:
+        scores less their mean over the others; NaN for a song without any (alone in its genre).
+    """
+    other = _others(groups)
+    if genres is not None:
+        other &= genres[:, None] == genres[None]
+    counts = other.sum(1)
+    means = (scores * other).sum(1, dtype=np.float64) / np.maximum(counts, 1)
+    return np.where(counts, np.diagonal(scores) - means, np.nan)
+
+
+def permutation_p(scores: np.ndarray, genres: np.ndarray | None, groups: np.ndarray, *, seed: int,
+                  permutations: int = 9999) -> float:
+    """p of the mean score of covers with their own audio, against audio dealt anew among the covers.
+
+    Source: Phipson and Smyth 2010, "Permutation P-values Should Never Be Zero".
+
+    Args:
+        scores: ``[N, N]`` as for ``gaps``.
+        genres: ``[N]``, to deal within the genre only; None for all.
+        groups: ``[N]``, albums. They are what is dealt: the scores of several songs of one are averaged first, else
+            their likeness would count as proof.
+        seed, permutations: of the dealing.
+
+    Returns:
+        from ``1 / (1 + permutations)`` to 1.
+    """
+    albums, first, places, counts = np.unique(groups, return_index=True, return_inverse=True, return_counts=True)
+    starts, order = np.cumsum(counts) - counts, np.argsort(places, kind="stable")
+    sums = np.add.reduceat(scores[np.ix_(order, order)].astype(np.float64), starts, axis=0)
+    scores = np.add.reduceat(sums, starts, axis=1) / np.outer(counts, counts)
+    kinds = np.zeros(len(albums)) if genres is None else genres[first]
+
+    rng, dealt = np.random.default_rng(seed), np.zeros(permutations)
+    for kind in np.unique(kinds):
+        own = np.flatnonzero(kinds == kind)
+        block, cover = scores[np.ix_(own, own)], np.arange(len(own))
+        for start, rows in _chunks(permutations, len(own)):
+            audio = rng.permuted(np.broadcast_to(cover, (rows, len(own))), axis=1)
+            dealt[start:start + rows] += block[cover, audio].sum(1)
+    return _p_value(dealt, np.trace(scores), np.abs(scores).max() * len(scores))
+
+
+def sign_flip_p(differences: np.ndarray, *, seed: int, permutations: int = 9999) -> float:
+    """One-sided p of a mean above 0, against random signs of the differences ``[N]``; NaN are left out.
+
+    Source: Fisher 1935, "The Design of Experiments", section 21; p as in ``permutation_p``.
+    """
+    differences = _present(differences)
+    rng = np.random.default_rng(seed)
+    flipped = [(2.0 * rng.integers(2, size=(rows, len(differences)), dtype=np.int8) - 1) @ differences
+               for _, rows in _chunks(permutations, len(differences))]
+    return _p_value(np.concatenate(flipped), differences.sum(), np.abs(differences).sum())
+
+
+def retrieval(scores: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """The rank of each song's own cover among all covers by its audio, 1 for the best, float64 ``[N]``.
+
+    Ties count half. Recall at k by chance is k / N.
+
+    Args:
+        scores: ``[N, N]``, ``[i, j]`` of the audio of song i with cover j: transposed to what ``gaps`` takes.
+        groups: ``[N]``, albums; covers of the own album are no rivals.
+    """
+    other, own = _others(groups), np.diagonal(scores)[:, None]
+    # Those beaten are counted, not those that beat it: so scores that are NaN rank last.
+    return 1 + (other & ~(scores < own)).sum(1) - 0.5 * (other & (scores == own)).sum(1)
+
+
+def recall_at(ranks: np.ndarray, k: int) -> float:
+    """The share of ranks ``[N]`` that are at most k."""
+    return float((ranks <= k).mean())
+
+
+def intraclass(features: np.ndarray) -> float:
+    """How much of what varies in covers is due to the audio: near 0 for none, 1 if noise does not matter.
+
+    Source: Shrout and Fleiss 1979, "Intraclass correlations", ICC(1, 1); mean squares are summed over dimensions.
+
+    Args:
+        features: ``[G, K, D]`` of covers of G songs by K noises each, both at least 2.
+    """
+    songs, noises, _ = features.shape
+    means = features.mean(1, dtype=np.float64)
+    between = noises * np.square(means - means.mean(0)).sum() / (songs - 1)
+    within = np.square(features - means[:, None]).sum() / (songs * (noises - 1))
+    return float((between - within) / (between + (noises - 1) * within))
+
+
+def attribute_figures(readings: np.ndarray, truth: np.ndarray, genres: np.ndarray | None) -> np.ndarray:
+    """Squared correlation of attributes read from covers with their truth, float64 ``[A]`` in [0, 1].
+
+    Covers drawn from the true posterior reach the share of the truth's variance that audio explains: the mean of K
+    readings stands for the posterior mean, and the variance that the K noises leave in it is taken off. How strongly
+    a model shows an attribute does not matter. A negative correlation counts as 0, as does what does not vary.
+
+    Source: Spearman 1904, "The Proof and Measurement of Association between Two Things" (correction for attenuation).
+
+    Args:
+        readings: ``[N, K, A]`` from covers of N songs by K noises each, K at least 4; or K = 1 for what has no noise,
+            which is not corrected.
+        truth: ``[N, A]``.
+        genres: ``[N]``, for what is told within a genre: its means are taken off; None for all.
+    """
+    readings, truth = readings.astype(np.float64), truth.astype(np.float64)
+    noises, average = readings.shape[1], readings.mean(1)
+    mean, weights = _centred(average, genres)
+    true, _ = _centred(truth, genres)
+    freedom = weights.sum()
+    # Sums of squares over the same degrees of freedom throughout, which cancel.
+    variance, spread = np.square(mean).sum(0), np.square(true).sum(0)
+    noise = weights @ readings.var(1, ddof=1) / noises if noises > 1 else 0.0
+    # A model that ignores the audio has nothing but noise in its mean: the difference is 0 up to sampling, and dividing
+    # by that would give anything. A variance is known to a share of sqrt(2 / freedom) of itself; less than two of these
+    # is taken for two, so such a model gets near 0, and one that barely listens somewhat less than its due.
+    floor = min(1.0, 2 * math.sqrt(2 / max(freedom, 1.0))) * variance
+    shared = np.maximum((mean * true).sum(0), 0.0)
+    # What is constant is so only up to rounding.
+    varies = (variance > 1e-12 * np.square(average).sum(0)) & (spread > 1e-12 * np.square(truth).sum(0))
+    return np.minimum(1.0, np.divide(shared**2, np.maximum(variance - noise, floor) * spread,
+                                     out=np.zeros_like(shared), where=varies))
+
+
+def attribute_score(readings: np.ndarray, truth: np.ndarray, predicted: np.ndarray, genres: np.ndarray | None) -> float:
+    """What covers show of the attributes that their audio tells: near 0 for nothing, 1 for all that a regressor knows.
+
+    Pure noise gets about 0.18 / sqrt(N) on average, over the mean figure of the prediction: half of it correlates above
+    0, and see the floor in ``attribute_figures``.
+
+    Args:
+        readings, truth, genres: as for ``attribute_figures``.
+        predicted: ``[N, A]`` from the audio, by a network trained for it.
+
+    Returns:
+        the ratio of mean figures; NaN if the prediction tells nothing.
+    """
+    known = attribute_figures(predicted[:, None], truth, genres).mean()
+    return float(attribute_figures(readings, truth, genres).mean() / known) if known > 0 else math.nan
+
+
+def reading_r2_and_slope(readings: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Plain figures beside the corrected ones, each ``[A]``.
+
+    Args:
+        readings: ``[N, K, A]``.
+        truth: ``[N, A]``.
+
+    Returns:
+        the coefficient of determination of the truth by the mean reading as it stands, and the slope of the regression
+        of the reading on the truth: for the true posterior the share that audio explains, more if exaggerated.
+    """
+    mean, truth = readings.mean(1, dtype=np.float64), truth.astype(np.float64)
+    true = truth - truth.mean(0)
+    spread = np.square(true).sum(0)
+    return 1 - np.square(truth - mean).sum(0) / spread, (true * mean).sum(0) / spread
+
+
+def _others(groups: np.ndarray) -> np.ndarray:
+    """Which pairs are of two albums, bool ``[N, N]``."""
+    return groups[:, None] != groups[None]
+
+
+def _present(values: np.ndarray) -> np.ndarray:
+    """Float64 without NaN."""
+    return values[~np.isnan(values)].astype(np.float64)
+
+
+def _chunks(rows: int, width: int) -> list[tuple[int, int]]:
+    """Starts and counts of parts of so many rows, each of bounded size."""
+    size = max(1, DRAWS // max(1, width))
+    return [(start, min(size, rows - start)) for start in range(0, rows, size)]
+
+
+def _p_value(drawn: np.ndarray, observed: float, scale: float) -> float:
+    """``(1 + number at least the observed) / (1 + number drawn)``.
+
+    Equal sums in another order differ by rounding, so what is less by a trifle of the scale counts as equal. What is
+    not less counts, so NaN proves nothing.
+    """
+    return float((1 + np.sum(~(drawn < observed - 1e-9 * scale))) / (1 + len(drawn)))
+
+
+def _centred(values: np.ndarray, genres: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """Values ``[N, A]`` less the means of their genres (None: of all), and ``[N]`` what that leaves of the variance of
+    each; its sum is the degrees of freedom."""
+    _, kinds, counts = np.unique(np.zeros(len(values)) if genres is None else genres, return_inverse=True,
+                                 return_counts=True)
+    means = np.zeros((len(counts), values.shape[1]))
+    np.add.at(means, kinds, values)
+    return values - (means / counts[:, None])[kinds], 1 - 1 / counts[kinds]

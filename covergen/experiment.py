@@ -1,0 +1,241 @@
+"""Experiments that anybody can run again: ``python -m covergen.experiment ablation --tier toy``.
+
+A YAML of rows and thresholds in (``covergen/experiments``); a run and evaluations for each row, one table and one
+figure out. What is done is kept: the same command goes on where it was stopped, and a row that had its minutes gets no
+more.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import operator
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import yaml
+from PIL import Image
+
+from covergen.evaluation.report import short
+from covergen.runtime.stopping import Stop
+from shard_tools import cli
+from shard_tools.formats.index import write_atomically
+
+PLANS = Path(__file__).parent / "experiments"
+PARTS = {"about", "tiers", "judge", "rows", "thresholds", "shown"}
+COMPARED = {"at_least": operator.ge, "at_most": operator.le}
+LEAST = 0.05  # minutes that are worth starting a training for
+LOOK = 1.0  # seconds between looks at a command that runs
+
+
+def main(name: str, tier: str = "toy", shards: str | None = None, out: str | None = None,
+         rows: tuple[str, ...] | None = None, launcher: str | None = None, dry_run: bool = False) -> int:
+    """Trains and evaluates every row of an experiment, and compares them in one table and one figure.
+
+    Args:
+        name: of an experiment that comes with covergen (ablation), or the path of a YAML file like those.
+        tier: how much: toy is 20 minutes a row on two CPU cores, std is for a GPU.
+        shards: folder of shards; default: the tier's demo world, made in the cache folder.
+        out: where runs, evaluations, table.md, results.json and figure.png go; default runs/NAME-TIER.
+        rows: only these, separated by commas.
+        launcher: what starts a training, such as "accelerate launch --num_processes 8"; default: one process.
+        dry_run: print the commands and stop.
+    """
+    plan = read_plan(name, tier)
+    names = [row["name"] for row in plan["rows"]]
+    for given in rows or ():
+        if given not in names:
+            raise ValueError(f"--rows {given}: no such row, {cli.nearest(given, names)}")
+    wanted = [row for row in plan["rows"] if not rows or row["name"] in rows]
+    folder = Path(out or f"runs/{Path(name).stem}-{tier}")
+    data = shards or (f"<the demo world {tier}>" if dry_run else demo_shards(plan["tiers"][tier]["demo"]))
+    start = [*shlex.split(launcher), "-m", "covergen.train"] if launcher else [sys.executable, "-m", "covergen.train"]
+    trainings = {row["name"]: ([*start, *words(training_of(plan, row, tier), shards=data, out=folder / "runs",
+                                               name=row["name"])], minutes_of(plan, row, tier))
+                 for row in [plan["judge"] | {"name": "judge"}, *wanted]}
+    evaluations = {label: [sys.executable, "-m", "covergen.evaluate", *words(
+        plan["tiers"][tier]["evaluate"] | options, run=folder / "runs" / row["name"], shards=data,
+        judge=folder / "runs" / "judge", out=folder / "evaluations" / f"{label}.json")]
+        for row in wanted for label, options in evaluations_of(row).items()}
+    if dry_run:
+        for line in [*(command for command, _ in trainings.values()), *evaluations.values()]:
+            print(shlex.join(line))
+        return 0
+    folder.mkdir(parents=True, exist_ok=True)
+    work(folder, trainings, evaluations)
+    results = {label: json.loads((folder / "evaluations" / f"{label}.json").read_text()) for label in evaluations}
+    titles = {label: row["title"].format(**options) for row in wanted for label, options in evaluations_of(row).items()}
+    verdicts = judged(plan.get("thresholds", {}).get(tier, {}), results)
+    text = as_table(plan["shown"], titles, results) + "\n" + "".join(f"- {line}\n" for line in verdicts)
+    figure({titles[next(iter(evaluations_of(row)))]: folder / "runs" / row["name"] for row in (wanted[0], wanted[-1])},
+           data, folder / "figure.png")
+    write_atomically(folder / "table.md", text.encode())
+    write_atomically(folder / "results.json",
+                     (json.dumps({"tier": tier, "verdicts": verdicts, "results": results}, indent=1) + "\n").encode())
+    print(f"{text}\n{folder}: table.md, results.json, figure.png")
+    return 0
+
+
+# -- the plan ---
+
+
+def read_plan(name: str, tier: str) -> dict[str, Any]:
+    """An experiment's YAML.
+
+    Raises:
+        ValueError: no such file or tier, or not a plan.
+    """
+    path = Path(name) if name.endswith((".yaml", ".yml")) else PLANS / f"{name}.yaml"
+    if not path.is_file():
+        known = [plan.stem for plan in PLANS.glob("*.yaml")]
+        raise ValueError(f"{name}: no such experiment or YAML file, {cli.nearest(name, known)}")
+    try:
+        plan = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(plan, dict) or not {"tiers", "judge", "rows", "shown"} <= plan.keys() <= PARTS:
+        raise ValueError(f"{path}: expected the parts {', '.join(sorted(PARTS))}")
+    if tier not in plan["tiers"]:
+        raise ValueError(f"--tier {tier}: {path} has {', '.join(plan['tiers'])}")
+    return plan
+
+
+def training_of(plan: dict[str, Any], row: dict[str, Any], tier: str) -> dict[str, Any]:
+    """The flags of a row's training: the tier's, then the row's, then the row's for the tier."""
+    return plan["tiers"][tier].get("train", {}) | row.get("train", {}) | row.get(tier, {})
+
+
+def minutes_of(plan: dict[str, Any], row: dict[str, Any], tier: str) -> float:
+    """How long a row is trained at most; 0 is as long as it takes."""
+    return plan["tiers"][tier]["judge_minutes" if row["name"] == "judge" else "minutes"]
+
+
+def evaluations_of(row: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """A row's evaluations: label -> flags."""
+    several = row.get("evaluations") or [{}]
+    return {"_".join([row["name"], *(f"{name}_{value:g}" for name, value in flags.items())]): flags
+            for flags in several}
+
+
+def words(options: dict[str, Any], **more: Any) -> list[str]:
+    """Options as the words of a command line."""
+    return [word for name, value in {**options, **more}.items()
+            for word in (f"--{name}", ",".join(map(str, value)) if isinstance(value, list) else str(value))]
+
+
+def demo_shards(tier: str) -> str:
+    """The packed demo world of a tier in the user's cache folder, made there once."""
+    from platformdirs import user_cache_path
+
+    from shard_tools.demo import VERSION, make
+    from shard_tools.pack import pack
+    root = user_cache_path("covergen") / f"demo-{tier}-{VERSION}"
+    make(root / "folders", tier=tier)
+    with contextlib.redirect_stdout(None):
+        pack(str(root / "folders"), str(root / "shards"))
+    return str(root / "shards")
+
+
+# -- the work ---
+
+
+def work(folder: Path, trainings: dict[str, tuple[list[str], float]], evaluations: dict[str, list[str]]) -> None:
+    """Runs every command that was not run to its end before; a training's minutes are counted over restarts."""
+    book = folder / "spent.json"
+    spent: dict[str, float] = json.loads(book.read_text()) if book.is_file() else {}
+    done: list[str] = spent.setdefault("done", [])
+    stop = Stop(0)
+
+    def run(label: str, command: list[str]) -> None:
+        print(f"{label}: {shlex.join(command)}", flush=True)
+        with open(folder / f"{label.replace(' ', '_')}.log", "a") as log:
+            process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+            last = time.monotonic()
+            while process.poll() is None:
+                time.sleep(LOOK)
+                now = time.monotonic()
+                spent[label], last = spent.get(label, 0.0) + (now - last) / 60, now
+                write_atomically(book, json.dumps(spent).encode())
+                if stop:
+                    process.terminate()
+                    process.wait()
+                    raise SystemExit(f"stopped ({stop.reason}); the same command goes on from here")
+        if process.returncode:
+            raise ValueError(f"{label} failed with status {process.returncode}; see {log.name}")
+        done.append(label)
+        write_atomically(book, json.dumps(spent).encode())
+
+    for name, (command, minutes) in trainings.items():
+        label, left = f"train {name}", minutes - spent.get(f"train {name}", 0.0)
+        if label not in done and (not minutes or left > LEAST):
+            run(label, command + (["--minutes", f"{left:.2f}"] if minutes else []))
+    for name, command in evaluations.items():
+        if f"evaluate {name}" not in done:
+            run(f"evaluate {name}", command)
+
+
+# -- what came out ---
+
+
+def judged(thresholds: dict[str, dict[str, dict[str, float]]], results: dict[str, Any]) -> list[str]:
+    """What was promised before the run, and what came of it, a line each."""
+    lines = []
+    for label, limits in thresholds.items():
+        for metric, limit in limits.items():
+            metric, _, p = metric.partition(" ")
+            for kind, bound in limit.items():
+                figure = results.get(label, {}).get("table", {}).get("run", {}).get(metric)
+                value = figure and figure.get("p" if p else "value")
+                verdict = ("not evaluated" if value is None else
+                           f"{short(value)}, {'reached' if COMPARED[kind](value, bound) else 'MISSED'}")
+                what = f"{'p of ' if p else ''}{metric} {kind.replace('_', ' ')} {bound:g}"
+                lines.append(f"{label}: {what}: {verdict}")
+    return lines
+
+
+def as_table(shown: list[str], titles: dict[str, str], results: dict[str, Any]) -> str:
+    """Rows as Markdown: each figure with its interval, below them what real covers reach and chance."""
+    first = next(iter(results.values()))["table"]
+    metrics = [metric for metric in first["run"] if metric.split(" ")[0] in shown
+               or metric.rsplit("_", 1)[0] in shown or metric in shown]
+
+    def cell(figure: dict[str, float] | None) -> str:
+        if not figure or figure["value"] is None:
+            return ""
+        interval = f" [{short(figure['low'])}, {short(figure['high'])}]" if "low" in figure else ""
+        return short(figure["value"]) + interval + (f", p {figure['p']:.0e}" if figure.get("p") else "")
+
+    known = [metric for metric in metrics]
+    for result in results.values():
+        known += [metric for metric in result["table"]["run"] if metric.split(" ")[0] in shown and metric not in known]
+    lines = ["| | " + " | ".join(known) + " |", "|---" * (len(known) + 1) + "|"]
+    for label, result in results.items():
+        lines.append(f"| {titles[label]} | " + " | ".join(cell(result["table"]["run"].get(m)) for m in known) + " |")
+    lines.append("| real covers | " + " | ".join(cell(first["real"].get(metric)) for metric in known) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def figure(runs: dict[str, Path], shards: str, path: Path) -> None:
+    """The genre x noise matrices of runs, one below the other."""
+    parts = []
+    for number, folder in enumerate(runs.values()):
+        part = path.with_name(f".{path.stem}-{number}.png")
+        subprocess.run([sys.executable, "-m", "covergen.analyze", "matrix",
+                        *words({}, run=folder, shards=shards, out=part)], check=True, stdout=subprocess.DEVNULL)
+        with Image.open(part) as picture:
+            parts.append(picture.convert("RGB"))
+        part.unlink()
+    whole = Image.new("RGB", (max(part.width for part in parts), sum(part.height for part in parts)), "white")
+    top = 0
+    for part in parts:
+        whole.paste(part, (0, top))
+        top += part.height
+    whole.save(path)
+
+
+if __name__ == "__main__":
+    cli.run(main)
