@@ -31,7 +31,7 @@ from covergen.runtime.truth import read_truth
 from shard_tools import cli
 from shard_tools.formats.index import write_atomically
 
-LEAST = 20  # songs
+LEAST = 8  # songs
 SHOWN = 16  # songs whose covers are shown on W&B
 REFERENCE = 5000  # training covers that others are compared with
 
@@ -91,16 +91,16 @@ def main(run: str, shards: str | None = None, judge: str | None = None, split: s
     if opened.config.training.albums_for == "all" and opened.model.conditional:
         say(f"note: {run} was trained on all albums, the judge's too; figures of the judge may flatter it a little "
             "(train with --albums_for generator)")
-    reader = ranks.first(lambda: open_reader(train, held_out_of(root), opened.resolution, read_truth(root), say=say))
-    tick()
-    figures, covers = evaluate(opened, arbiter, reader, heard, held_out, train, noises=noises, seed=seed, ranks=ranks,
-                               inception=inception, tick=tick, quiet=ranks.rank > 0)
+    reader = ranks.first(lambda: open_reader(train, held_out_of(root), opened.resolution, read_truth(root), say=say,
+                                             tick=tick))
+    figures, details, covers = evaluate(opened, arbiter, reader, heard, held_out, train, noises=noises, seed=seed,
+                                        ranks=ranks, inception=inception, tick=tick, quiet=ranks.rank > 0)
     if ranks.rank == 0:
         path = Path(out) if out else default_path(opened, split, options)
         facts = {"run": str(run), "model": opened.config.model, "checkpoint": opened.checkpoint.name, "shards": root,
                  "split": split, "songs": len(heard), "noises": noises, "seed": seed, **options,
                  "judge": str(arbiter.folder) if arbiter else None, "features": "inception" if inception else "judge",
-                 "genres": len(np.unique(heard.genres[heard.genres >= 0]))}
+                 "attributes": details, "genres": len(np.unique(heard.genres[heard.genres >= 0]))}
         result = report.as_json(facts, figures)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, (json.dumps(result, indent=1) + "\n").encode())
@@ -142,8 +142,10 @@ def default_path(run: Run, split: str, options: dict[str, Any]) -> Path:
 
 def evaluate(run: Run, judge: Run | None, reader: Any, songs: Songs, held_out: IndexedShards, train: IndexedShards, *,
              noises: int, seed: int, ranks: Ranks, inception: bool, tick: Callable[..., None], quiet: bool
-             ) -> tuple[dict[str, dict[str, table.Figure]], Tensor]:
-    """The table of a run, and its covers uint8 ``[N, noises, 3, R, R]``. Only rank 0's table is whole.
+             ) -> tuple[dict[str, dict[str, table.Figure]], dict[str, dict[str, float]], Tensor]:
+    """The table of a run, its attributes one by one (on demo data), and its covers uint8 ``[N, noises, 3, R, R]``.
+
+    Only rank 0 has tables.
 
     Args:
         run, judge, reader: see the modules of ``covergen.evaluation``.
@@ -174,7 +176,7 @@ def evaluate(run: Run, judge: Run | None, reader: Any, songs: Songs, held_out: I
     bar.close()
     losses = denoising.gaps(run, songs, seed, ranks, tick) if run.model.denoising_loss else {}
     if ranks.rank:
-        return {}, covers["run"]
+        return {}, {}, covers["run"]
     inner = quality.inception_features if inception else None
     views = {name: look(part, judge, reader, inner, tick) for name, part in covers.items()}
     known = read_songs(train, choose(train, REFERENCE, seed, run.config.training.albums_for), run.resolution).covers
@@ -183,7 +185,9 @@ def evaluate(run: Run, judge: Run | None, reader: Any, songs: Songs, held_out: I
     heard = judges.hear(judge, songs.raw).numpy() if judge else None
     found = table.measure(views, heard, songs, reference, truth, predicted, seed, tick)
     found["run"] |= losses
-    return found, covers["run"]
+    details = {} if truth is None else table.each_attribute(views["run"].attributes, truth, predicted,
+                                                            table.kinds(songs), reader.truth.names)
+    return found, details, covers["run"]
 
 
 def features_of(covers: Tensor, judge: Run | None, reader: Any, inner: Callable | None) -> Tensor:

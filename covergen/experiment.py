@@ -7,7 +7,6 @@ more.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import operator
 import shlex
@@ -21,6 +20,7 @@ import yaml
 from PIL import Image
 
 from covergen.evaluation.report import short
+from covergen.runtime.demo import demo_shards
 from covergen.runtime.stopping import Stop
 from shard_tools import cli
 from shard_tools.formats.index import write_atomically
@@ -52,7 +52,7 @@ def main(name: str, tier: str = "toy", shards: str | None = None, out: str | Non
             raise ValueError(f"--rows {given}: no such row, {cli.nearest(given, names)}")
     wanted = [row for row in plan["rows"] if not rows or row["name"] in rows]
     folder = Path(out or f"runs/{Path(name).stem}-{tier}")
-    data = shards or (f"<the demo world {tier}>" if dry_run else demo_shards(plan["tiers"][tier]["demo"]))
+    data = shards or (f"<the demo world {tier}>" if dry_run else demo_shards(print, plan["tiers"][tier]["demo"]))
     start = [*shlex.split(launcher), "-m", "covergen.train"] if launcher else [sys.executable, "-m", "covergen.train"]
     trainings = {row["name"]: ([*start, *words(training_of(plan, row, tier), shards=data, out=folder / "runs",
                                                name=row["name"])], minutes_of(plan, row, tier))
@@ -125,19 +125,6 @@ def words(options: dict[str, Any], **more: Any) -> list[str]:
     """Options as the words of a command line."""
     return [word for name, value in {**options, **more}.items()
             for word in (f"--{name}", ",".join(map(str, value)) if isinstance(value, list) else str(value))]
-
-
-def demo_shards(tier: str) -> str:
-    """The packed demo world of a tier in the user's cache folder, made there once."""
-    from platformdirs import user_cache_path
-
-    from shard_tools.demo import VERSION, make
-    from shard_tools.pack import pack
-    root = user_cache_path("covergen") / f"demo-{tier}-{VERSION}"
-    make(root / "folders", tier=tier)
-    with contextlib.redirect_stdout(None):
-        pack(str(root / "folders"), str(root / "shards"))
-    return str(root / "shards")
 
 
 # -- the work ---

@@ -6,7 +6,6 @@ in ``runtime.engine``, which covers it sees in ``runtime.data``.
 
 from __future__ import annotations
 
-import contextlib
 import sys
 import time
 from pathlib import Path
@@ -18,11 +17,12 @@ from tqdm import tqdm
 from covergen import models
 from covergen.nn.turn import Sizes
 from covergen.runtime import checkpoint, config, data
+from covergen.runtime.demo import demo_shards
 from covergen.runtime.engine import Engine
 from covergen.runtime.machine import keep_memory, peak_memory, processes, use_threads
 from covergen.runtime.order import seed_of
 from covergen.runtime.preview import Preview
-from covergen.runtime.run import Run
+from covergen.runtime.run import Run, start_hearing
 from covergen.runtime.stopping import Patience, Stop
 from covergen.runtime.tracking import Tracker
 from covergen.runtime.validation import validate
@@ -36,27 +36,6 @@ def say(text: str) -> None:
     if processes()[0] == 0:
         tqdm.write(text, file=sys.stdout)
         sys.stdout.flush()
-
-
-def demo_shards() -> str:
-    """The packed toy demo world in the user's cache folder, made there once.
-
-    Every process calls this: the first one of a machine makes it, the others wait for it.
-    """
-    from platformdirs import user_cache_path
-
-    from shard_tools.demo import VERSION, make
-    from shard_tools.pack import pack
-    root = user_cache_path("covergen") / f"demo-toy-{VERSION}"
-    with checkpoint.lock(root, patience=600):
-        packed = (root / "shards" / "train.index.json").is_file()
-        if not packed:
-            say(f"No --shards given: making the toy demo world (32 px, known audio -> cover attributes) in {root}")
-        if not packed or not (root / "shards" / "attributes.npz").is_file():  # packed before it came with the shards
-            make(root / "folders", tier="toy")
-            with contextlib.redirect_stdout(None):  # its report is about a command that nobody typed
-                pack(str(root / "folders"), str(root / "shards"))
-    return str(root / "shards")
 
 
 def facts_of(run: config.Config, shards: str, stream: data.Stream, resolution: int) -> dict[str, Any]:
@@ -83,7 +62,7 @@ def train(run: config.Config) -> int:
     stop = Stop(training.minutes)
     threads, source = use_threads(training.threads)
     keep_memory()
-    shards = training.shards or demo_shards()
+    shards = training.shards or demo_shards(say)
     rank, ranks, _ = processes()
     cut = {"batch_size": training.batch_size, "seed": training.seed, "audio_scale": training.audio_scale, "rank": rank,
            "ranks": ranks}
@@ -119,6 +98,8 @@ def train(run: config.Config) -> int:
         engine.close()
         return 0
     begin, patience = 0, Patience(training.patience if validated else 0)
+    if training.condition and not start:
+        start_hearing(model, training.condition, stream.scale)
     if start:
         saved = checkpoint.load(start, model.networks, engine.averaged)
         begin = engine.restore(saved)

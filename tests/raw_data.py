@@ -131,6 +131,16 @@ def messy_pairs(root: Path) -> dict[str, str]:
     return bad
 
 
+def add_truth(root: Path, names: list[tuple[str, str]]) -> None:
+    """Writes what makes a folder a demo: ``demo.json``, and the truth of (genre, stem) of some training covers, of
+    which each shows its own number."""
+    genres, stems = zip(*names, strict=True)
+    count = len(names)
+    np.savez(root / "attributes.npz", stems=np.array(stems), genre=np.array(genres), split=np.array(["train"] * count),
+             album=np.arange(count), attribute_names=np.array(["a"]), drawn=np.arange(count, dtype=np.float32)[:, None])
+    (root / "demo.json").write_text("{}")
+
+
 def hashes(folder: Path) -> dict[str, str]:
     """SHA-256 of every file below a folder, by relative path."""
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()

@@ -9,11 +9,22 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+from safetensors.torch import load_file
+
 ROOT = Path(__file__).resolve().parent.parent
 
 # Small enough for a second of training, odd enough to show mistakes in sharing a batch.
 TINY = ["--width", "4", "--batch_size", "12", "--critic_steps", "2", "--sample_every", "4", "--save_every", "4",
         "--log_every", "2", "--tracker", "none"]
+
+# The models that hear, as small; ``test_ranks`` has their runs.
+HEARING = {
+    "r3gan": ["--width", "4", "--blocks", "1", "--group", "4", "--stem", "2", "--latent", "8", "--penalty_every", "2"],
+    "flow": ["--width", "32", "--multiples", "1,1", "--blocks", "1", "--stem", "4", "--sampling_steps", "2",
+             "--lr_warmup", "120"],
+    "contrast": ["--width", "16"],
+}
 
 
 def environment(**extra: str) -> dict[str, str]:
@@ -51,3 +62,19 @@ def _run(folder: Path, words: list[str], ok: bool, **extra: str) -> subprocess.C
 
 def log_of(run: Path) -> list[dict]:
     return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+
+
+def weights(run: Path, step: int) -> dict[str, torch.Tensor]:
+    """All weights of a checkpoint by file and name."""
+    files = sorted((run / "checkpoints" / f"step_{step:08d}").glob("*.safetensors"))
+    assert files
+    return {f"{file.stem}.{name}": value for file in files for name, value in load_file(file).items()}
+
+
+def same_bits(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def largest_difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
+    """Of any tensor, relative to its norm."""
+    return max(((one[name] - other[name]).norm() / one[name].norm().clamp(min=1e-12)).item() for name in one)

@@ -29,6 +29,13 @@ def test_flags_override_the_file_and_the_file_the_preset(tmp_path: Path) -> None
     assert (plain.training.batch_size, plain.training.betas, plain.options.latent) == (64, (0.0, 0.999), 100)
 
 
+def test_lists_have_any_length_and_none_is_a_word() -> None:
+    assert resolve({"model": "flow", "multiples": "1,2,2,4"}).options.multiples == (1, 2, 2, 4)
+    options = resolve({"model": "r3gan", "augment": "none", "penalty": "0", "mismatch": "0"}).options
+    assert (options.augment, options.penalty, options.mismatch) == (("none",), 0.0, 0.0)
+    assert resolve({"model": "r3gan", "augment": "color,cutout"}).options.augment == ("color", "cutout")
+
+
 def test_without_shards_the_demo_s_preset_holds_and_flags_still_win() -> None:
     config = resolve({"steps": "7"})
     assert config.training.steps == 7 and config.options.width == WGAN_GP.demo["width"]
@@ -49,6 +56,11 @@ def test_without_shards_the_demo_s_preset_holds_and_flags_still_win() -> None:
     ({"betas": "0.5"}, "--betas: expected 2 values"),
     ({"name": "../x"}, "--name ../x: one folder name"),
     ({"config": "/nowhere.yaml"}, "nowhere.yaml"),
+    ({"albums_for": "jugde"}, "--albums_for: 'jugde' is not a choice, did you mean 'judge'"),
+    ({"lr_warmup": "-1"}, "--lr_warmup -1: must be 0 or more"),
+    ({"model": "r3gan", "penalty_every": "0"}, "--penalty_every 0: must be above 0"),
+    ({"model": "r3gan", "audio_dropped": "1"}, "--audio_dropped 1.0: a share, from 0 to below 1"),
+    ({"model": "flow", "multiples": "1,x"}, "--multiples: expected a whole number, found 'x'"),
 ])
 def test_wrong_options_are_refused_with_the_way_out(flags: dict, message: str) -> None:
     with pytest.raises((ValueError, OSError), match=message.replace("(", r"\(")):

@@ -23,10 +23,12 @@ class Killed(BaseException):
 def test_a_kill_before_any_rename_or_deletion_changes_nothing(tmp_path, monkeypatch):
     source = raw_data.sound_pairs(tmp_path / "source", 24)
     raw_data.messy_pairs(source)
+    raw_data.add_truth(source, [("metal", raw_data.stem(0, 0))])
     options = {"samples_per_shard": 5, "workers": 1, "max_failure_rate": 1.0}
     monkeypatch.setattr(os, "fsync", lambda handle: None)  # a busy disk takes 20 ms for one
     pack(str(source), str(tmp_path / "whole"), **options)
     expected = raw_data.hashes(tmp_path / "whole")
+    assert "attributes.npz" in expected
     for step in range(1, 200):
         calls = 0
 

@@ -21,9 +21,9 @@ def examples(count: int) -> Batch:
                  torch.randn(count, 20, generator=source), torch.arange(count) % 3, torch.arange(count))
 
 
-def preview(name: str, count: int) -> tuple[Preview, Model]:
+def preview(name: str, count: int, **options: object) -> tuple[Preview, Model]:
     recipe = models.load(name)
-    model = recipe.build(recipe.options(width=8), Sizes(32, 20))
+    model = recipe.build(recipe.options(**{"width": 8, **options}), Sizes(32, 20))
 
     @torch.no_grad()
     def infer(call):  # as the engine does, without Accelerate
@@ -64,3 +64,10 @@ def test_grids_are_the_same_from_the_same_weights() -> None:
     first, again = list(shown.grids()), list(shown.grids())
     assert [grid.name for grid in first] == ["noise", "truncated", "reconstructions"]
     assert all(torch.equal(one.covers, other.covers) for one, other in zip(first, again, strict=True))
+
+
+def test_a_flow_has_no_truncated_grid_and_a_model_without_covers_has_none() -> None:
+    shown, _ = preview("flow", 9, multiples=(1,), blocks=1, attention=0, stem=4, sampling_steps=1)
+    grid, = shown.grids()
+    assert grid.name == "noise" and grid.covers.shape == (64, 3, 32, 32) and grid.labels[:2] == ["blues", "folk"]
+    assert not list(preview("contrast", 9)[0].grids())

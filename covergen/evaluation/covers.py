@@ -40,7 +40,15 @@ class Covers:
 
 
 def read_covers(shards: IndexedShards, resolution: int, truth: Truth | None, count: int, seed: int) -> Covers:
-    """At most ``count`` covers, drawn at random, of the rows that the shards were opened for."""
+    """At most ``count`` covers, drawn at random, of the rows that the shards were opened for.
+
+    Genres called ``unknown``, which packing gives to files without a genre folder, count as unknown.
+
+    Raises:
+        ValueError: the shards' covers are smaller than ``resolution``, or the truth does not know them.
+    """
+    if resolution > shards.resolution:
+        raise ValueError(f"{shards.index.root} has covers of {shards.resolution} px, {resolution} px are needed")
     index = shards.index.rows
     rows = shards.chosen[np.unique(index["cover_hash"][shards.chosen], return_index=True)[1]]
     rows = np.sort(np.random.default_rng(seed).permutation(rows)[:count])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from covergen.runtime.data import Batch, shrink
 from covergen.runtime.run import AT_ONCE, Run, open_run
 
 MINUTES = 5.0  # that a judge is trained where none is given
+LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_", "GROUP_", "ROLE_", "MASTER_", "TORCHELASTIC_", "ACCELERATE_", "OMP_")
 
 
 def open_judge(folder: str | Path) -> Run:
@@ -48,7 +50,8 @@ def default_judge(shards: str, identity: str, resolution: int) -> Path:
     if not finished.is_file():
         print(f"no --judge: training one for these shards in {root / name}, {MINUTES:g} minutes at most; the next "
               "evaluation finds it there", flush=True)
-        done = subprocess.run(words, capture_output=True, text=True)
+        alone = {name: value for name, value in os.environ.items() if not name.startswith(LAUNCHED)}
+        done = subprocess.run(words, capture_output=True, text=True, env=alone)
         if done.returncode:
             raise ValueError(f"no judge could be trained: {done.stderr.strip().splitlines()[-1:]}; "
                              f"see: {' '.join(words[1:])}")

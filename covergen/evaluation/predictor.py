@@ -115,10 +115,9 @@ def train_predictor(train: IndexedShards, held_out: IndexedShards | None, truth:
 
     with repeatable(seed, device):
         network, best = mlp(songs, learnt, blocks, score, device, steps, tick)
-    for linear in ridges(songs.audio[learnt], songs.values[learnt]):
-        linear.to(device)
-        if (value := score(linear)) > best:
-            network, best = linear, value
+        for linear in ridges(songs.audio[learnt], songs.values[learnt]):
+            if (value := score(linear.to(device))) > best:
+                network, best = linear, value
     figures: dict[str, Any] = {"kind": network.kind, "validation": best}
     test = open_split(str(train.index.root), "test", needed=False, batch_size=1)
     if test:

@@ -34,8 +34,8 @@ GENRE_WEIGHT = 0.1  # of the genre's loss beside that of the attributes
 class Reader(nn.Module):
     """Images ``[B, 3, R, R]`` with values -1..1 to genres' scores ``[B, G]`` and attributes ``[B, A]``, or None.
 
-    Scores are fit for balanced accuracy: how common a genre is does not count. Those of genres that no
-    training cover has are -10,000. Attributes are standardised, as ``Truth`` gives them.
+    Scores are fit for balanced accuracy: how common a genre is does not count. Those of genres that no training cover
+    has are -10,000. Attributes are standardised, as ``Truth`` gives them.
     """
 
     def __init__(self, resolution: int, genres: int, attributes: int) -> None:
@@ -71,21 +71,17 @@ class Reader(nn.Module):
         return scores, self.attributes(features) if self.attributes else None
 
     @torch.no_grad()
-    def look(self, covers: Tensor, what: Callable[[Tensor], Tensor]) -> Tensor:
-        """What is seen of uint8 covers ``[N, 3, R, R]``, in blocks; from any device, to the CPU."""
+    def see(self, covers: Tensor) -> Tensor:
+        """Features float32 ``[N, 256]`` of uint8 covers ``[N, 3, R, R]``, in blocks; on the reader's device."""
         self.eval()
-        device = self.known.device
-        return torch.cat([what(signed(part.to(device))).float().cpu() for part in covers.split(AT_ONCE)])
+        return torch.cat([self.features(signed(part.to(self.known.device))) for part in covers.split(AT_ONCE)])
 
+    @torch.no_grad()
     def read(self, covers: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """What uint8 covers ``[N, 3, R, R]`` show: genres int64 ``[N]``, None unless there are two to tell apart, and
-        standardised attributes float32 ``[N, A]`` or None."""
-        features = self.look(covers, self.features)
-        device = self.known.device
-        with torch.no_grad():
-            scores, values = self.tell(features.to(device))
-        genres = scores.argmax(1).cpu() if self.known.sum() > 1 else None
-        return genres, None if values is None else values.cpu()
+        """What uint8 covers ``[N, 3, R, R]`` show, on the CPU: genres int64 ``[N]``, None unless there are two to tell
+        apart, and standardised attributes float32 ``[N, A]`` or None."""
+        scores, values = self.tell(self.see(covers))
+        return (scores.argmax(1).cpu() if self.known.sum() > 1 else None), None if values is None else values.cpu()
 
 
 def is_fast(device: torch.device) -> bool:
@@ -119,7 +115,7 @@ class Readings:
 
     def features(self, covers: Tensor) -> Tensor:
         """float32 ``[N, 256]`` of uint8 covers ``[N, 3, R, R]``, on the CPU."""
-        return self.reader.look(covers, self.reader.features)
+        return self.reader.see(covers).cpu()
 
     def predict(self, raw: np.ndarray | None) -> np.ndarray | None:
         """Attributes float32 ``[N, A]`` from audio ``[N, D]`` as it lies in shards; None where none can be told."""
@@ -133,14 +129,15 @@ class Readings:
 
 
 def open_reader(train: IndexedShards, held_out: IndexedShards | None, resolution: int, truth: Truth | None, *,
-                device: torch.device | str | None = None, steps: int = STEPS, seed: int = 0,
+                device: torch.device | str | None = None, steps: int | None = None, seed: int = 0,
                 say: Callable[[str], Any] = print, tick: Callable[[], Any] = lambda: None) -> Readings:
     """The reader of these shards, and on demo data with audio the predictor: as they were kept, else trained now.
 
     They are kept in the user's cache folder, see ``trained.kept``.
 
     Args:
-        train, held_out, resolution, truth, steps, seed, tick: see ``train_reader``.
+        train, held_out, resolution, truth, seed, tick: see ``train_reader``.
+        steps: of each network at most; default: as many as make them good.
         device: default: the GPU, if there is one.
         say: told what takes minutes.
 
@@ -151,15 +148,15 @@ def open_reader(train: IndexedShards, held_out: IndexedShards | None, resolution
     audio, genres = train.facts["audio"], len(train.facts["genres"])
     made_of = {"train": train.identity, "rows": crc32(train.chosen.tobytes()), "seed": seed, "steps": steps,
                "held_out": held_out.identity if held_out else None, "truth": truth.digest if truth else None}
-    options = {"device": device, "seed": seed, "tick": tick}
+    options = {"device": device, "seed": seed, "tick": tick} | ({"steps": steps} if steps else {})
 
     def reader() -> tuple[Reader, dict[str, Any]]:
-        say(f"training a reader of covers for these shards, {steps} steps at most; the next evaluation finds it")
-        return train_reader(train, held_out, resolution, truth, steps=steps, **options)
+        say("training a reader of covers for these shards (a minute or two); the next evaluation finds it trained")
+        return train_reader(train, held_out, resolution, truth, **options)
 
     def predictor() -> tuple[Predictor, dict[str, Any]]:
-        say("training a predictor of attributes from audio for these shards; the next evaluation finds it")
-        return train_predictor(train, held_out, truth, steps=steps, **options)
+        say("training a predictor of attributes from audio for these shards (half a minute), kept as well")
+        return train_predictor(train, held_out, truth, **options)
 
     found: dict[str, Any] = {}
     found["reader"] = kept(f"{train.identity[:16]}-{resolution}-v{VERSION}", "reader", made_of,
@@ -167,7 +164,7 @@ def open_reader(train: IndexedShards, held_out: IndexedShards | None, resolution
     scale = AudioScale(audio) if audio and truth else None
     if scale:
         found["predictor"] = kept(f"{train.identity[:16]}-audio-v{VERSION}", "predictor", made_of,
-                                  lambda known: Predictor(scale.size, len(truth.names), known["kind"]), predictor)
+                                  lambda figures: Predictor(scale.size, len(truth.names), figures["kind"]), predictor)
     networks = {name: network.to(device) for name, (network, _) in found.items()}
     return Readings(networks["reader"], networks.get("predictor"), scale, truth,
                     {name: figures for name, (_, figures) in found.items()})

@@ -97,6 +97,8 @@ def make_covers(run: Run, heard: np.ndarray | None, songs: int, noises: int, see
         seed: of the noises.
         ranks: among whom the work is shared.
         tick: told how many covers this process has made; may raise to stop.
+
+    A run that was trained in bf16 samples in it.
     """
     step = max(1, AT_ONCE // noises)
 
@@ -105,7 +107,8 @@ def make_covers(run: Run, heard: np.ndarray | None, songs: int, noises: int, see
         latents = torch.cat([run.model.latents(noises, torch.Generator().manual_seed(seed_of(seed, "song", song)), None)
                              for song in chosen])
         audio = None if heard is None else np.repeat(heard[chosen.start:chosen.stop], noises, axis=0)
-        images = to_unit(run.sample(latents, audio), run.model.low)
+        with torch.autocast(run.device.type, torch.bfloat16, enabled=run.config.training.mixed_precision == "bf16"):
+            images = to_unit(run.sample(latents, audio), run.model.low)
         tick(len(images))
         return images.mul(255).round().byte().unflatten(0, (len(chosen), noises))
 

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -133,6 +133,20 @@ def attributes(readings: np.ndarray, truth: np.ndarray, predicted: np.ndarray, g
                                                              None if kinds is None else kinds[some]),
         len(truth), seed=seed, resamples=RESAMPLES // 4))
         for name, kinds in (("attribute_score", None), ("attribute_within_genre", genres))}
+
+
+def each_attribute(readings: np.ndarray, truth: np.ndarray, predicted: np.ndarray, genres: np.ndarray,
+                   names: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Of every attribute what is read from covers ``[N, K, 8]`` and what a network predicts from the audio.
+
+    R2 and slope are uncorrected: even a perfect sampler has a low R2, and a slope of what audio can tell.
+    """
+    r2, slope = statistics.reading_r2_and_slope(readings, truth)
+    figures = {"r2": r2, "slope": slope, "squared_correlation": statistics.attribute_figures(readings, truth, None),
+               "within_genre": statistics.attribute_figures(readings, truth, genres),
+               "known": statistics.attribute_figures(predicted[:, None], truth, None),
+               "known_within_genre": statistics.attribute_figures(predicted[:, None], truth, genres)}
+    return {name: {key: float(values[place]) for key, values in figures.items()} for place, name in enumerate(names)}
 
 
 def genre_accuracy(read: np.ndarray, genres: np.ndarray, seed: int) -> Figure:

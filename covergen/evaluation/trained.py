@@ -122,13 +122,18 @@ def kept(folder: str, name: str, made_of: dict[str, Any], empty: Callable[[dict[
         if facts.is_file():
             with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RuntimeError):  # damaged: trained again
                 known, data = json.loads(facts.read_bytes()), weights.read_bytes()
-                if known["made_of"] == made_of and known["sha256"] == hashlib.sha256(data).hexdigest():
-                    network = empty(known["figures"])
+                if known["made_of"] == made_of and known.pop("sha256") == _digest(data, known):
+                    with torch.random.fork_rng(devices=[]):  # weights that are replaced take no one's random numbers
+                        network = empty(known["figures"])
                     network.load_state_dict(load_weights(data))
                     return network.eval(), known["figures"]
         network, figures = train()
         data = save_weights({key: part.cpu().contiguous() for key, part in network.state_dict().items()})
         write_atomically(weights, data)
-        write_atomically(facts, facts_bytes({"made_of": made_of, "figures": figures,
-                                             "sha256": hashlib.sha256(data).hexdigest()}))
+        known = {"made_of": made_of, "figures": figures}
+        write_atomically(facts, facts_bytes(known | {"sha256": _digest(data, known)}))
     return network, figures
+
+
+def _digest(weights: bytes, known: dict[str, Any]) -> str:
+    return hashlib.sha256(weights + facts_bytes(known)).hexdigest()

@@ -30,16 +30,17 @@ from covergen.nn.turn import Latents, Model, Recipe, Sizes, Turn, adversarial, f
 class Options:
     """What can be set about the model."""
 
-    width: int = field(default=64, metadata={"help": "channels at the largest side; doubled at each halving, up to 8x"})
-    blocks: int = field(default=2, metadata={"help": "residual blocks at each side length"})
-    group: int = field(default=16, metadata={"help": "channels in a group of the 3x3 convolutions; 0: all in one"})
+    width: int = field(default=32, metadata={"help": "channels at the largest side; doubled at each halving, up to 8x"})
+    blocks: int = field(default=1, metadata={"help": "residual blocks at each side length"})
+    group: int = field(default=0, metadata={"help": "channels in a group of the 3x3 convolutions (the paper: 16 or so); "
+                                                    "0: all in one, which CPUs prefer"})
     latent: int = field(default=64, metadata={"help": "size of the noise vector"})
-    stem: int = field(default=1, metadata={"help": "side of the patches that networks see as one place; 2 at 32 px "
-                                                   "makes them work at 16x16"})
+    stem: int = field(default=2, metadata={"help": "side of the patches that networks see as one place: 2 at 32 px "
+                                                   "makes them work at 16x16, 1 is the paper's"})
     penalty: float = field(default=1.0, metadata={"help": "weight of R1 and R2 at the start (the paper's gamma)"})
     penalty_last: float = field(default=0.1, metadata={"help": "and after --penalty_images"})
     penalty_images: int = field(default=0, metadata={"help": "images over which it falls; 0: it stays as it is"})
-    penalty_every: int = field(default=1, metadata={"help": "steps between penalties, each with so many times the "
+    penalty_every: int = field(default=4, metadata={"help": "steps between penalties, each with so many times the "
                                                             "weight"})
     mismatch: float = field(default=1.0, metadata={"help": "weight of mismatched pairs as negatives"})
     augment: tuple[str, ...] = field(default=("translation", "cutout"), metadata={
@@ -91,19 +92,18 @@ class Generator(nn.Module):
         widths = widths_of(sizes.resolution // options.stem, options.width)
         depth = options.blocks * len(widths)
         self.audio = AudioEncoder(sizes.audio) if sizes.audio else None
-        condition = EMBEDDING if sizes.audio else 0
-        self.project = nn.Linear(options.latent + condition, widths[0] * 4 * 4)
+        condition = options.latent + (EMBEDDING if sizes.audio else 0)
+        self.project = nn.Linear(condition, widths[0] * 4 * 4)
         self.levels = nn.ModuleList(
             nn.ModuleList(Block(width, options.group, depth, condition) for _ in range(options.blocks))
             for width in widths)
         self.mixers = nn.ModuleList(mixer(*pair) for pair in pairwise(widths))
-        self.to_rgb = nn.Conv2d(widths[-1], 3 * options.stem**2, 1)
+        self.to_rgb = nn.Conv2d(widths[-1], 3 * options.stem**2, 3, 1, 1)
         self.stem = options.stem
 
     def forward(self, latents: Tensor, audio: Tensor | None, noise: dict[str, Tensor] | None = None) -> Tensor:
-        condition = self.audio(audio, noise) if self.audio else None
-        joined = latents if condition is None else torch.cat([latents, condition], 1)
-        maps = self.project(joined).unflatten(1, (-1, 4, 4))
+        condition = torch.cat([latents, self.audio(audio, noise)], 1) if self.audio else latents
+        maps = self.project(condition).unflatten(1, (-1, 4, 4))
         for place, blocks in enumerate(self.levels):
             if place:
                 maps = F.interpolate(self.mixers[place - 1](maps), scale_factor=2.0, mode="bilinear")
@@ -122,13 +122,18 @@ class Discriminator(nn.Module):
         super().__init__()
         widths = widths_of(sizes.resolution // options.stem, options.width)[::-1]
         depth = options.blocks * len(widths)
-        self.from_rgb = nn.Conv2d(3 * options.stem**2, widths[0], 1)
+        self.from_rgb = nn.Conv2d(3 * options.stem**2, widths[0], 3, 1, 1)
         self.levels = nn.ModuleList(
             nn.ModuleList(Block(width, options.group, depth) for _ in range(options.blocks)) for width in widths)
         self.mixers = nn.ModuleList(mixer(*pair) for pair in pairwise(widths))
         self.features = nn.Linear(widths[-1] * 4 * 4, EMBEDDING)
         self.audio = AudioEncoder(sizes.audio) if sizes.audio else None
         self.direction = nn.Parameter(torch.randn(EMBEDDING))
+        if not (sizes.audio and options.mismatch):
+            # They cancel in real minus generated (the first while blocks are the identity): their gradients are
+            # rounding, which Adam would blow up.
+            for layer in (self.from_rgb, self.features):
+                layer.bias.register_hook(torch.zeros_like)
         self.stem = options.stem
 
     def see(self, images: Tensor) -> Tensor:
@@ -252,6 +257,6 @@ def build(options: Options, sizes: Sizes) -> Model:
 
 R3GAN = Recipe(
     "relativistic GAN with R1 and R2 whose discriminator hears the audio (after Huang et al. 2024)", Options, build,
-    preset={"batch_size": 256, "lr": 2e-4, "betas": (0.0, 0.99), "order": "group", "albums_for": "generator",
-            "steps": 100_000, "ema_halflife": 500_000.0, "lr_images": 10_000_000, "penalty_images": 10_000_000},
-    demo={})
+    preset={"batch_size": 64, "lr": 5e-4, "betas": (0.0, 0.99), "order": "group", "albums_for": "generator",
+            "steps": 100_000, "ema_halflife": 50_000.0},
+    demo={"mixed_precision": "bf16", "minutes": 20.0, "sample_every": 500, "save_every": 500})

@@ -15,9 +15,9 @@ HOLE = 1 / 4  # side of the square that cutout clears; the paper's 1/2 hides too
 
 
 def check_kinds(kinds: tuple[str, ...]) -> None:
-    """Raises ValueError for a kind that there isn't."""
+    """Raises ValueError for a kind that there isn't; ``none`` alone stands for none of them."""
     for kind in kinds:
-        if kind not in KINDS:
+        if kind not in KINDS and kinds != ("none",):
             raise ValueError(f"--augment: {kind!r} is not a choice, expected some of {', '.join(KINDS)}, or none")
 
 

@@ -51,6 +51,8 @@ class Training:
     audio_scale: Literal["standard", "raw"] = _option(
         "standard", "what conditional models see: standardised vectors with a presence bit for each source, or (raw, "
                     "as in the thesis) the numbers as they are")
+    condition: str | None = _option(
+        None, "a run of --model contrast (not a judge), whose audio encoder those of r3gan and flow start from")
     grad_clip: float = _option(0.0, "largest gradient norm of a turn; 0 does not clip")
     seed: int = _option(0, "of initial weights, order, noise and everything else")
     mixed_precision: Literal["no", "bf16", "fp16"] | None = _option(

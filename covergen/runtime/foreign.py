@@ -94,6 +94,11 @@ class ForeignShards:
         return Batch(covers, audio, torch.tensor([place.get(s["genre"], -1) for s in samples]),
                      torch.tensor([s["group"] for s in samples]))
 
+    def mismatch(self) -> None:
+        """Raises ValueError: audio of another album can't be found in a stream that has no index."""
+        raise ValueError("mismatched pairs need shards with an index; pack the covers with shard_tools.pack, or train "
+                         "without them (--mismatch 0)")
+
     def examples(self, count: int) -> Batch:
         """At most ``count`` samples from the beginning of the stream."""
         return Batch(*(None if part is None else part[:count] for part in self.batch(0)))

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from covergen import models
+from covergen.nn.layers import AudioEncoder
 from covergen.nn.turn import Model, Sizes
 from covergen.runtime import checkpoint, config
 from covergen.runtime.data import Batch, shrink
@@ -127,6 +128,34 @@ def _with_options(run: config.Config, options: dict[str, Any]) -> config.Config:
         if name not in known:
             raise ValueError(f"--{name}: the run is a {run.model}, which has no such option; leave it away")
     return dataclasses.replace(run, options=dataclasses.replace(run.options, **options))
+
+
+def start_hearing(model: Model, folder: str, scale: AudioScale | None) -> None:
+    """Gives the audio encoders of a new model the weights of a contrast run's.
+
+    Args: model; folder: of the run; scale: of the audio that the model hears.
+
+    Raises:
+        ValueError: not a contrast run, a judge, other audio, or a model without such encoders.
+    """
+    found = open_run(folder)
+    encoders = [module for network in found.networks.values() for module in network.modules()
+                if isinstance(module, AudioEncoder)]
+    if found.model.hear is None or not encoders:
+        raise ValueError(f"--condition {folder} is a {found.config.model}: expected a run of --model contrast")
+    if found.config.training.albums_for == "judge":
+        raise ValueError(f"--condition {folder} is a judge, which no generator may learn from; train another with "
+                         "--model contrast --albums_for generator")
+    known = found.facts["audio"]
+    if scale is None or not np.array_equal(getattr(scale, "mean", None), known["mean"]):
+        raise ValueError(f"--condition {folder} was trained on other audio ({known['dimension']} numbers) than these "
+                         "shards hold; train a contrast run on them")
+    own = [module for network in model.networks.values() for module in network.modules()
+           if isinstance(module, AudioEncoder)]
+    if not own:
+        raise ValueError("--condition: this model has no audio encoder of that kind; r3gan and flow have")
+    for module in own:
+        module.load_state_dict({name: value.cpu() for name, value in encoders[0].state_dict().items()})
 
 
 def _choose(folder: Path, which: str) -> Path:

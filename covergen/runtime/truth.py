@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from covergen.runtime.data import IndexedShards, read_at
+from covergen.runtime.data import IndexedShards
+from covergen.runtime.reading import read_at
 from shard_tools.formats.index import file_sha256
 from shard_tools.formats.layout import make_key
 from shard_tools.formats.shards import header_key
