@@ -21,6 +21,7 @@ from covergen.evaluation import judge as judges
 from covergen.evaluation.reader import open_reader
 from covergen.evaluation.songs import Songs, baselines, choose, make_covers, others, read_songs
 from covergen.runtime import tracking
+from covergen.runtime.checkpoint import step_of
 from covergen.runtime.data import IndexedShards
 from covergen.runtime.machine import keep_memory, use_threads
 from covergen.runtime.ranks import Ranks, join
@@ -157,8 +158,10 @@ def evaluate(run: Run, judge: Run | None, reader: Any, songs: Songs, held_out: I
     base = baselines(run, songs, train, seed)
     hears = run.model.conditional
     own = run.scale(songs.raw) if hears else None
-    mute = open_run(run.folder, which=run.checkpoint.name.split("_")[-1].lstrip("0") or "0", options={"guidance": 0.0}
-                    ) if hasattr(run.config.options, "guidance") else run
+    mute = run
+    if hasattr(run.config.options, "guidance"):
+        mute = open_run(run.folder, which=str(step_of(run.checkpoint)),
+                        options={"guidance": 0.0, "sampling_steps": run.config.options.sampling_steps})
     bar = tqdm(total=3 * len(songs) * noises // ranks.ranks, unit="cover", disable=quiet, dynamic_ncols=True)
 
     def made(by: Run, heard: np.ndarray | None, key: str) -> Tensor:

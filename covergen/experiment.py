@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import json
 import operator
+import os
 import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +35,7 @@ LOOK = 1.0  # seconds between looks at a command that runs
 
 
 def main(name: str, tier: str = "toy", shards: str | None = None, out: str | None = None,
-         rows: tuple[str, ...] | None = None, launcher: str | None = None, dry_run: bool = False) -> int:
+         rows: tuple[str, ...] | None = None, launcher: str | None = None, jobs: int = 0, dry_run: bool = False) -> int:
     """Trains and evaluates every row of an experiment, and compares them in one table and one figure.
 
     Args:
@@ -43,10 +45,13 @@ def main(name: str, tier: str = "toy", shards: str | None = None, out: str | Non
         out: where runs, evaluations, table.md, results.json and figure.png go; default runs/NAME-TIER.
         rows: only these, separated by commas.
         launcher: what starts a training, such as "accelerate launch --num_processes 8"; default: one process.
+        jobs: how many trainings or evaluations run side by side, each on its share of the cores; 0: the tier's own.
         dry_run: print the commands and stop.
     """
     plan = read_plan(name, tier)
     names = [row["name"] for row in plan["rows"]]
+    if jobs < 0:
+        raise ValueError(f"--jobs {jobs}: must be 0 or more")
     for given in rows or ():
         if given not in names:
             raise ValueError(f"--rows {given}: no such row, {cli.nearest(given, names)}")
@@ -66,7 +71,9 @@ def main(name: str, tier: str = "toy", shards: str | None = None, out: str | Non
             print(shlex.join(line))
         return 0
     folder.mkdir(parents=True, exist_ok=True)
-    work(folder, trainings, evaluations)
+    work = Work(folder, jobs or plan["tiers"][tier].get("jobs", 1))
+    work.run([work.train(name, *training) for name, training in trainings.items()])
+    work.run([work.evaluate(name, command) for name, command in evaluations.items()])
     results = {label: json.loads((folder / "evaluations" / f"{label}.json").read_text()) for label in evaluations}
     titles = {label: row["title"].format(**options) for row in wanted for label, options in evaluations_of(row).items()}
     verdicts = judged(plan.get("thresholds", {}).get(tier, {}), results)
@@ -130,39 +137,77 @@ def words(options: dict[str, Any], **more: Any) -> list[str]:
 # -- the work ---
 
 
-def work(folder: Path, trainings: dict[str, tuple[list[str], float]], evaluations: dict[str, list[str]]) -> None:
-    """Runs every command that was not run to its end before; a training's minutes are counted over restarts."""
-    book = folder / "spent.json"
-    spent: dict[str, float] = json.loads(book.read_text()) if book.is_file() else {}
-    done: list[str] = spent.setdefault("done", [])
-    stop = Stop(0)
+class Work:
+    """Commands of which some run side by side, each on its share of the cores, and each to its end once.
 
-    def run(label: str, command: list[str]) -> None:
-        print(f"{label}: {shlex.join(command)}", flush=True)
-        with open(folder / f"{label.replace(' ', '_')}.log", "a") as log:
-            process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
-            last = time.monotonic()
-            while process.poll() is None:
+    What ran and for how long is in ``spent.json``, so that a restart knows.
+    """
+
+    def __init__(self, folder: Path, jobs: int) -> None:
+        self.folder, self.book = folder, folder / "spent.json"
+        saved = json.loads(self.book.read_text()) if self.book.is_file() else {}
+        self.minutes: dict[str, float] = saved.get("minutes", {})
+        self.done: list[str] = saved.get("done", [])
+        cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+        self.slots = [cores[slot::jobs] for slot in range(jobs)]
+        self.running: dict[str, tuple[subprocess.Popen, list[int]]] = {}
+        self.stop = Stop(0)
+
+    def train(self, name: str, command: list[str], minutes: float) -> tuple[str, list[str]] | None:
+        """What is left to do of a training that may take so many minutes (0: as long as it takes)."""
+        label = f"train_{name}"
+        left = minutes - self.minutes.get(label, 0.0)
+        if label in self.done or (minutes and left < LEAST):
+            return None
+        return label, command + (["--minutes", f"{left:.2f}"] if minutes else [])
+
+    def evaluate(self, name: str, command: list[str]) -> tuple[str, list[str]] | None:
+        """An evaluation, unless it was done."""
+        return None if f"evaluate_{name}" in self.done else (f"evaluate_{name}", command)
+
+    def run(self, tasks: Sequence[tuple[str, list[str]] | None]) -> None:
+        """Runs all of them; ValueError for one that fails (the others are ended), SystemExit after a signal."""
+        waiting, last = [task for task in tasks if task], time.monotonic()
+        try:
+            while waiting or self.running:
+                while waiting and self.slots:
+                    self._start(*waiting.pop(0))
                 time.sleep(LOOK)
                 now = time.monotonic()
-                spent[label], last = spent.get(label, 0.0) + (now - last) / 60, now
-                write_atomically(book, json.dumps(spent).encode())
-                if stop:
-                    process.terminate()
-                    process.wait()
-                    raise SystemExit(f"stopped ({stop.reason}); the same command goes on from here")
-        if process.returncode:
-            raise ValueError(f"{label} failed with status {process.returncode}; see {log.name}")
-        done.append(label)
-        write_atomically(book, json.dumps(spent).encode())
+                for label in list(self.running):
+                    self.minutes[label] = self.minutes.get(label, 0.0) + (now - last) / 60
+                    self._look(label)
+                last = now
+                self._write()
+                if self.stop:
+                    raise SystemExit(f"stopped ({self.stop.reason}); the same command goes on from here")
+        finally:
+            for process, _ in self.running.values():
+                process.terminate()
+            for process, _ in self.running.values():
+                process.wait()
+            self._write()
 
-    for name, (command, minutes) in trainings.items():
-        label, left = f"train {name}", minutes - spent.get(f"train {name}", 0.0)
-        if label not in done and (not minutes or left > LEAST):
-            run(label, command + (["--minutes", f"{left:.2f}"] if minutes else []))
-    for name, command in evaluations.items():
-        if f"evaluate {name}" not in done:
-            run(f"evaluate {name}", command)
+    def _start(self, label: str, command: list[str]) -> None:
+        print(f"{label}: {shlex.join(command)}", flush=True)
+        cores = self.slots.pop(0)
+        with open(self.folder / f"{label}.log", "a") as log:
+            process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT,
+                                       preexec_fn=(lambda: os.sched_setaffinity(0, cores)) if cores else None)
+        self.running[label] = (process, cores)
+
+    def _look(self, label: str) -> None:
+        process, cores = self.running[label]
+        if process.poll() is None:
+            return
+        del self.running[label]
+        self.slots.append(cores)
+        if process.returncode:
+            raise ValueError(f"{label} failed with status {process.returncode}; see {self.folder / label}.log")
+        self.done.append(label)
+
+    def _write(self) -> None:
+        write_atomically(self.book, (json.dumps({"minutes": self.minutes, "done": self.done}) + "\n").encode())
 
 
 # -- what came out ---

@@ -38,7 +38,8 @@ def read_words(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     def collect(*words: str, **flags: str) -> None:
         seen.update(words=list(words), flags=flags)
 
-    fire.Fire(collect, command=list(argv), name="command")
+    # torchrun needs a "--" before flags that are beginnings of its own, such as --run, and passes it on.
+    fire.Fire(collect, command=list(argv)[argv[:1] == ["--"]:], name="command")
     return seen["words"], seen["flags"]
 
 

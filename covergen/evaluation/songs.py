@@ -41,7 +41,7 @@ class Songs:
         rows: of the split's index, ``[N]``.
         raw: audio float32 ``[N, D]``, as it lies in shards; None where they have none.
         covers: uint8 ``[N, 3, R, R]`` at the run's resolution.
-        genres, groups: ``[N]``.
+        genres: ``[N]``, positions in the sorted list, -1 for unknown; groups: ``[N]``, albums.
     """
 
     rows: np.ndarray
@@ -59,7 +59,9 @@ def read_songs(shards: IndexedShards, rows: np.ndarray, resolution: int) -> Song
     parts = [shards.read(rows[start:start + 512]) for start in range(0, len(rows), 512)]
     covers = torch.cat([shrink(part.cover, resolution) for part in parts])
     raw = np.concatenate([part.audio.numpy() for part in parts]) if shards.scale else None
-    return Songs(rows, raw, covers, shards.index.rows["genre"][rows].astype(np.int64), shards.index.rows["group"][rows])
+    genres = shards.index.rows["genre"][rows].astype(np.int64)
+    genres[np.array(shards.facts["genres"])[genres] == "unknown"] = -1
+    return Songs(rows, raw, covers, genres, shards.index.rows["group"][rows])
 
 
 def choose(shards: IndexedShards, count: int, seed: int, albums: str = "all") -> np.ndarray:

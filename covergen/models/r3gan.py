@@ -30,9 +30,10 @@ from covergen.nn.turn import Latents, Model, Recipe, Sizes, Turn, adversarial, f
 class Options:
     """What can be set about the model."""
 
-    width: int = field(default=32, metadata={"help": "channels at the largest side; doubled at each halving, up to 8x"})
+    width: int = field(default=32, metadata={
+        "help": "channels at the largest side; doubled at each halving, up to 8 times"})
     blocks: int = field(default=1, metadata={"help": "residual blocks at each side length"})
-    group: int = field(default=0, metadata={"help": "channels in a group of the 3x3 convolutions (the paper: 16 or so); "
+    group: int = field(default=0, metadata={"help": "channels in a group of the 3x3 convolutions, as in the paper; "
                                                     "0: all in one, which CPUs prefer"})
     latent: int = field(default=64, metadata={"help": "size of the noise vector"})
     stem: int = field(default=2, metadata={"help": "side of the patches that networks see as one place: 2 at 32 px "
