@@ -5,12 +5,18 @@ from __future__ import annotations
 import copy
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 def with_averages(networks: dict[str, nn.Module], averaged: dict[str, nn.Module]) -> dict[str, nn.Module]:
     """All networks of a run by the names of their files: ``<net>`` and, for its average, ``<net>_ema``."""
     return {**networks, **{f"{name}_ema": network for name, network in averaged.items()}}
+
+
+def bits_of(network: nn.Module) -> Tensor:
+    """A sum over the raw bits of all weights and buffers, int64."""
+    return torch.stack([value.detach().contiguous().view(torch.int32).sum(dtype=torch.int64)
+                        for value in network.state_dict().values() if value.dtype == torch.float32]).sum()
 
 
 class Average:

@@ -22,7 +22,7 @@ from covergen.nn.schedules import decay_of_average, learning_rate
 from covergen.nn.turn import Model
 from covergen.runtime.config import Training
 from covergen.runtime.data import Batch
-from covergen.runtime.ema import Average, with_averages
+from covergen.runtime.ema import Average, bits_of, with_averages
 from covergen.runtime.machine import processes
 from covergen.runtime.order import seed_of
 
@@ -74,7 +74,8 @@ class Engine:
         for turn in model.turns:
             optimizer = torch.optim.Adam(turn.parameters(), lr=training.lr, betas=training.betas,
                                          weight_decay=training.weight_decay)
-            turn.compile(disable=not training.compile)  # in place: names in checkpoints stay
+            if training.compile:
+                turn.compile()  # in place: names in checkpoints stay
             with warnings.catch_warnings():  # torch 2.15 renamed broadcast_buffers, which Accelerate still passes
                 warnings.simplefilter("ignore", FutureWarning)
                 turn, optimizer = self.accelerator.prepare(turn, optimizer)
@@ -215,7 +216,7 @@ class Engine:
             FloatingPointError: a network holds NaN or infinity.
         """
         networks = with_averages(self.model.networks, self.averaged)
-        sums = torch.stack([_bits(network) for network in networks.values()])
+        sums = torch.stack([bits_of(network) for network in networks.values()])
         low, high = sums.clone(), sums.clone()
         if self.ranks > 1:
             dist.all_reduce(low, dist.ReduceOp.MIN)
@@ -293,9 +294,3 @@ class Engine:
         if self.ranks > 1:
             dist.all_reduce(values)
         return values
-
-
-def _bits(network: nn.Module) -> Tensor:
-    """A sum over the raw bits of all weights and buffers, int64."""
-    return torch.stack([value.detach().contiguous().view(torch.int32).sum(dtype=torch.int64)
-                        for value in network.state_dict().values() if value.dtype == torch.float32]).sum()
