@@ -78,6 +78,8 @@ def train(run: config.Config) -> int:
         stream.mismatch()
     held_out = data.open_split(shards, "val", needed=model.validated is not None, **cut)
     validated = model.validated if held_out else None
+    if training.condition and not checkpoint.checkpoints(folder):
+        start_hearing(model, training.condition, stream.scale)
     engine = Engine(model, training)
     main = engine.rank == 0
 
@@ -98,8 +100,6 @@ def train(run: config.Config) -> int:
         engine.close()
         return 0
     begin, patience = 0, Patience(training.patience if validated else 0)
-    if training.condition and not start:
-        start_hearing(model, training.condition, stream.scale)
     if start:
         saved = checkpoint.load(start, model.networks, engine.averaged)
         begin = engine.restore(saved)

@@ -20,6 +20,7 @@ from covergen.runtime.order import of_albums, seed_of
 from covergen.runtime.pictures import to_unit
 from covergen.runtime.ranks import Ranks
 from covergen.runtime.run import Run
+from covergen.runtime.scale import AudioScale
 
 AT_ONCE = 64  # covers that are made together
 KNOWN = 20_000  # training tracks among which a nearest one is looked for, and of which means are taken
@@ -127,9 +128,10 @@ def baselines(run: Run, songs: Songs, train: IndexedShards, seed: int) -> dict[s
     draws = np.random.default_rng(seed)
     if songs.raw is None or known.raw is None:
         return {"genre_mean": None, "any": None, "copy": known.covers[draws.integers(len(known), size=len(songs))]}
-    scaled, own = run.scale(known.raw), run.scale(songs.raw)
+    standard = AudioScale(train.facts["audio"])  # whatever the run hears: distances of raw numbers say nothing
+    scaled = run.scale(known.raw) if run.model.conditional else standard(known.raw)
     means = np.stack([scaled[members].mean(0) if (members := known.genres == genre).any() else scaled.mean(0)
                       for genre in songs.genres])
-    near = nearest(torch.from_numpy(own), torch.from_numpy(scaled), 1)[1][:, 0]
+    near = nearest(torch.from_numpy(standard(songs.raw)), torch.from_numpy(standard(known.raw)), 1)[1][:, 0]
     return {"genre_mean": means.astype(np.float32), "copy": known.covers[near],
             "any": scaled[draws.integers(len(scaled), size=len(songs))]}

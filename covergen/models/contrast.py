@@ -21,6 +21,7 @@ from covergen.nn.losses import matching
 from covergen.nn.turn import Model, Recipe, Sizes, Turn, signed
 
 HOTTEST = 100.0  # largest inverse temperature, as in CLIP
+GROUPS = 8  # of every norm: with more channels than that, a picture's colour survives it
 
 
 @dataclass(frozen=True)
@@ -34,18 +35,15 @@ class Options:
 
 
 class ImageEncoder(nn.Module):
-    """Images ``[B, 3, R, R]`` in [-1, 1] -> embeddings ``[B, 128]``: halvings down to 4x4 with GroupNorm and SiLU.
-
-    GroupNorm has 8 groups, so that a picture's colour survives it.
-    """
+    """Images ``[B, 3, R, R]`` in [-1, 1] -> embeddings ``[B, 128]``: halvings down to 4x4 with GroupNorm and SiLU."""
 
     def __init__(self, options: Options, resolution: int) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         channels, out, side = 3, options.width, resolution
         while side > 4:
-            layers += [nn.Conv2d(channels, out, 4, 2, 1), nn.GroupNorm(min(8, out), out), nn.SiLU(),
-                       nn.Conv2d(out, out, 3, 1, 1), nn.GroupNorm(min(8, out), out), nn.SiLU()]
+            layers += [nn.Conv2d(channels, out, 4, 2, 1), nn.GroupNorm(GROUPS, out), nn.SiLU(),
+                       nn.Conv2d(out, out, 3, 1, 1), nn.GroupNorm(GROUPS, out), nn.SiLU()]
             channels, out, side = out, min(2 * out, 8 * options.width), side // 2
         self.blocks = nn.Sequential(*layers)
         self.project = nn.Linear(channels * 4 * 4, EMBEDDING)
@@ -95,10 +93,11 @@ def everyone(part: Tensor) -> Tensor:
     """The parts of all processes ``[B, ...]`` one after the other, through which gradients flow."""
     if not torch.distributed.is_initialized():
         return part
-    if part.is_floating_point():
-        return torch.cat(torch.distributed.nn.functional.all_gather(part.contiguous()))
-    parts = [torch.empty_like(part) for _ in range(torch.distributed.get_world_size())]
-    torch.distributed.all_gather(parts, part.contiguous())
+    ranks = torch.distributed.get_world_size()
+    parts = [torch.empty_like(part) for _ in range(ranks)]
+    torch.distributed.all_gather(parts, part.detach().contiguous())
+    if part.requires_grad:  # of this process's part only, times the processes over whom gradients will be averaged
+        parts[torch.distributed.get_rank()] = part + (ranks - 1) * (part - part.detach())
     return torch.cat(parts)
 
 
@@ -106,6 +105,8 @@ def build(options: Options, sizes: Sizes) -> Model:
     """Needs audio."""
     check_resolution(sizes.resolution)
     check_audio(sizes.audio)
+    if options.width % GROUPS:
+        raise ValueError(f"--width {options.width}: expected a multiple of {GROUPS}")
     pair = Pair(options, sizes)
 
     def encode(networks: dict[str, nn.Module], batch: Any) -> Tensor:
