@@ -44,8 +44,8 @@ def main(run: str, out: str = "covers.png", n: int | None = None, audio: str | N
         out: covers.png for one picture of all, a folder for a PNG each, x.npy for float32 [N, 3, R, R] as the network
             gave it (-1 to 1 after a tanh, 0 to 1 after a sigmoid; row after row).
         n: covers, of conditional models for each audio; default 64, conditional 8.
-        audio: what conditional models hear: .npy vectors or AcousticBrainz low-level .json, separated by commas, or a
-            folder of them.
+        audio: what conditional models hear: .npy vectors or AcousticBrainz low-level .json, separated by commas or
+            blanks, or a folder of them.
         from_shards: a folder of shards instead, whose tracks are heard.
         split: of those shards.
         rows: how many of their tracks, of as many genres as there are; 0 for all.
@@ -57,7 +57,7 @@ def main(run: str, out: str = "covers.png", n: int | None = None, audio: str | N
         sampling_steps: of flow, instead of the run's: more are slower and more exact.
         size: side of each cover in pictures, in pixels (32 to 4096); a plain Lanczos upscale, which adds no detail.
             One cover in a .png is then the whole picture.
-        embed: audio files (.mp3, .flac, .ogg, .opus, .wav, .m4a), separated by commas, one for each row: the row's
+        embed: audio files (.mp3, .flac, .ogg, .opus, .wav, .m4a), as many as rows, separated likewise: the row's
             first cover is written as front cover into the tags of a copy, NAME.covergen.mp3 beside --out, resized to
             --size or else at least 600 px.
         in_place: --embed writes into the files themselves.
@@ -256,4 +256,4 @@ def put_in(songs: dict[Path, Path], covers: list[Tensor], side: int, run: Run) -
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, several=("audio", "embed"))

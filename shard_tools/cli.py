@@ -158,10 +158,27 @@ def guarded(call: Callable[[], int | None]) -> typing.NoReturn:
         sys.exit(130)
 
 
-def run(function: Callable[..., int | None], argv: Sequence[str] | None = None) -> typing.NoReturn:
-    """Runs ``function`` as the command that this process is, with ``--help`` made from its signature and docstring."""
+def joined(argv: Sequence[str], several: Sequence[str]) -> list[str]:
+    """The command line with the words that follow some flags, as from ``--audio *.npy``, joined to one by commas."""
+    found: list[str] = []
+    begun = False
+    for word in argv:
+        if begun and not word.startswith("-") and not found[-1].startswith("--"):
+            found[-1] += f",{word}"
+            continue
+        begun = word in [f"--{name}" for name in several] or (begun and not word.startswith("-"))
+        found.append(word)
+    return found
+
+
+def run(function: Callable[..., int | None], argv: Sequence[str] | None = None, several: Sequence[str] = ()
+        ) -> typing.NoReturn:
+    """Runs ``function`` as the command that this process is, with ``--help`` made from its signature and docstring.
+
+    ``several``: flags that take several words.
+    """
     def call() -> int | None:
-        words, flags = read_words(sys.argv[1:] if argv is None else argv)
+        words, flags = read_words(joined(sys.argv[1:] if argv is None else argv, several))
         if {"help", "h"} & set(flags):
             intro = inspect.getdoc(function).partition("Args:\n")[0].strip()
             options = options_of(function)

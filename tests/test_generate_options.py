@@ -73,6 +73,16 @@ def told(path: Path) -> dict:
     return json.loads(Image.open(path).text["covergen"])
 
 
+def test_songs_may_be_separate_words_as_a_shell_writes_them(runs: Path, vectors: dict[str, Path], tmp_path: Path,
+                                                              capsys: pytest.CaptureFixture) -> None:
+    one, two = map(str, vectors.values())
+    with pytest.raises(SystemExit) as ended:
+        cli.run(generate.main, ["--run", str(runs / "cond_wgan_gp"), "--audio", one, two, "--n", "2", "--out",
+                                str(tmp_path / "rows.png")], several=("audio", "embed"))
+    assert ended.value.code == 0 and "4 covers" in capsys.readouterr().out
+    assert [song["name"] for song in told(tmp_path / "rows.png")["audio"]] == ["a", "b"]
+
+
 def test_a_picture_says_what_it_was_made_of_and_can_be_made_again(
         runs: Path, vectors: dict[str, Path], tmp_path: Path) -> None:
     generate.main(str(runs / "cond_wgan_gp"), f"{tmp_path}/all/", n=3, seed=5, truncation=1.5, ema=False, size=48,
