@@ -22,7 +22,7 @@ from covergen.evaluation.reader import open_reader
 from covergen.evaluation.songs import Songs, baselines, choose, make_covers, others, read_songs
 from covergen.runtime import tracking
 from covergen.runtime.checkpoint import step_of
-from covergen.runtime.data import IndexedShards
+from covergen.runtime.data import IndexedShards, open_split, shrink
 from covergen.runtime.machine import keep_memory, use_threads
 from covergen.runtime.ranks import Ranks, join
 from covergen.runtime.run import Run, open_run
@@ -34,7 +34,7 @@ from shard_tools.formats.index import write_atomically
 
 LEAST = 8  # songs
 SHOWN = 16  # songs whose covers are shown on W&B
-REFERENCE = 5000  # training covers that others are compared with
+REFERENCE, MOST = 5000, 100_000  # training covers that FID compares with, and among which copies are looked for
 
 
 def main(run: str, shards: str | None = None, judge: str | None = None, split: str = "test", songs: int = 1000,
@@ -85,22 +85,28 @@ def main(run: str, shards: str | None = None, judge: str | None = None, split: s
         if stop:
             raise SystemExit(f"stopped ({stop.reason}); nothing was written")
 
-    arbiter = None
-    if held_out.dimension:
-        arbiter = judges.open_judge(judge or ranks.first(
-            lambda: judges.default_judge(root, train.identity, opened.resolution)))
-    if opened.config.training.albums_for == "all" and opened.model.conditional:
-        say(f"note: {run} was trained on all albums, the judge's too; figures of the judge may flatter it a little "
-            "(train with --albums_for generator)")
-    reader = ranks.first(lambda: open_reader(train, held_out_of(root), opened.resolution, read_truth(root), say=say,
-                                             tick=tick))
+    arbiter, reader = None, None
+    if ranks.rank == 0:  # who alone looks at what all make
+        if held_out.dimension:
+            arbiter = judges.open_judge(judge or judges.default_judge(root, train.identity, opened.resolution, tick))
+            judges.same_audio(arbiter, train)
+        if opened.config.training.albums_for != "generator":
+            say(f"note: {run} was trained on albums of the judge's, whose figures may flatter it a little (train with "
+                "--albums_for generator)")
+        reader = open_reader(train, open_split(root, "val", needed=False, batch_size=1, audio_scale="raw"),
+                             opened.resolution, read_truth(root), say=say, tick=tick)
+    inner = quality.inception_features if inception else None
+    if inner:
+        inner(heard.covers[:1])  # fails before hours of work
     figures, details, covers = evaluate(opened, arbiter, reader, heard, held_out, train, noises=noises, seed=seed,
-                                        ranks=ranks, inception=inception, tick=tick, quiet=ranks.rank > 0)
+                                        ranks=ranks, inner=inner, tick=tick, quiet=ranks.rank > 0)
     if ranks.rank == 0:
-        path = Path(out) if out else default_path(opened, split, options)
+        path = Path(out) if out else default_path(opened, split, options, inception)
         facts = {"run": str(run), "model": opened.config.model, "checkpoint": opened.checkpoint.name, "shards": root,
                  "split": split, "songs": len(heard), "noises": noises, "seed": seed, **options,
-                 "judge": str(arbiter.folder) if arbiter else None, "features": "inception" if inception else "judge",
+                 "judge": str(arbiter.folder) if arbiter else None,
+                 "features": "inception" if inception else "judge" if arbiter else "reader",
+                 "reader": reader.figures,
                  "attributes": details, "genres": len(np.unique(heard.genres[heard.genres >= 0]))}
         result = report.as_json(facts, figures)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -108,7 +114,7 @@ def main(run: str, shards: str | None = None, judge: str | None = None, split: s
         print(report.as_text(facts, figures))
         print(path)
         if wandb if wandb is not None else opened.config.training.tracker == "wandb":
-            tracking.show_table(opened.folder, opened.config.flat(), report.scalars(figures),
+            tracking.show_table(opened.folder, step_of(opened.checkpoint), report.scalars(figures, "test"),
                                 *report.song_table(arbiter, heard, covers, held_out.facts["genres"], SHOWN))
     ranks.close()
     return 0
@@ -127,22 +133,14 @@ def check(run: Run, shards: IndexedShards, found: int, wanted: int) -> None:
                          "more; pack more, or choose another --split")
 
 
-def held_out_of(root: str) -> IndexedShards | None:
-    """The validation split, if there is one."""
-    try:
-        return IndexedShards(root, "val", batch_size=1, audio_scale="raw")
-    except (ValueError, FileNotFoundError):
-        return None
-
-
-def default_path(run: Run, split: str, options: dict[str, Any]) -> Path:
+def default_path(run: Run, split: str, options: dict[str, Any], inception: bool) -> Path:
     """Where a result goes: by checkpoint, split and whatever differs from the run's own options."""
-    more = "".join(f"_{name}_{value:g}" for name, value in options.items())
+    more = "".join(f"_{name}_{value:g}" for name, value in options.items()) + "_inception" * inception
     return run.folder / "evaluations" / f"{run.checkpoint.name}_{split}{more}.json"
 
 
 def evaluate(run: Run, judge: Run | None, reader: Any, songs: Songs, held_out: IndexedShards, train: IndexedShards, *,
-             noises: int, seed: int, ranks: Ranks, inception: bool, tick: Callable[..., None], quiet: bool
+             noises: int, seed: int, ranks: Ranks, inner: Callable | None, tick: Callable[..., None], quiet: bool
              ) -> tuple[dict[str, dict[str, table.Figure]], dict[str, dict[str, float]], Tensor]:
     """The table of a run, its attributes one by one (on demo data), and its covers uint8 ``[N, noises, 3, R, R]``.
 
@@ -152,7 +150,7 @@ def evaluate(run: Run, judge: Run | None, reader: Any, songs: Songs, held_out: I
         run, judge, reader: see the modules of ``covergen.evaluation``.
         songs: of ``held_out``; train: the split that the run learned from.
         noises, seed, ranks, tick: see ``make_covers``.
-        inception: whose features tell quality.
+        inner: images to the features that tell quality; None: the judge's, else the reader's.
         quiet: no progress bar.
     """
     base = baselines(run, songs, train, seed)
@@ -180,17 +178,29 @@ def evaluate(run: Run, judge: Run | None, reader: Any, songs: Songs, held_out: I
     losses = denoising.gaps(run, songs, seed, ranks, tick) if run.model.denoising_loss else {}
     if ranks.rank:
         return {}, {}, covers["run"]
-    inner = quality.inception_features if inception else None
     views = {name: look(part, judge, reader, inner, tick) for name, part in covers.items()}
-    known = read_songs(train, choose(train, REFERENCE, seed, run.config.training.albums_for), run.resolution).covers
-    reference = features_of(known, judge, reader, inner).numpy()
+    training = known_features(run, train, lambda part: features_of(part, judge, reader, inner), tick)
     truth, predicted = reader.truth_of(held_out, songs.rows), reader.predict(songs.raw)
     heard = judges.hear(judge, songs.raw).numpy() if judge else None
-    found = table.measure(views, heard, songs, reference, truth, predicted, seed, tick)
+    found = table.measure(views, heard, songs, training[:REFERENCE],
+                          None if held_out.index.split == "train" else training, truth, predicted, seed, tick)
     found["run"] |= losses
-    details = {} if truth is None else table.each_attribute(views["run"].attributes, truth, predicted,
-                                                            table.kinds(songs), reader.truth.names)
+    details = {}
+    if truth is not None and predicted is not None:
+        details = table.each_attribute(views["run"].attributes, truth, predicted, table.kinds(songs),
+                                       reader.truth.names)
     return found, details, covers["run"]
+
+
+def known_features(run: Run, train: IndexedShards, see: Callable[[Tensor], Tensor], tick: Callable[..., None]
+                   ) -> np.ndarray:
+    """Quality features of one cover of every album that a run was trained on (at most ``MOST``), ``[M, D]``."""
+    rows = choose(train, MOST, 0, run.config.training.albums_for)
+    parts = []
+    for start in range(0, len(rows), 512):
+        tick()
+        parts.append(see(shrink(train.read(rows[start:start + 512]).cover, run.resolution)))
+    return torch.cat(parts).numpy()
 
 
 def features_of(covers: Tensor, judge: Run | None, reader: Any, inner: Callable | None) -> Tensor:

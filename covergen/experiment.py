@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import operator
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -31,6 +32,7 @@ PLANS = Path(__file__).parent / "experiments"
 PARTS = {"about", "tiers", "judge", "rows", "thresholds", "shown"}
 COMPARED = {"at_least": operator.ge, "at_most": operator.le}
 LEAST = 0.05  # minutes that are worth starting a training for
+COUNT = re.compile(r"_[\d.]+k?$")  # of covers, in a metric's name
 LOOK = 1.0  # seconds between looks at a command that runs
 
 
@@ -78,12 +80,15 @@ def main(name: str, tier: str = "toy", shards: str | None = None, out: str | Non
     titles = {label: row["title"].format(**options) for row in wanted for label, options in evaluations_of(row).items()}
     verdicts = judged(plan.get("thresholds", {}).get(tier, {}), results)
     text = as_table(plan["shown"], titles, results) + "\n" + "".join(f"- {line}\n" for line in verdicts)
-    figure({titles[next(iter(evaluations_of(row)))]: folder / "runs" / row["name"] for row in (wanted[0], wanted[-1])},
-           data, folder / "figure.png")
     write_atomically(folder / "table.md", text.encode())
     write_atomically(folder / "results.json",
                      (json.dumps({"tier": tier, "verdicts": verdicts, "results": results}, indent=1) + "\n").encode())
-    print(f"{text}\n{folder}: table.md, results.json, figure.png")
+    print(text)
+    try:
+        figure([folder / "runs" / row["name"] for row in (wanted[0], wanted[-1])], data, folder / "figure.png")
+    except subprocess.CalledProcessError as error:
+        print(f"note: there is no figure: {error.stderr.strip()}")
+    print(f"{folder}: table.md, results.json, figure.png")
     return 0
 
 
@@ -174,13 +179,14 @@ class Work:
                     self._start(*waiting.pop(0))
                 time.sleep(LOOK)
                 now = time.monotonic()
-                for label in list(self.running):
+                for label in self.running:
                     self.minutes[label] = self.minutes.get(label, 0.0) + (now - last) / 60
-                    self._look(label)
                 last = now
                 self._write()
-                if self.stop:
+                if self.stop:  # before a look: what a signal ended must not count as done
                     raise SystemExit(f"stopped ({self.stop.reason}); the same command goes on from here")
+                for label in list(self.running):
+                    self._look(label)
         finally:
             for process, _ in self.running.values():
                 process.terminate()
@@ -192,7 +198,7 @@ class Work:
         print(f"{label}: {shlex.join(command)}", flush=True)
         cores = self.slots.pop(0)
         with open(self.folder / f"{label}.log", "a") as log:
-            process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT,
+            process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
                                        preexec_fn=(lambda: os.sched_setaffinity(0, cores)) if cores else None)
         self.running[label] = (process, cores)
 
@@ -218,7 +224,7 @@ def judged(thresholds: dict[str, dict[str, dict[str, float]]], results: dict[str
     lines = []
     for label, limits in thresholds.items():
         for metric, limit in limits.items():
-            metric, _, p = metric.partition(" ")
+            metric, p = metric.removesuffix(" p"), metric.endswith(" p")
             for kind, bound in limit.items():
                 figure = results.get(label, {}).get("table", {}).get("run", {}).get(metric)
                 value = figure and figure.get("p" if p else "value")
@@ -232,18 +238,16 @@ def judged(thresholds: dict[str, dict[str, dict[str, float]]], results: dict[str
 def as_table(shown: list[str], titles: dict[str, str], results: dict[str, Any]) -> str:
     """Rows as Markdown: each figure with its interval, below them what real covers reach and chance."""
     first = next(iter(results.values()))["table"]
-    metrics = [metric for metric in first["run"] if metric.split(" ")[0] in shown
-               or metric.rsplit("_", 1)[0] in shown or metric in shown]
-
     def cell(figure: dict[str, float] | None) -> str:
         if not figure or figure["value"] is None:
             return ""
         interval = f" [{short(figure['low'])}, {short(figure['high'])}]" if "low" in figure else ""
         return short(figure["value"]) + interval + (f", p {figure['p']:.0e}" if figure.get("p") else "")
 
-    known = [metric for metric in metrics]
-    for result in results.values():
-        known += [metric for metric in result["table"]["run"] if metric.split(" ")[0] in shown and metric not in known]
+    known: list[str] = []
+    for name in shown:  # fid is fid_400 and r@10 is r@10 of 400 where there are 400 songs
+        known += dict.fromkeys(metric for result in results.values() for metric in result["table"]["run"]
+                               if name in (metric, metric.split(" ")[0], COUNT.sub("", metric)))
     lines = ["| | " + " | ".join(known) + " |", "|---" * (len(known) + 1) + "|"]
     for label, result in results.items():
         lines.append(f"| {titles[label]} | " + " | ".join(cell(result["table"]["run"].get(m)) for m in known) + " |")
@@ -251,13 +255,13 @@ def as_table(shown: list[str], titles: dict[str, str], results: dict[str, Any]) 
     return "\n".join(lines) + "\n"
 
 
-def figure(runs: dict[str, Path], shards: str, path: Path) -> None:
+def figure(runs: Sequence[Path], shards: str, path: Path) -> None:
     """The genre x noise matrices of runs, one below the other."""
     parts = []
-    for number, folder in enumerate(runs.values()):
+    for number, folder in enumerate(runs):
         part = path.with_name(f".{path.stem}-{number}.png")
         subprocess.run([sys.executable, "-m", "covergen.analyze", "matrix",
-                        *words({}, run=folder, shards=shards, out=part)], check=True, stdout=subprocess.DEVNULL)
+                        *words({}, run=folder, shards=shards, out=part)], check=True, text=True, capture_output=True)
         with Image.open(part) as picture:
             parts.append(picture.convert("RGB"))
         part.unlink()

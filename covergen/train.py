@@ -15,7 +15,8 @@ import torch
 from tqdm import tqdm
 
 from covergen import models
-from covergen.nn.turn import Sizes
+from covergen.nn.layers import AudioEncoder
+from covergen.nn.turn import Model, Sizes
 from covergen.runtime import checkpoint, config, data
 from covergen.runtime.demo import demo_shards
 from covergen.runtime.engine import Engine
@@ -27,6 +28,7 @@ from covergen.runtime.stopping import Patience, Stop
 from covergen.runtime.tracking import Tracker
 from covergen.runtime.validation import validate
 from shard_tools import cli
+from shard_tools.formats.index import splits_in
 
 EXAMPLES = 32  # covers of the validation split that grids show
 
@@ -38,11 +40,24 @@ def say(text: str) -> None:
         sys.stdout.flush()
 
 
-def facts_of(run: config.Config, shards: str, stream: data.Stream, resolution: int) -> dict[str, Any]:
-    """What a run must know of its data to be used without it: genres, audio statistics, resolution, whose they are."""
+def facts_of(shards: str, stream: data.Stream, resolution: int) -> dict[str, Any]:
+    """What a run must know of its data to be used without it: genres, audio statistics, resolution, which data."""
     facts = stream.facts
     return {"shards": str(shards), "identity": stream.identity, "samples": facts["samples"], "resolution": resolution,
             "genres": facts["genres"], "audio": facts["audio"]}
+
+
+def check(model: Model, training: config.Training, shards: str) -> None:
+    """Raises ValueError for options that don't fit the model or the data, before anything is written."""
+    hears = any(isinstance(part, AudioEncoder) for network in model.networks.values() for part in network.modules())
+    if hears and training.audio_scale == "raw":
+        raise ValueError("--audio_scale raw: the audio encoder of this model needs standardised audio, for raw numbers "
+                         "reach 1e13; give --audio_scale standard")
+    if training.eval_every and (model.sample is None or "val" not in splits_in(shards)):
+        raise ValueError(f"--eval_every {training.eval_every} needs a model that makes covers, and shards with a val "
+                         "split and an index")
+    if training.judge and not training.eval_every:
+        raise ValueError("--judge is for --eval_every N, which is 0")
 
 
 def best_of(folder: Path, patience: Patience) -> str:
@@ -76,10 +91,11 @@ def train(run: config.Config) -> int:
     model = models.load(run.model).build(run.options, sizes)
     if model.mismatched:
         stream.mismatch()
+    check(model, training, shards)
     held_out = data.open_split(shards, "val", needed=model.validated is not None, **cut)
     validated = model.validated if held_out else None
     if training.condition and not checkpoint.checkpoints(folder):
-        start_hearing(model, training.condition, stream.scale)
+        start_hearing(model, training.condition, stream.scale, training.albums_for)
     engine = Engine(model, training)
     main = engine.rank == 0
 
@@ -92,7 +108,7 @@ def train(run: config.Config) -> int:
         start = checkpoint.start_from(run)
         complete = start is not None and checkpoint.step_of(start) >= steps
         if main and not complete:
-            checkpoint.write_run(folder, run, facts_of(run, shards, stream, resolution), resuming=start is not None)
+            checkpoint.write_run(folder, run, facts_of(shards, stream, resolution), resuming=start is not None)
     if complete:
         step = checkpoint.step_of(start)
         more = f"--steps {2 * step}" if steps == training.steps else f"--epochs {2 * training.epochs}"
@@ -113,7 +129,7 @@ def train(run: config.Config) -> int:
         say(f"note: {shards} has no val split: there is no validation loss and no early stopping")
     if stream.notice:
         say(f"note: {stream.notice}")
-    say(f"{run.model} at {resolution} px on {stream.facts['samples']:,} samples of {shards}\n"
+    say(f"{run.model} at {resolution} px on {stream.samples:,} samples of {shards}\n"
         f"{ranks} process{'es' if ranks > 1 else ''} on {engine.device.type}, precision {engine.precision}, "
         f"{threads} thread{'s' if threads > 1 else ''} each ({source})\n"
         f"{model.sizes()} parameters\n"
@@ -128,7 +144,7 @@ def train(run: config.Config) -> int:
         from covergen.evaluation.judge import open_judge
         glance = Glance(data.IndexedShards(shards, "val", batch_size=1, audio_scale="raw"), resolution,
                         open_judge(training.judge) if training.judge else None, training.seed)
-    known = facts_of(run, shards, stream, resolution)
+    known = facts_of(shards, stream, resolution)
 
     def live(networks: dict[str, torch.nn.Module]) -> Run:
         return Run(folder, run, known, model, networks, folder, engine.device, stream.scale)

@@ -163,10 +163,10 @@ def joined(argv: Sequence[str], several: Sequence[str]) -> list[str]:
     found: list[str] = []
     begun = False
     for word in argv:
-        if begun and not word.startswith("-") and not found[-1].startswith("--"):
+        if begun and not word.startswith("-") and (not found[-1].startswith("--") or "=" in found[-1]):
             found[-1] += f",{word}"
             continue
-        begun = word in [f"--{name}" for name in several] or (begun and not word.startswith("-"))
+        begun = word.partition("=")[0] in [f"--{name}" for name in several] or (begun and not word.startswith("-"))
         found.append(word)
     return found
 

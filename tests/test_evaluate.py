@@ -12,10 +12,13 @@ import numpy as np
 import pytest
 import torch
 from runs import command, environment, train
+from safetensors.torch import load_file
 
 from covergen.evaluation import table
 from covergen.evaluation.songs import Songs, choose, others
 from covergen.runtime.data import IndexedShards
+from shard_tools.demo import make
+from shard_tools.pack import pack
 
 FLOW = ["--model", "flow", "--width", "32", "--multiples", "1,1", "--blocks", "1", "--attention", "0",
         "--sampling_steps", "2"]
@@ -120,6 +123,40 @@ def test_a_judge_that_saw_the_generators_albums_is_refused(runs: Path, shards: P
     wrong = train(runs, *flags, "--name", "heard", "--condition", "runs/judge", ok=False)
     assert wrong.returncode and "is a judge" in wrong.stdout
     train(runs, *flags, "--name", "heard", "--condition", "runs/condition")
+    mixed = train(runs, "--shards", str(shards), "--model", "contrast", "--width", "8", "--albums_for", "judge",
+                  "--condition", "runs/condition", "--steps", "1", "--tracker", "none", ok=False)
+    assert mixed.returncode and "trained for generator albums" in mixed.stdout
+
+
+def test_a_condition_s_hearing_is_where_a_generator_starts(runs: Path, shards: Path) -> None:
+    train(runs, "--shards", str(shards), "--model", "contrast", "--batch_size", "12", "--steps", "2", "--width", "8",
+          "--tracker", "none", "--name", "listener")
+    train(runs, "--shards", str(shards), *FLOW, "--batch_size", "12", "--steps", "1", "--lr", "1e-9", "--tracker",
+          "none", "--sample_every", "0", "--name", "listens", "--condition", "runs/listener")
+    known = load_file(runs / "runs/listener/checkpoints/step_00000002/contrast_ema.safetensors")
+    for name in ("flow", "flow_ema"):
+        found = load_file(runs / f"runs/listens/checkpoints/step_00000001/{name}.safetensors")
+        for key, value in known.items():
+            if key.startswith("audio."):
+                torch.testing.assert_close(found[key], value)
+
+
+def test_a_judge_of_other_shards_is_refused(runs: Path, tmp_path: Path) -> None:
+    make(tmp_path / "other", tier="toy", albums=60, seed=1)
+    assert pack(str(tmp_path / "other"), str(tmp_path / "shards"), workers=1) == 0
+    done = run_command(runs, "covergen.evaluate", "--run", "runs/r3gan", "--judge", "runs/judge", "--shards",
+                       str(tmp_path / "shards"), ok=False)
+    assert done.returncode and "trained on other shards" in done.stdout and "Traceback" not in done.stdout
+
+
+@pytest.mark.parametrize(("flags", "says"), [
+    (["--model", "contrast", "--eval_every", "2"], "needs a model that makes covers"),
+    (["--model", "r3gan", "--audio_scale", "raw"], "--audio_scale standard"),
+    (["--model", "r3gan", "--judge", "runs/judge"], "--eval_every"),
+])
+def test_training_refuses_what_can_not_be_evaluated(runs: Path, shards: Path, flags: list[str], says: str) -> None:
+    done = train(runs, "--shards", str(shards), *flags, "--name", "refused", ok=False)
+    assert done.returncode and says in done.stdout and not (runs / "runs/refused").exists()
 
 
 def test_a_stop_signal_ends_an_evaluation_and_writes_nothing(runs: Path, shards: Path) -> None:

@@ -17,7 +17,13 @@ class Glance:
     """The same songs of the validation split all through a run."""
 
     def __init__(self, shards: IndexedShards, resolution: int, arbiter: Run | None, seed: int) -> None:
-        """Args: shards: with raw audio; resolution: of the run; arbiter: a judge, or None; seed: of the songs."""
+        """Args: shards: with raw audio; resolution: of the run; arbiter: a judge, or None; seed: of the songs.
+
+        Raises:
+            ValueError: a judge of other shards.
+        """
+        if arbiter is not None:
+            judge.same_audio(arbiter, shards)
         self.songs = read_songs(shards, choose(shards, SONGS, seed), resolution)
         self.genres, self.arbiter, self.seed = shards.facts["genres"], arbiter, seed
 
@@ -34,4 +40,4 @@ class Glance:
         if run.model.denoising_loss:
             figures |= denoising.gaps(run, self.songs, self.seed, alone)
         shown = report.song_table(self.arbiter, self.songs, covers, self.genres, SHOWN)
-        return report.scalars({"run": figures}), *shown
+        return report.scalars({"run": figures}, "eval"), *shown

@@ -5,16 +5,22 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
+from platformdirs import user_cache_path
 from torch import Tensor
 from torch.nn import functional as F
 
-from covergen.runtime.data import Batch, shrink
+from covergen.runtime import checkpoint
+from covergen.runtime.data import Batch, IndexedShards, shrink
 from covergen.runtime.run import AT_ONCE, Run, open_run
 
+VERSION = 1  # of the training of default judges: raise it when contrast or its preset changes
 MINUTES = 5.0  # that a judge is trained where none is given
 LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_", "GROUP_", "ROLE_", "MASTER_", "TORCHELASTIC_", "ACCELERATE_", "OMP_")
 
@@ -34,38 +40,60 @@ def open_judge(folder: str | Path) -> Run:
     return judge
 
 
-def default_judge(shards: str, identity: str, resolution: int) -> Path:
+def default_judge(shards: str, identity: str, resolution: int, tick: Callable[[], None]) -> Path:
     """The judge of these shards in the user's cache folder, trained there the first time (minutes).
+
+    Args: shards, identity: of the training split; resolution: of the covers; tick: called each second, may raise.
 
     Raises:
         ValueError: it could not be trained (says how to see why).
     """
-    from platformdirs import user_cache_path
     root = user_cache_path("covergen") / "judges"
-    name = f"{identity[:16]}-{resolution}"
+    name = f"{identity[:16]}-{resolution}-v{VERSION}"
+    finished = root / name / "finished"
     words = [sys.executable, "-m", "covergen.train", "--model", "contrast", "--albums_for", "judge", "--shards", shards,
              "--out", str(root), "--name", name, "--resolution", str(resolution), "--minutes", str(MINUTES),
              "--tracker", "none"]
-    finished = root / name / "finished"
-    if not finished.is_file():
+    with checkpoint.lock(root / "locks" / name, patience=120 * MINUTES):
+        if finished.is_file():
+            return root / name
         print(f"no --judge: training one for these shards in {root / name}, {MINUTES:g} minutes at most; the next "
               "evaluation finds it there", flush=True)
-        alone = {name: value for name, value in os.environ.items() if not name.startswith(LAUNCHED)}
-        done = subprocess.run(words, capture_output=True, text=True, env=alone)
-        if done.returncode:
-            raise ValueError(f"no judge could be trained: {done.stderr.strip().splitlines()[-1:]}; "
-                             f"see: {' '.join(words[1:])}")
+        alone = {key: value for key, value in os.environ.items() if not key.startswith(LAUNCHED)}
+        with tempfile.TemporaryFile("w+") as log:
+            process = subprocess.Popen(words, stdout=log, stderr=subprocess.STDOUT, env=alone, start_new_session=True)
+            try:
+                while process.poll() is None:
+                    tick()
+                    time.sleep(1)
+            finally:
+                process.terminate()
+                process.wait()
+            if process.returncode:
+                log.seek(0)
+                last = next((line for line in reversed(log.read().splitlines()) if line.strip()), "no message")
+                raise ValueError(f"no judge could be trained: {last}; to see it all: {' '.join(words[1:])}")
         finished.touch()
     return root / name
+
+
+def same_audio(judge: Run, train: IndexedShards) -> None:
+    """Raises ValueError unless a judge was trained on the audio of these very shards."""
+    known, here = judge.facts["audio"], train.facts["audio"]
+    if not here or known["dimension"] != here["dimension"] or known["mean"] != here["mean"]:
+        raise ValueError(f"--judge {judge.folder} was trained on other shards ({judge.facts['shards']}) than "
+                         f"{train.index.root}; leave --judge away, or train one with --model contrast --albums_for "
+                         f"judge --shards {train.index.root}")
 
 
 def see(judge: Run, covers: Tensor) -> Tensor:
     """Unit vectors float32 ``[N, 128]`` of uint8 covers ``[N, 3, S, S]`` of any side."""
     if covers.shape[-1] < judge.resolution:
         side = (judge.resolution, judge.resolution)
-        covers = F.interpolate(covers.float(), size=side, mode="bilinear").round().byte()
-    parts = [judge.encode(Batch(shrink(part, judge.resolution), None, None, None)) for part in covers.split(512)]
-    return torch.cat(parts)
+        parts = [F.interpolate(part.float(), size=side, mode="bilinear").round().byte() for part in covers.split(512)]
+    else:
+        parts = [shrink(part, judge.resolution) for part in covers.split(512)]
+    return torch.cat([judge.encode(Batch(part, None, None, None)) for part in parts])
 
 
 @torch.no_grad()

@@ -43,6 +43,7 @@ def as_json(facts: dict[str, Any], figures: dict[str, dict[str, Figure]]) -> dic
                                              if part is not None} for metric, figure in row.items()}
              for column, row in figures.items()}
     return {**facts, "columns": {name: COLUMNS[name] for name in figures},
+            "metrics": {title(metric, songs): METRICS[metric] for metric in METRICS if metric in figures["run"]},
             "chance": {title(metric, songs): found for metric in METRICS if metric in figures["run"]
                        and (found := chance(metric, songs, facts.get("genres", 0))) is not None}, "table": table}
 
@@ -75,13 +76,13 @@ def short(value: float | None) -> str:
     return "-" if value is None or not math.isfinite(value) else f"{value:.3g}"
 
 
-def scalars(figures: dict[str, dict[str, Figure]]) -> dict[str, float]:
-    """The run's figures as curves for W&B: ``eval/<metric>`` and ``eval/<metric>_p``."""
+def scalars(figures: dict[str, dict[str, Figure]], section: str) -> dict[str, float]:
+    """The run's figures as curves for W&B: ``<section>/<metric>`` and ``<section>/<metric>_p``."""
     row = {}
     for metric, figure in figures["run"].items():
-        row[f"eval/{metric.replace('@', '')}"] = figure.value
+        row[f"{section}/{metric.replace('@', '')}"] = figure.value
         if figure.p is not None:
-            row[f"eval/{metric}_p"] = figure.p
+            row[f"{section}/{metric}_p"] = figure.p
     return {name: value for name, value in row.items() if math.isfinite(value)}
 
 

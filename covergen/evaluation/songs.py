@@ -21,6 +21,7 @@ from covergen.runtime.pictures import to_unit
 from covergen.runtime.ranks import Ranks
 from covergen.runtime.run import Run
 from covergen.runtime.scale import AudioScale
+from shard_tools.formats.layout import UNKNOWN
 
 AT_ONCE = 64  # covers that are made together
 KNOWN = 20_000  # training tracks among which a nearest one is looked for, and of which means are taken
@@ -61,7 +62,7 @@ def read_songs(shards: IndexedShards, rows: np.ndarray, resolution: int) -> Song
     covers = torch.cat([shrink(part.cover, resolution) for part in parts])
     raw = np.concatenate([part.audio.numpy() for part in parts]) if shards.scale else None
     genres = shards.index.rows["genre"][rows].astype(np.int64)
-    genres[np.array(shards.facts["genres"])[genres] == "unknown"] = -1
+    genres[np.array(shards.facts["genres"])[genres] == UNKNOWN] = -1
     return Songs(rows, raw, covers, genres, shards.index.rows["group"][rows])
 
 
@@ -93,6 +94,8 @@ def make_covers(run: Run, heard: np.ndarray | None, songs: int, noises: int, see
                 tick: Callable[[int], None]) -> Tensor:
     """Covers uint8 ``[songs, noises, 3, R, R]``; song i has the same noises whatever it hears and however many ranks.
 
+    A run that was trained in bf16 samples in it.
+
     Args:
         run: that makes them.
         heard: scaled audio ``[songs, A]``; None for models without.
@@ -100,8 +103,6 @@ def make_covers(run: Run, heard: np.ndarray | None, songs: int, noises: int, see
         seed: of the noises.
         ranks: among whom the work is shared.
         tick: told how many covers this process has made; may raise to stop.
-
-    A run that was trained in bf16 samples in it.
     """
     step = max(1, AT_ONCE // noises)
 
@@ -124,14 +125,18 @@ def baselines(run: Run, songs: Songs, train: IndexedShards, seed: int) -> dict[s
     Returns:
         genre_mean, any: scaled audio ``[N, A]`` (None without audio); copy: uint8 covers ``[N, 3, R, R]``.
     """
-    known = read_songs(train, choose(train, KNOWN, seed, run.config.training.albums_for), run.resolution)
+    rows = choose(train, KNOWN, seed, run.config.training.albums_for)
     draws = np.random.default_rng(seed)
-    if songs.raw is None or known.raw is None:
-        return {"genre_mean": None, "any": None, "copy": known.covers[draws.integers(len(known), size=len(songs))]}
+    if songs.raw is None or not train.dimension:
+        return {"genre_mean": None, "any": None,
+                "copy": read_songs(train, draws.choice(rows, len(songs)), run.resolution).covers}
+    raw = np.concatenate([train.hear(rows[start:start + 512]).numpy() for start in range(0, len(rows), 512)])
     standard = AudioScale(train.facts["audio"])  # whatever the run hears: distances of raw numbers say nothing
-    scaled = run.scale(known.raw) if run.model.conditional else standard(known.raw)
-    means = np.stack([scaled[members].mean(0) if (members := known.genres == genre).any() else scaled.mean(0)
-                      for genre in songs.genres])
-    near = nearest(torch.from_numpy(standard(songs.raw)), torch.from_numpy(standard(known.raw)), 1)[1][:, 0]
-    return {"genre_mean": means.astype(np.float32), "copy": known.covers[near],
+    scaled = run.scale(raw) if run.model.conditional else standard(raw)
+    genres = train.index.rows["genre"][rows]
+    means = {genre: scaled[members].mean(0) if (members := genres == genre).any() else scaled.mean(0)
+             for genre in np.unique(songs.genres)}
+    near = nearest(torch.from_numpy(standard(songs.raw)), torch.from_numpy(standard(raw)), 1)[1][:, 0].numpy()
+    return {"genre_mean": np.stack([means[genre] for genre in songs.genres]).astype(np.float32),
+            "copy": read_songs(train, rows[near], run.resolution).covers,
             "any": scaled[draws.integers(len(scaled), size=len(songs))]}

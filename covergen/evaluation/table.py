@@ -17,6 +17,7 @@ from covergen.evaluation.songs import Songs
 from covergen.metrics import balanced_accuracy
 
 RESAMPLES = 1000
+NEIGHBOURS = 5  # of precision, recall, density and coverage
 METRICS = {
     "dependence": "judge's cosine with the right audio minus that with wrong audio",
     "dependence_share": "the same as a share of the real covers'",
@@ -67,13 +68,14 @@ class Views:
 
 
 def measure(views: dict[str, Views], heard: np.ndarray | None, songs: Songs, reference: np.ndarray,
-            truth: np.ndarray | None, predicted: np.ndarray | None, seed: int,
+            training: np.ndarray | None, truth: np.ndarray | None, predicted: np.ndarray | None, seed: int,
             tick: Callable[[str], None]) -> dict[str, dict[str, Figure]]:
     """Args:
         views: of every column.
         heard: the songs' audio as the judge hears it, ``[N, 128]``; None without audio.
         songs: what is evaluated with.
         reference: quality features of training covers ``[M, D]``.
+        training: the same of all of them, among which copies are looked for; None: not looked for.
         truth, predicted: attributes ``[N, 8]``, and what a network predicts of them from the audio; None but on demo
             data.
         seed: of resampling and of permutations.
@@ -86,11 +88,13 @@ def measure(views: dict[str, Views], heard: np.ndarray | None, songs: Songs, ref
         row: dict[str, Figure] = {}
         if heard is not None and view.features is not None:
             row |= dependence(view.features, heard, songs, seed)
-        if truth is not None and view.attributes is not None:
+        if truth is not None and predicted is not None and view.attributes is not None:
             row |= attributes(view.attributes, truth, predicted, kinds(songs), seed)
         if view.genres is not None and (songs.genres >= 0).any():
             row["genre_accuracy"] = genre_accuracy(view.genres, songs.genres, seed)
-        row |= likeness(view.quality, held_out, reference, seed)
+        row |= likeness(view.quality, reference, seed)
+        if training is not None:
+            row["copied"] = Figure(quality.copied(*map(torch.from_numpy, (view.quality, held_out, training))))
         table[name] = row
     for row in table.values():
         for metric in ("dependence", "within_genre"):
@@ -160,10 +164,11 @@ def genre_accuracy(read: np.ndarray, genres: np.ndarray, seed: int) -> Figure:
     return Figure(*statistics.bootstrap_of(of, len(known), seed=seed, resamples=RESAMPLES // 4))
 
 
-def likeness(made: np.ndarray, held_out: np.ndarray, reference: np.ndarray, seed: int) -> dict[str, Figure]:
-    """How much like training covers one cover of each song is, and whether it is one of them."""
-    one, others, training = (torch.from_numpy(part) for part in (made, held_out, reference))
-    row = {"fid": Figure(quality.frechet(training, one)), "kid": Figure(quality.kernel(training, one, seed)[0])}
-    row |= {name: Figure(value) for name, value in quality.prdc_of(training[:len(one)], one).items()}
-    row["copied"] = Figure(quality.copied(one, others, training))
+def likeness(made: np.ndarray, reference: np.ndarray, seed: int) -> dict[str, Figure]:
+    """How much like training covers ``[M, D]`` one cover of each song ``[N, D]`` is."""
+    one, real = torch.from_numpy(made), torch.from_numpy(reference)
+    row = {"fid": Figure(quality.frechet(real, one)), "kid": Figure(quality.kernel(real, one, seed)[0])}
+    if min(len(one), len(real)) > NEIGHBOURS + 1:
+        found = quality.prdc_of(real[:len(one)], one, k=NEIGHBOURS)
+        row |= {name: Figure(value) for name, value in found.items()}
     return row

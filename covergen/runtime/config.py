@@ -153,6 +153,16 @@ def read_file(path: str) -> dict[str, Any]:
     return found
 
 
+def check_range(name: str, value: Any) -> None:
+    """Raises ValueError for a number that an option can't be."""
+    if name in POSITIVE and not value > 0:
+        raise ValueError(f"--{name} {value}: must be above 0")
+    if name in NOT_NEGATIVE and not value >= 0:
+        raise ValueError(f"--{name} {value}: must be 0 or more")
+    if name in SHARES and not 0 <= value < 1:
+        raise ValueError(f"--{name} {value}: a share, from 0 to below 1")
+
+
 def resolve(flags: dict[str, Any]) -> Config:
     """The configuration from what was typed: flags over ``config`` file over presets over defaults.
 
@@ -171,12 +181,7 @@ def resolve(flags: dict[str, Any]) -> Config:
     values = {name: cli.coerce(name, value, options[name].type) if value is not None else None
               for name, value in values.items() if name in options}
     for name, value in values.items():
-        if name in POSITIVE and not value > 0:
-            raise ValueError(f"--{name} {value}: must be above 0")
-        if name in NOT_NEGATIVE and not value >= 0:
-            raise ValueError(f"--{name} {value}: must be 0 or more")
-        if name in SHARES and not 0 <= value < 1:
-            raise ValueError(f"--{name} {value}: a share, from 0 to below 1")
+        check_range(name, value)
     if not 0 <= values.get("ema", 0) < 1:
         raise ValueError(f"--ema {values['ema']}: a decay per step, from 0 (none) to below 1")
     values["name"] = values.get("name") or (f"{model}-demo" if demo else model)

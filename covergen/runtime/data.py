@@ -49,12 +49,14 @@ class Batch(NamedTuple):
 class Stream(Protocol):
     """What training reads: ``batch(k)`` is this rank's part of the k-th global batch of the endless stream.
 
-    resolution: side of the covers; epoch: samples in an epoch, 0 if unknown; scale: of the audio, None without it;
-    facts: as in an index (samples, genres, audio); identity: the same for the same samples; pure: whether batches may
-    be asked for in any order and from several threads; notice: what people should know of it, or None.
+    resolution: side of the covers; samples: that are read; epoch: samples in an epoch, 0 if unknown; scale: of the
+    audio, None without it; facts: as in an index (samples, genres, audio); identity: the same for the same samples;
+    pure: whether batches may be asked for in any order and from several threads; notice: what people should know of it,
+    or None.
     """
 
     resolution: int
+    samples: int
     epoch: int
     scale: AudioScale | None
     facts: dict[str, Any]
@@ -114,7 +116,7 @@ class IndexedShards:
                              "albums, or train with --albums_for all")
         self.order = (GroupOrder(rows["group"][self.chosen], seed) if order == "group"
                       else SampleOrder(len(self.chosen), seed))
-        self.seed, self.partners = seed, None
+        self.samples, self.seed, self.partners = len(self.chosen), seed, None
         self.epoch = self.order.size
         # One vectorised call orders the samples of many small batches.
         self._ordered = lru_cache(maxsize=8)(

@@ -75,6 +75,7 @@ class ForeignShards:
                      "mean": mean.tolist(), "std": std.tolist()}
             self.scale = AudioScale(audio, audio_scale)
         self.facts = {"samples": len(head), "genres": self.genres, "audio": audio}
+        self.samples = len(head)
         self.notice = (f"{len(self.urls)} shards without an index: epochs are approximate and a resumed run sees other "
                        f"samples; resolution, genres and audio statistics are those of the first {len(head):,}. "
                        "shard_tools.pack makes shards with an index")
@@ -97,7 +98,7 @@ class ForeignShards:
     def mismatch(self) -> None:
         """Raises ValueError: audio of another album can't be found in a stream that has no index."""
         raise ValueError("mismatched pairs need shards with an index; pack the covers with shard_tools.pack, or train "
-                         "without them (--mismatch 0)")
+                         "without them (of r3gan: --mismatch 0)")
 
     def examples(self, count: int) -> Batch:
         """At most ``count`` samples from the beginning of the stream."""

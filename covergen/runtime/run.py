@@ -86,13 +86,14 @@ class Run:
         parts = []
         for start in range(0, len(inputs[0]), AT_ONCE):
             some = [None if part is None else part[start:start + AT_ONCE].to(self.device) for part in inputs]
-            parts.append(call(*some).float().cpu())
+            with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # the same to 1e-5 wherever it is made
+                parts.append(call(*some).float().cpu())
         return torch.cat(parts)
 
 
 def open_run(folder: str | Path, *, which: str = "auto", averaged: bool = True,
-             options: dict[str, Any] | None = None) -> Run:
-    """Opens a run, on the GPU where there is one.
+             options: dict[str, Any] | None = None, device: torch.device | None = None) -> Run:
+    """Opens a run.
 
     Args:
         folder: of the run.
@@ -100,6 +101,7 @@ def open_run(folder: str | Path, *, which: str = "auto", averaged: bool = True,
             newest; else the number of a step.
         averaged: use averaged weights where the run has them.
         options: of the model, by name, instead of the run's; for those that say how it samples, not what it is.
+        device: default: the GPU where there is one.
 
     Raises:
         ValueError: not a run, no such checkpoint (says which there are), damaged, or an option that the model lacks.
@@ -113,8 +115,8 @@ def open_run(folder: str | Path, *, which: str = "auto", averaged: bool = True,
     chosen = _choose(folder, which)
     scale = AudioScale(facts["audio"], run.training.audio_scale) if facts["audio"] else None
     model = models.load(run.model).build(run.options, Sizes(facts["resolution"], scale.size if scale else 0))
-    torch.backends.cudnn.allow_tf32 = False  # a cover is the same to 1e-5 wherever it is made
-    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+    if device is None:
+        device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
     names = {name: f"{name}_ema" if averaged and name in model.averaged and run.training.ema else name
              for name in model.networks}
     checkpoint.load_networks(chosen, {names[name]: network for name, network in model.networks.items()})
@@ -127,18 +129,19 @@ def _with_options(run: config.Config, options: dict[str, Any]) -> config.Config:
     for name in options:
         if name not in known:
             raise ValueError(f"--{name}: the run is a {run.model}, which has no such option; leave it away")
+        config.check_range(name, options[name])
     return dataclasses.replace(run, options=dataclasses.replace(run.options, **options))
 
 
-def start_hearing(model: Model, folder: str, scale: AudioScale | None) -> None:
+def start_hearing(model: Model, folder: str, scale: AudioScale | None, albums: str) -> None:
     """Gives the audio encoders of a new model the weights of a contrast run's.
 
-    Args: model; folder: of the run; scale: of the audio that the model hears.
+    Args: model; folder: of the run; scale: of the audio that the model hears; albums: that it is trained for.
 
     Raises:
-        ValueError: not a contrast run, a judge, other audio, or a model without such encoders.
+        ValueError: not a contrast run, a judge, other albums, other audio, or a model without such encoders.
     """
-    found = open_run(folder)
+    found = open_run(folder, device=torch.device("cpu"))
     encoders = [module for network in found.networks.values() for module in network.modules()
                 if isinstance(module, AudioEncoder)]
     if found.model.hear is None or not encoders:
@@ -146,6 +149,9 @@ def start_hearing(model: Model, folder: str, scale: AudioScale | None) -> None:
     if found.config.training.albums_for == "judge":
         raise ValueError(f"--condition {folder} is a judge, which no generator may learn from; train another with "
                          "--model contrast --albums_for generator")
+    if albums not in ("all", found.config.training.albums_for):
+        raise ValueError(f"--condition {folder} was trained for {found.config.training.albums_for} albums, this run is "
+                         f"for {albums} albums; train another with --model contrast --albums_for {albums}")
     known = found.facts["audio"]
     if scale is None or not np.array_equal(getattr(scale, "mean", None), known["mean"]):
         raise ValueError(f"--condition {folder} was trained on other audio ({known['dimension']} numbers) than these "
@@ -155,7 +161,7 @@ def start_hearing(model: Model, folder: str, scale: AudioScale | None) -> None:
     if not own:
         raise ValueError("--condition: this model has no audio encoder of that kind; r3gan and flow have")
     for module in own:
-        module.load_state_dict({name: value.cpu() for name, value in encoders[0].state_dict().items()})
+        module.load_state_dict(encoders[0].state_dict())
 
 
 def _choose(folder: Path, which: str) -> Path:

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from torch import Tensor
 
 from covergen.runtime import pictures
@@ -75,8 +76,8 @@ class Tracker:
 
     def table(self, step: int, images: int, columns: list[str], rows: list[list[Any]]) -> None:
         """Shows a table of songs, whose pictures are Pillow's, on W&B."""
-        if self.wandb:
-            self._send({"images": images, "eval/songs": table_of(columns, rows)}, step)
+        if step > self.sent:
+            self._guard(lambda run: run.log({"images": images, "eval/songs": table_of(columns, rows)}, step=step))
 
     def finish(self) -> None:
         """Closes the log and the W&B run."""
@@ -111,17 +112,25 @@ def show(folder: Path, config: dict[str, Any], name: str, path: Path) -> None:
         warnings.warn(f"W&B failed ({type(error).__name__}: {error})", stacklevel=2)
 
 
-def show_table(folder: Path, config: dict[str, Any], scalars: dict[str, float], columns: list[str],
-               rows: list[list[Any]]) -> None:
-    """Shows scalars and a table (its pictures are Pillow's) on the W&B run of a run folder; a failure is a warning."""
-    run = _open_wandb(folder, config)
+def show_table(folder: Path, step: int, scalars: dict[str, float], columns: list[str], rows: list[list[Any]]) -> None:
+    """Shows scalars of a checkpoint and a table (its pictures are Pillow's) on the W&B run of a run folder.
+
+    They lie at the images that the run had seen by that step. A failure is a warning.
+    """
+    run = _open_wandb(folder, yaml.safe_load((folder / "config.yaml").read_text()))
     if run is None:
         return
     try:
-        run.log({**scalars, "eval/songs": table_of(columns, rows)})
+        run.log({"images": _images_at(folder, step), **scalars, "test/songs": table_of(columns, rows)})
         run.finish()
     except Exception as error:  # boundary: the figures are on disk already
         warnings.warn(f"W&B failed ({type(error).__name__}: {error})", stacklevel=2)
+
+
+def _images_at(folder: Path, step: int) -> int:
+    """Images seen by a step, as the log has it."""
+    lines = (folder / "log.jsonl").read_text().splitlines() if (folder / "log.jsonl").is_file() else []
+    return max((row["images"] for row in map(json.loads, lines) if row["step"] <= step), default=0)
 
 
 def table_of(columns: list[str], rows: list[list[Any]]) -> Any:
@@ -167,7 +176,7 @@ def _start(wandb: Any, folder: Path, config: dict[str, Any], mode: str) -> Any:
     run = wandb.init(project=config["project"], name=config["name"], id=_run_id(folder), dir=str(folder), config=config,
                      mode=mode, resume="allow", settings=wandb.Settings(init_timeout=60))
     run.define_metric("images")
-    for section in ("loss", "val", "samples", "speed", "optim", "eval"):
+    for section in ("loss", "val", "samples", "speed", "optim", "eval", "test"):
         run.define_metric(f"{section}/*", step_metric="images")
     return run
 
