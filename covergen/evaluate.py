@@ -74,7 +74,7 @@ def main(run: str, shards: str | None = None, judge: str | None = None, split: s
     root, split = find_split(opened, shards, split, ("test",))
     held_out, train = (IndexedShards(root, name, batch_size=1, audio_scale="raw") for name in (split, "train"))
     chosen = choose(held_out, songs, seed)
-    check(opened, held_out, len(chosen), songs)
+    check(opened, held_out, len(chosen))
     heard = read_songs(held_out, chosen, opened.resolution)
 
     def say(text: str) -> None:
@@ -120,7 +120,7 @@ def main(run: str, shards: str | None = None, judge: str | None = None, split: s
     return 0
 
 
-def check(run: Run, shards: IndexedShards, found: int, wanted: int) -> None:
+def check(run: Run, shards: IndexedShards, found: int) -> None:
     """Raises ValueError unless the run can be evaluated on these shards."""
     if run.resolution > shards.resolution:
         raise ValueError(f"{shards.index.root} has covers of {shards.resolution} px; {run.folder} makes "
