@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import json
 import operator
-import os
 import re
 import shlex
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,18 +20,20 @@ from typing import Any
 import yaml
 from PIL import Image
 
+from covergen import models
 from covergen.evaluation.report import short
+from covergen.nn.turn import Sizes
+from covergen.runtime import config
 from covergen.runtime.demo import demo_shards
-from covergen.runtime.stopping import Stop
+from covergen.runtime.jobs import Work
+from covergen.runtime.scale import AudioScale
 from shard_tools import cli
-from shard_tools.formats.index import write_atomically
+from shard_tools.formats.index import open_index, write_atomically
 
 PLANS = Path(__file__).parent / "experiments"
 PARTS = {"about", "tiers", "judge", "rows", "thresholds", "shown"}
 COMPARED = {"at_least": operator.ge, "at_most": operator.le}
-LEAST = 0.05  # minutes that are worth starting a training for
 COUNT = re.compile(r"_[\d.]+k?$")  # of covers, in a metric's name
-LOOK = 1.0  # seconds between looks at a command that runs
 
 
 def main(name: str, tier: str = "toy", shards: str | None = None, out: str | None = None,
@@ -68,16 +68,18 @@ def main(name: str, tier: str = "toy", shards: str | None = None, out: str | Non
         plan["tiers"][tier]["evaluate"] | options, run=folder / "runs" / row["name"], shards=data,
         judge=folder / "runs" / "judge", out=folder / "evaluations" / f"{label}.json")]
         for row in wanted for label, options in evaluations_of(row).items()}
+    titles = {label: row["title"].format(**options) for row in wanted for label, options in evaluations_of(row).items()}
     if dry_run:
         for line in [*(command for command, _ in trainings.values()), *evaluations.values()]:
             print(shlex.join(line))
         return 0
+    for row in [plan["judge"] | {"name": "judge"}, *wanted]:
+        check_training(row["name"], training_of(plan, row, tier), data)
     folder.mkdir(parents=True, exist_ok=True)
     work = Work(folder, jobs or plan["tiers"][tier].get("jobs", 1))
     work.run([work.train(name, *training) for name, training in trainings.items()])
     work.run([work.evaluate(name, command) for name, command in evaluations.items()])
     results = {label: json.loads((folder / "evaluations" / f"{label}.json").read_text()) for label in evaluations}
-    titles = {label: row["title"].format(**options) for row in wanted for label, options in evaluations_of(row).items()}
     verdicts = judged(plan.get("thresholds", {}).get(tier, {}), results)
     text = as_table(plan["shown"], titles, results) + "\n" + "".join(f"- {line}\n" for line in verdicts)
     write_atomically(folder / "table.md", text.encode())
@@ -113,7 +115,26 @@ def read_plan(name: str, tier: str) -> dict[str, Any]:
         raise ValueError(f"{path}: expected the parts {', '.join(sorted(PARTS))}")
     if tier not in plan["tiers"]:
         raise ValueError(f"--tier {tier}: {path} has {', '.join(plan['tiers'])}")
+    for part, found, needed in [("tier", plan["tiers"][tier], {"demo", "minutes", "judge_minutes", "evaluate"}),
+                                *(("row", row, {"name", "title", "train"}) for row in plan["rows"])]:
+        if missing := needed - found.keys():
+            raise ValueError(f"{path}: a {part} has no {', '.join(sorted(missing))}")
+    for limits in plan.get("thresholds", {}).get(tier, {}).values():
+        for metric, limit in limits.items():
+            if not limit or not limit.keys() <= COMPARED.keys():
+                raise ValueError(f"{path}: the threshold of {metric} is {limit}, expected {' or '.join(COMPARED)}")
     return plan
+
+
+def check_training(name: str, options: dict[str, Any], shards: str) -> None:
+    """Raises ValueError, before hours of work, for a row whose model can't be configured or built."""
+    run = config.resolve({"shards": shards} | {key: str(value) for key, value in options.items()})
+    facts = open_index(shards, "train").facts
+    audio = AudioScale(facts["audio"], run.training.audio_scale).size if facts["audio"] else 0
+    try:
+        models.load(run.model).build(run.options, Sizes(run.training.resolution or facts["resolution"], audio))
+    except ValueError as error:
+        raise ValueError(f"row {name}: {error}") from None
 
 
 def training_of(plan: dict[str, Any], row: dict[str, Any], tier: str) -> dict[str, Any]:
@@ -137,83 +158,6 @@ def words(options: dict[str, Any], **more: Any) -> list[str]:
     """Options as the words of a command line."""
     return [word for name, value in {**options, **more}.items()
             for word in (f"--{name}", ",".join(map(str, value)) if isinstance(value, list) else str(value))]
-
-
-# -- the work ---
-
-
-class Work:
-    """Commands of which some run side by side, each on its share of the cores, and each to its end once.
-
-    What ran and for how long is in ``spent.json``, so that a restart knows.
-    """
-
-    def __init__(self, folder: Path, jobs: int) -> None:
-        self.folder, self.book = folder, folder / "spent.json"
-        saved = json.loads(self.book.read_text()) if self.book.is_file() else {}
-        self.minutes: dict[str, float] = saved.get("minutes", {})
-        self.done: list[str] = saved.get("done", [])
-        cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-        self.slots = [cores[slot::jobs] for slot in range(jobs)]
-        self.running: dict[str, tuple[subprocess.Popen, list[int]]] = {}
-        self.stop = Stop(0)
-
-    def train(self, name: str, command: list[str], minutes: float) -> tuple[str, list[str]] | None:
-        """What is left to do of a training that may take so many minutes (0: as long as it takes)."""
-        label = f"train_{name}"
-        left = minutes - self.minutes.get(label, 0.0)
-        if label in self.done or (minutes and left < LEAST):
-            return None
-        return label, command + (["--minutes", f"{left:.2f}"] if minutes else [])
-
-    def evaluate(self, name: str, command: list[str]) -> tuple[str, list[str]] | None:
-        """An evaluation, unless it was done."""
-        return None if f"evaluate_{name}" in self.done else (f"evaluate_{name}", command)
-
-    def run(self, tasks: Sequence[tuple[str, list[str]] | None]) -> None:
-        """Runs all of them; ValueError for one that fails (the others are ended), SystemExit after a signal."""
-        waiting, last = [task for task in tasks if task], time.monotonic()
-        try:
-            while waiting or self.running:
-                while waiting and self.slots:
-                    self._start(*waiting.pop(0))
-                time.sleep(LOOK)
-                now = time.monotonic()
-                for label in self.running:
-                    self.minutes[label] = self.minutes.get(label, 0.0) + (now - last) / 60
-                last = now
-                self._write()
-                if self.stop:  # before a look: what a signal ended must not count as done
-                    raise SystemExit(f"stopped ({self.stop.reason}); the same command goes on from here")
-                for label in list(self.running):
-                    self._look(label)
-        finally:
-            for process, _ in self.running.values():
-                process.terminate()
-            for process, _ in self.running.values():
-                process.wait()
-            self._write()
-
-    def _start(self, label: str, command: list[str]) -> None:
-        print(f"{label}: {shlex.join(command)}", flush=True)
-        cores = self.slots.pop(0)
-        with open(self.folder / f"{label}.log", "a") as log:
-            process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
-                                       preexec_fn=(lambda: os.sched_setaffinity(0, cores)) if cores else None)
-        self.running[label] = (process, cores)
-
-    def _look(self, label: str) -> None:
-        process, cores = self.running[label]
-        if process.poll() is None:
-            return
-        del self.running[label]
-        self.slots.append(cores)
-        if process.returncode:
-            raise ValueError(f"{label} failed with status {process.returncode}; see {self.folder / label}.log")
-        self.done.append(label)
-
-    def _write(self) -> None:
-        write_atomically(self.book, (json.dumps({"minutes": self.minutes, "done": self.done}) + "\n").encode())
 
 
 # -- what came out ---

@@ -85,6 +85,14 @@ def test_the_baselines_score_as_they_must(runs: Path, shards: Path) -> None:
     assert abs(found["shuffled"]["dependence"]["value"]) < found["real"]["dependence"]["value"]
 
 
+def test_without_a_judge_one_is_trained_once(runs: Path, shards: Path) -> None:
+    flags = ["--run", "runs/r3gan", "--shards", str(shards), "--songs", "8", "--noises", "2", "--out", "own.json"]
+    first, second = (run_command(runs, "covergen.evaluate", *flags).stdout for _ in range(2))
+    assert "no --judge: training one" in first and "no --judge" not in second
+    judge = Path(json.loads((runs / "own.json").read_text())["judge"])
+    assert "albums_for: judge" in (judge / "config.yaml").read_text() and (judge / "finished").is_file()
+
+
 def test_a_model_without_audio_is_evaluated_and_follows_nothing(runs: Path, shards: Path) -> None:
     train(runs, "--shards", str(shards), "--model", "wgan_gp", "--width", "4", "--batch_size", "12", "--steps", "1",
           "--tracker", "none", "--sample_every", "0", "--name", "plain")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from test_evaluate import FLOW, run_command
 
 from covergen import experiment, models
 from covergen.runtime import config
+from covergen.runtime.jobs import Work
 
 TINY = {"batch_size": 12, "steps": 2, "tracker": "none", "sample_every": 0}
 PLAN = {
@@ -49,17 +51,30 @@ def test_an_experiment_trains_evaluates_compares_and_does_nothing_twice(shards: 
 
 def test_minutes_count_over_restarts(tmp_path: Path) -> None:
     (tmp_path / "spent.json").write_text(json.dumps({"minutes": {"train_a": 15.0, "train_b": 20.0}, "done": []}))
-    work = experiment.Work(tmp_path, 1)
+    work = Work(tmp_path, 1)
     assert work.train("a", ["x"], 20.0) == ("train_a", ["x", "--minutes", "5.00"])
     assert work.train("b", ["x"], 20.0) is None and work.train("b", ["x"], 0.0) == ("train_b", ["x"])
 
 
-def test_a_row_that_fails_is_named_with_its_log(shards: Path, tmp_path: Path) -> None:
-    plan = PLAN | {"rows": [{"name": "bad", "title": "bad", "train": {"model": "r3gan", "stem": 3}}]}
-    (tmp_path / "bad.yaml").write_text(yaml.safe_dump(plan))
+def test_a_command_that_fails_is_named_with_its_log(tmp_path: Path) -> None:
+    work = Work(tmp_path, 2)
+    with pytest.raises(ValueError, match=r"train_bad failed with status 3; see .*train_bad.log"):
+        work.run([("train_bad", [sys.executable, "-c", "print('why'); raise SystemExit(3)"]),
+                  ("train_long", [sys.executable, "-c", "import time; time.sleep(60)"])])
+    assert (tmp_path / "train_bad.log").read_text() == "why\n" and not work.running and not work.done
+
+
+@pytest.mark.parametrize(("plan", "says"), [
+    ({"rows": [{"name": "bad", "title": "bad", "train": {"model": "r3gan", "stem": 3}}]}, "row bad: --stem 3"),
+    ({"rows": [{"name": "bad", "title": "bad", "train": {"model": "r3gan", "widht": 3}}]}, "did you mean 'width'"),
+    ({"rows": [{"name": "bad", "train": {}}]}, "a row has no title"),
+    ({"thresholds": {"toy": {"gan": {"fid": {"below": 1}}}}}, "expected at_least or at_most"),
+    ({"shown": None, "more": 1}, "expected the parts"),
+])
+def test_a_plan_is_checked_before_hours_of_work(shards: Path, tmp_path: Path, plan: dict, says: str) -> None:
+    (tmp_path / "bad.yaml").write_text(yaml.safe_dump(PLAN | plan))
     done = run_command(tmp_path, "covergen.experiment", "bad.yaml", "--shards", str(shards), "--out", "bad", ok=False)
-    assert done.returncode and "train_bad failed" in done.stdout and "train_bad.log" in done.stdout
-    assert "--stem 3" in (tmp_path / "bad/train_bad.log").read_text()
+    assert done.returncode and says in done.stdout and not (tmp_path / "bad").exists()
 
 
 @pytest.mark.parametrize("tier", ["toy", "std"])
