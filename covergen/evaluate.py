@@ -20,7 +20,7 @@ from covergen.evaluation import denoising, quality, report, table
 from covergen.evaluation import judge as judges
 from covergen.evaluation.reader import open_reader
 from covergen.evaluation.songs import Songs, baselines, choose, make_covers, others, read_songs
-from covergen.runtime import tracking
+from covergen.runtime import config, tracking
 from covergen.runtime.checkpoint import step_of
 from covergen.runtime.data import IndexedShards, open_split, shrink
 from covergen.runtime.machine import keep_memory, use_threads
@@ -114,7 +114,8 @@ def main(run: str, shards: str | None = None, judge: str | None = None, split: s
         print(report.as_text(facts, figures))
         print(path)
         if wandb if wandb is not None else opened.config.training.tracker == "wandb":
-            tracking.show_table(opened.folder, step_of(opened.checkpoint), report.scalars(figures, "test"),
+            tracking.show_table(opened.folder, config.read_run(opened.folder).flat(), step_of(opened.checkpoint),
+                                report.scalars(figures, "test"),
                                 *report.song_table(arbiter, heard, covers, held_out.facts["genres"], SHOWN))
     ranks.close()
     return 0
@@ -221,8 +222,9 @@ def look(covers: Tensor, judge: Run | None, reader: Any, inner: Callable | None,
     def shaped(part: Tensor | None) -> np.ndarray | None:
         return None if part is None else part.unflatten(0, (count, noises)).numpy()
 
-    return table.Views(shaped(judges.see(judge, flat)) if judge else None,
-                       features_of(covers[:, 0], judge, reader, inner).numpy(), shaped(genres), shaped(attributes))
+    seen = shaped(judges.see(judge, flat)) if judge else None
+    looks = seen[:, 0] if judge and not inner else features_of(covers[:, 0], judge, reader, inner).numpy()
+    return table.Views(seen, looks, shaped(genres), shaped(attributes))
 
 
 if __name__ == "__main__":

@@ -103,12 +103,13 @@ def train(run: config.Config) -> int:
     epoch = stream.epoch
     steps = min(training.steps, -(-training.epochs * epoch // images_per_step) or training.steps)
 
+    known = facts_of(shards, stream, resolution)
     with engine.main_first():
         lock = checkpoint.lock(folder) if main else None
         start = checkpoint.start_from(run)
         complete = start is not None and checkpoint.step_of(start) >= steps
         if main and not complete:
-            checkpoint.write_run(folder, run, facts_of(shards, stream, resolution), resuming=start is not None)
+            checkpoint.write_run(folder, run, known, resuming=start is not None)
     if complete:
         step = checkpoint.step_of(start)
         more = f"--steps {2 * step}" if steps == training.steps else f"--epochs {2 * training.epochs}"
@@ -144,7 +145,6 @@ def train(run: config.Config) -> int:
         from covergen.evaluation.judge import open_judge
         glance = Glance(data.IndexedShards(shards, "val", batch_size=1, audio_scale="raw"), resolution,
                         open_judge(training.judge) if training.judge else None, training.seed)
-    known = facts_of(shards, stream, resolution)
 
     def live(networks: dict[str, torch.nn.Module]) -> Run:
         return Run(folder, run, known, model, networks, folder, engine.device, stream.scale)

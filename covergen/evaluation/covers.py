@@ -12,7 +12,6 @@ from torch.nn import functional as F
 from covergen.evaluation.predictor import known
 from covergen.runtime.data import IndexedShards, shrink
 from covergen.runtime.truth import Truth
-from shard_tools.formats.layout import UNKNOWN
 
 SIDE = 64  # pixels: larger covers are averaged down to it
 AT_ONCE = 256  # covers that are read together
@@ -42,8 +41,6 @@ class Covers:
 def read_covers(shards: IndexedShards, resolution: int, truth: Truth | None, count: int, seed: int) -> Covers:
     """At most ``count`` covers, drawn at random, of the rows that the shards were opened for.
 
-    Genres called ``unknown``, which packing gives to files without a genre folder, count as unknown.
-
     Raises:
         ValueError: the shards' covers are smaller than ``resolution``, or the truth does not know them.
     """
@@ -55,11 +52,8 @@ def read_covers(shards: IndexedShards, resolution: int, truth: Truth | None, cou
     side = min(resolution, SIDE)
     pixels = [shrink(shrink(shards.read(rows[start:start + AT_ONCE]).cover, resolution), side)
               for start in range(0, len(rows), AT_ONCE)]
-    nameless = [number for number, name in enumerate(shards.facts["genres"]) if name == UNKNOWN]
-    genres = index["genre"][rows].astype(np.int64)
-    genres[np.isin(genres, nameless)] = -1
     values = None if truth is None else torch.from_numpy(known(truth, shards, rows))
-    return Covers(torch.cat(pixels), torch.from_numpy(genres), values, index["group"][rows])
+    return Covers(torch.cat(pixels), torch.from_numpy(shards.genres(rows)), values, index["group"][rows])
 
 
 def changed(images: Tensor, values: Tensor | None, truth: Truth | None) -> tuple[Tensor, Tensor | None, Tensor]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import io
 import warnings
+from collections.abc import Callable
+from functools import lru_cache
 
 import torch
 from prdc import compute_prdc
@@ -97,7 +99,7 @@ def inception_features(images: Tensor, device: torch.device | str = "cpu") -> Te
         ValueError: torch-fidelity is not installed, or its weights are neither in the cache nor to be downloaded.
     """
     try:
-        network = NoTrainInceptionV3(name="inception-v3-compat", features_list=["2048"], antialias=False).to(device)
+        network = _inception(NoTrainInceptionV3, torch.device(device))
     except ModuleNotFoundError as error:
         raise ValueError("Inception's features need a package more: pip install torch-fidelity") from error
     except OSError as error:
@@ -106,6 +108,12 @@ def inception_features(images: Tensor, device: torch.device | str = "cpu") -> Te
             "put weights-inception-2015-12-05-6726825d.pth of the release v0.2.0 of github.com/toshas/torch-fidelity "
             f"into {torch.hub.get_dir()}/checkpoints/") from error
     return torch.cat([network(part.to(device)).float().cpu() for part in images.split(INCEPTION_BATCH)])
+
+
+@lru_cache(maxsize=1)
+def _inception(kind: Callable[..., nn.Module], device: torch.device) -> nn.Module:
+    """The network, loaded once for all the covers of an evaluation."""
+    return kind(name="inception-v3-compat", features_list=["2048"], antialias=False).to(device)
 
 
 def named(metric: str, count: int) -> str:

@@ -21,7 +21,6 @@ from covergen.runtime.pictures import to_unit
 from covergen.runtime.ranks import Ranks
 from covergen.runtime.run import Run
 from covergen.runtime.scale import AudioScale
-from shard_tools.formats.layout import UNKNOWN
 
 AT_ONCE = 64  # covers that are made together
 KNOWN = 20_000  # training tracks among which a nearest one is looked for, and of which means are taken
@@ -61,9 +60,7 @@ def read_songs(shards: IndexedShards, rows: np.ndarray, resolution: int) -> Song
     parts = [shards.read(rows[start:start + 512]) for start in range(0, len(rows), 512)]
     covers = torch.cat([shrink(part.cover, resolution) for part in parts])
     raw = np.concatenate([part.audio.numpy() for part in parts]) if shards.scale else None
-    genres = shards.index.rows["genre"][rows].astype(np.int64)
-    genres[np.array(shards.facts["genres"])[genres] == UNKNOWN] = -1
-    return Songs(rows, raw, covers, genres, shards.index.rows["group"][rows])
+    return Songs(rows, raw, covers, shards.genres(rows), shards.index.rows["group"][rows])
 
 
 def choose(shards: IndexedShards, count: int, seed: int, albums: str = "all") -> np.ndarray:

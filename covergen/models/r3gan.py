@@ -162,16 +162,31 @@ def score(features: Tensor, heard: Tensor) -> Tensor:
     return (features * heard).sum(1) * EMBEDDING**-0.5
 
 
-class DiscriminatorTurn(Turn):
+class PairingTurn(Turn):
+    """What both turns are made with, and the noise that they draw alike."""
+
+    def __init__(self, options: Options, latents: Latents, audio: int) -> None:
+        """Args: options; latents: how they are drawn; audio: numbers in a vector, 0 without."""
+        super().__init__()
+        self.options, self.latents, self.audio = options, latents, audio
+
+    def draw(self, count: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """Latents, augmentation and, with audio, its noise."""
+        drawn = {"latents": self.latents(count, generator, None), **draw_augmentation(count, generator)}
+        if self.audio:
+            drawn |= audio_noise(count, self.audio, generator, self.options.audio_blur, self.options.audio_dropped)
+        return drawn
+
+
+class DiscriminatorTurn(PairingTurn):
     """Trains the discriminator: real above generated, matched above mismatched, with R1 and R2 every few steps."""
 
     name = "discriminator"
 
     def __init__(self, generator: Generator, discriminator: Discriminator, options: Options, latents: Latents,
                  audio: int) -> None:
-        super().__init__()
-        self.discriminator, self.reads = discriminator, (generator,)
-        self.options, self.latents, self.audio, self.penalised = options, latents, audio, True
+        super().__init__(options, latents, audio)
+        self.discriminator, self.reads, self.penalised = discriminator, (generator,), True
         self.register_buffer("weight", torch.tensor(options.penalty), persistent=False)
 
     def begin(self, number: int, images: int) -> None:
@@ -179,9 +194,6 @@ class DiscriminatorTurn(Turn):
         self.penalised = number % options.penalty_every == 0
         self.weight.fill_(options.penalty_every * half_cosine(images, options.penalty, options.penalty_last,
                                                               options.penalty_images))
-
-    def draw(self, count: int, generator: torch.Generator) -> dict[str, Tensor]:
-        return draw_noise(count, generator, self.latents, self.audio, self.options)
 
     def forward(self, batch: Any, noise: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         kinds, draws, options = self.options.augment, noise["augmentation"], self.options
@@ -208,19 +220,15 @@ class DiscriminatorTurn(Turn):
         return loss, scalars
 
 
-class GeneratorTurn(Turn):
+class GeneratorTurn(PairingTurn):
     """Trains the generator: generated covers above their real partners."""
 
     name = "generator"
 
     def __init__(self, generator: Generator, discriminator: Discriminator, options: Options, latents: Latents,
                  audio: int) -> None:
-        super().__init__()
+        super().__init__(options, latents, audio)
         self.generator, self.reads = generator, (discriminator,)
-        self.options, self.latents, self.audio = options, latents, audio
-
-    def draw(self, count: int, generator: torch.Generator) -> dict[str, Tensor]:
-        return draw_noise(count, generator, self.latents, self.audio, self.options)
 
     def forward(self, batch: Any, noise: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         kinds, draws = self.options.augment, noise["augmentation"]
@@ -231,15 +239,6 @@ class GeneratorTurn(Turn):
         fake_scores = frozen(self.reads[0], augment(fake, kinds, draws), heard)
         loss = pairing(fake_scores, real_scores)
         return loss, {"generator": loss.detach()}
-
-
-def draw_noise(count: int, generator: torch.Generator, latents: Latents, audio: int, options: Options
-               ) -> dict[str, Tensor]:
-    """Latents, augmentation and, with audio, its noise for ``count`` images."""
-    drawn = {"latents": latents(count, generator, None), **draw_augmentation(count, generator)}
-    if audio:
-        drawn |= audio_noise(count, audio, generator, options.audio_blur, options.audio_dropped)
-    return drawn
 
 
 def build(options: Options, sizes: Sizes) -> Model:

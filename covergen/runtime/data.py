@@ -26,6 +26,7 @@ from covergen.runtime.reading import decode, read_at
 from covergen.runtime.scale import AudioScale
 from shard_tools.formats import codec
 from shard_tools.formats.index import open_index, splits_in
+from shard_tools.formats.layout import UNKNOWN
 
 ORDER_BLOCK = 4096
 PLACE = ("shard", "cover_offset", "cover_bytes", "audio_offset", "audio_bytes")  # where a sample lies
@@ -157,6 +158,12 @@ class IndexedShards:
         for slot, (shard, _, _, start, length) in enumerate(places):
             raw[slot] = codec.parse_vector(read_at(self.shards[shard], start, length), self.dimension)
         return torch.from_numpy(self.scale(raw))
+
+    def genres(self, rows: np.ndarray) -> np.ndarray:
+        """Genres of given rows, int64 ``[B]``; -1 for ``unknown``, which packing gives to files without a genre."""
+        genres = self.index.rows["genre"][rows].astype(np.int64)
+        nameless = [number for number, name in enumerate(self.facts["genres"]) if name == UNKNOWN]
+        return np.where(np.isin(genres, nameless), -1, genres)
 
     def batch(self, number: int) -> Batch:
         """This rank's part of a global batch."""

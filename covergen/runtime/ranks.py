@@ -48,14 +48,6 @@ class Ranks:
             mine = {number: result for part in parts for number, result in part.items()}
         return [mine[number] for number in sorted(mine)]
 
-    def first(self, do: Callable[[], Any]) -> Any:
-        """What ``do`` gives when rank 0 has done it before the others do."""
-        if self.rank == 0:
-            result = do()
-        if self.ranks > 1:
-            dist.barrier()
-        return result if self.rank == 0 else do()
-
     def close(self) -> None:
         """Leaves the process group."""
         if self.ranks > 1:

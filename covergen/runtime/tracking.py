@@ -10,11 +10,10 @@ import math
 import os
 import secrets
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from torch import Tensor
 
 from covergen.runtime import pictures
@@ -100,31 +99,32 @@ class Tracker:
 
 def show(folder: Path, config: dict[str, Any], name: str, path: Path) -> None:
     """Shows a picture or GIF on the W&B run of a run folder, as ``analysis/<name>``; a failure is a warning."""
-    run = _open_wandb(folder, config)
-    if run is None:
-        return
-    try:
+    def row() -> dict[str, Any]:
         import wandb
         media = wandb.Video(str(path), format="gif") if path.suffix == ".gif" else wandb.Image(str(path))
-        run.log({f"analysis/{name}": media})
-        run.finish()
-    except Exception as error:  # boundary: the picture is on disk already
-        warnings.warn(f"W&B failed ({type(error).__name__}: {error})", stacklevel=2)
+        return {f"analysis/{name}": media}
+    _log_afterwards(folder, config, row)
 
 
-def show_table(folder: Path, step: int, scalars: dict[str, float], columns: list[str], rows: list[list[Any]]) -> None:
+def show_table(folder: Path, config: dict[str, Any], step: int, scalars: dict[str, float], columns: list[str],
+               rows: list[list[Any]]) -> None:
     """Shows scalars of a checkpoint and a table (its pictures are Pillow's) on the W&B run of a run folder.
 
     They lie at the images that the run had seen by that step. A failure is a warning.
     """
-    run = _open_wandb(folder, yaml.safe_load((folder / "config.yaml").read_text()))
+    _log_afterwards(folder, config, lambda: {"images": _images_at(folder, step), **scalars,
+                                             "test/songs": table_of(columns, rows)})
+
+
+def _log_afterwards(folder: Path, config: dict[str, Any], row: Callable[[], dict[str, Any]]) -> None:
+    run = _open_wandb(folder, config)
     if run is None:
         return
     try:
-        run.log({"images": _images_at(folder, step), **scalars, "test/songs": table_of(columns, rows)})
+        run.log(row())
         run.finish()
-    except Exception as error:  # boundary: the figures are on disk already
-        warnings.warn(f"W&B failed ({type(error).__name__}: {error})", stacklevel=2)
+    except Exception as error:  # boundary: what is shown is on disk already
+        warnings.warn(f"W&B failed ({type(error).__name__}: {error})", stacklevel=3)
 
 
 def _images_at(folder: Path, step: int) -> int:
