@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+import warm
 from safetensors.torch import load_file
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -45,15 +46,26 @@ def command(*flags: str, ranks: int = 1, script: Sequence[str] = ("-m", "coverge
 
 def train(folder: Path, *flags: str, ranks: int = 1, ok: bool = True, **extra: str) -> subprocess.CompletedProcess:
     """Trains to the end in ``folder``; with ``ok`` a failure shows the output."""
-    return _run(folder, command(*flags, ranks=ranks), ok, **extra)
+    return run_command(folder, "covergen.train", *flags, ranks=ranks, ok=ok, **extra)
 
 
 def train_script(folder: Path, script: Path, *flags: str, ranks: int = 1) -> subprocess.CompletedProcess:
     """The same with a script that calls covergen.train."""
-    return _run(folder, command(*flags, ranks=ranks, script=[str(script)]), ok=True)
+    return _finished(folder, command(*flags, ranks=ranks, script=[str(script)]))
 
 
-def _run(folder: Path, words: list[str], ok: bool, **extra: str) -> subprocess.CompletedProcess:
+def run_command(folder: Path, module: str, *flags: str, ranks: int = 1, ok: bool = True, **extra: str,
+                ) -> subprocess.CompletedProcess:
+    """Any command as a person starts it, to its end; both outputs as one."""
+    if ranks == 1:
+        done = warm.run(module, list(flags), folder, environment(**extra))
+    else:  # torchrun would take --run for the beginning of a flag of its own
+        done = _finished(folder, command("--", *flags, ranks=ranks, script=("-m", module)), ok=False, **extra)
+    assert not ok or done.returncode == 0, done.stdout
+    return done
+
+
+def _finished(folder: Path, words: list[str], ok: bool = True, **extra: str) -> subprocess.CompletedProcess:
     done = subprocess.run(words, cwd=folder, env=environment(**extra), text=True, stdout=subprocess.PIPE,
                           stderr=subprocess.STDOUT, timeout=300)
     assert not ok or done.returncode == 0, done.stdout

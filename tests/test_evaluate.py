@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from runs import command, environment, train
+from runs import run_command as start
 from safetensors.torch import load_file
 
 from covergen.evaluation import table
@@ -24,14 +25,9 @@ FLOW = ["--model", "flow", "--width", "32", "--multiples", "1,1", "--blocks", "1
         "--sampling_steps", "2"]
 
 
-def run_command(folder: Path, module: str, *flags: str, ranks: int = 1, ok: bool = True) -> subprocess.CompletedProcess:
-    """Any command as a person starts it, with caches of its own."""
-    flags = flags if ranks == 1 else ("--", *flags)  # torchrun would take --run for the beginning of a flag of its own
-    done = subprocess.run(command(*flags, ranks=ranks, script=("-m", module)), cwd=folder, text=True, timeout=300,
-                          env=environment(XDG_CACHE_HOME=str(folder / "cache")), stdout=subprocess.PIPE,
-                          stderr=subprocess.STDOUT)
-    assert not ok or done.returncode == 0, done.stdout
-    return done
+def run_command(folder: Path, module: str, *flags: str, **how: object) -> subprocess.CompletedProcess:
+    """Any command, with caches of its own."""
+    return start(folder, module, *flags, XDG_CACHE_HOME=str(folder / "cache"), **how)
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from runs import TINY, environment, train
+from runs import TINY, environment, run_command, train
 
 from covergen import generate
 from covergen.runtime.run import open_run
@@ -29,11 +29,6 @@ def runs(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
                                                                                  "--tracker", "none"])):
         train(folder, *more, "--model", model, "--shards", str(shards), "--steps", "2", "--name", model)
     return folder / "runs"
-
-
-def made(*words: object, folder: Path) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-m", "covergen.generate", *map(str, words)], cwd=folder, text=True,
-                          env=environment(), capture_output=True, timeout=120)
 
 
 def test_a_grid_an_array_and_single_files_are_the_same_covers(runs: Path, tmp_path: Path) -> None:
@@ -160,8 +155,8 @@ def test_what_can_t_be_done_is_refused_with_the_way_out(
 
 def test_a_misspelt_flag_and_a_wrong_run_are_one_line_and_exit_status_2(runs: Path, tmp_path: Path) -> None:
     for words, message in ((["--sead", "7"], "did you mean 'seed'"), (["--audio", "x.npy"], "hears no audio")):
-        done = made("--run", runs / "wgan_gp", *words, folder=tmp_path)
-        assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
+        done = run_command(tmp_path, "covergen.generate", "--run", str(runs / "wgan_gp"), *map(str, words), ok=False)
+        assert done.returncode == 2 and message in done.stdout and "Traceback" not in done.stdout
 
 
 def test_it_needs_neither_accelerate_nor_wandb_webdataset_torchvision_or_mutagen(runs: Path, tmp_path: Path) -> None:
