@@ -34,7 +34,7 @@ class Options:
     unheard: float = field(default=0.1, metadata={"help": "share of the audio that training leaves out, for guidance"})
     audio_blur: float = field(default=0.1, metadata={"help": "standard deviation of the noise on audio embeddings"})
     audio_dropped: float = field(default=0.1, metadata={"help": "share of an audio vector's numbers set to 0"})
-    guidance: float = field(default=1.0, metadata={
+    guidance: float = field(default=1.5, metadata={
         "help": "of samples: 1 is the model itself, above 1 exaggerates what the audio asks for, 0 ignores it"})
     sampling_steps: int = field(default=10, metadata={"help": "steps of Heun's method, two evaluations each but one"})
 
