@@ -44,8 +44,8 @@ def main(run: str, out: str = "covers.png", n: int | None = None, audio: str | N
         out: covers.png for one picture of all, a folder for a PNG each, x.npy for float32 [N, 3, R, R] as the network
             gave it (-1 to 1 after a tanh, 0 to 1 after a sigmoid; row after row).
         n: covers, of conditional models for each audio; default 64, conditional 8.
-        audio: what conditional models hear: .npy vectors or AcousticBrainz low-level .json, separated by commas or
-            blanks, or a folder of them.
+        audio: what conditional models hear: songs (.mp3, .flac, .ogg, .opus, .wav, .m4a), where the run knows the
+            extractor it was trained with; .npy vectors; .json descriptors; separated by commas or blanks, or folders.
         from_shards: a folder of shards instead, whose tracks are heard.
         split: of those shards.
         rows: how many of their tracks, of as many genres as there are; 0 for all.
@@ -57,9 +57,9 @@ def main(run: str, out: str = "covers.png", n: int | None = None, audio: str | N
         sampling_steps: of flow, instead of the run's: more are slower and more exact.
         size: side of each cover in pictures, in pixels (32 to 4096); a plain Lanczos upscale, which adds no detail.
             One cover in a .png is then the whole picture.
-        embed: audio files (.mp3, .flac, .ogg, .opus, .wav, .m4a), as many as rows, separated likewise: the row's
-            first cover is written as front cover into the tags of a copy, NAME.covergen.mp3 beside --out, resized to
-            --size or else at least 600 px.
+        embed: audio files, as many as rows, separated likewise (without any: those of --audio): the row's first cover
+            is written as front cover into the tags of a copy, NAME.covergen.mp3 beside --out, resized to --size or
+            else at least 600 px.
         in_place: --embed writes into the files themselves.
         ema: false takes the weights as trained instead of their moving average.
         checkpoint: auto (the best by validation where there is one, else the newest), last, or the number of a step.
@@ -76,6 +76,10 @@ def main(run: str, out: str = "covers.png", n: int | None = None, audio: str | N
         raise ValueError(f"--guidance {guidance}: must be 0 or more")
     if in_place and embed is None:
         raise ValueError("--in_place says where --embed writes; give --embed FILE too, or leave it away")
+    if embed == "":
+        if audio is None:
+            raise ValueError("--embed: expected audio files, or --audio with songs that are to get the covers")
+        embed = audio
     folder = Path(out) if is_folder(out) else Path(out).parent
     songs = {} if embed is None else tags.targets(hearing.listed(embed), folder, in_place)
     given = {"guidance": guidance, "sampling_steps": sampling_steps}
@@ -256,4 +260,4 @@ def put_in(songs: dict[Path, Path], covers: list[Tensor], side: int, run: Run) -
 
 
 if __name__ == "__main__":
-    cli.run(main, several=("audio", "embed"))
+    cli.run(main, several=("audio", "embed"), bare=("embed",))

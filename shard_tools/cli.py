@@ -158,8 +158,11 @@ def guarded(call: Callable[[], int | None]) -> typing.NoReturn:
         sys.exit(130)
 
 
-def joined(argv: Sequence[str], several: Sequence[str]) -> list[str]:
-    """The command line with the words that follow some flags, as from ``--audio *.npy``, joined to one by commas."""
+def joined(argv: Sequence[str], several: Sequence[str], bare: Sequence[str] = ()) -> list[str]:
+    """The command line with the words that follow some flags, as from ``--audio *.npy``, joined to one by commas.
+
+    ``bare``: flags that may stand without a word, which then is the empty one.
+    """
     found: list[str] = []
     begun = False
     for word in argv:
@@ -167,18 +170,22 @@ def joined(argv: Sequence[str], several: Sequence[str]) -> list[str]:
             found[-1] += f",{word}"
             continue
         begun = word.partition("=")[0] in [f"--{name}" for name in several] or (begun and not word.startswith("-"))
+        if found and found[-1] in [f"--{name}" for name in bare] and word.startswith("-"):
+            found[-1] += "="
         found.append(word)
+    if found and found[-1] in [f"--{name}" for name in bare]:
+        found[-1] += "="
     return found
 
 
-def run(function: Callable[..., int | None], argv: Sequence[str] | None = None, several: Sequence[str] = ()
-        ) -> typing.NoReturn:
+def run(function: Callable[..., int | None], argv: Sequence[str] | None = None, several: Sequence[str] = (),
+        bare: Sequence[str] = ()) -> typing.NoReturn:
     """Runs ``function`` as the command that this process is, with ``--help`` made from its signature and docstring.
 
-    ``several``: flags that take several words.
+    ``several``: flags that take several words. ``bare``: those that may stand without any.
     """
     def call() -> int | None:
-        words, flags = read_words(joined(sys.argv[1:] if argv is None else argv, several))
+        words, flags = read_words(joined(sys.argv[1:] if argv is None else argv, several, bare))
         if {"help", "h"} & set(flags):
             intro = inspect.getdoc(function).partition("Args:\n")[0].strip()
             options = options_of(function)

@@ -69,6 +69,8 @@ def _tables(indexes: list[Index]) -> Iterator[str]:
         blocks = ", ".join(f"[{start}, {end}) present in {count:,}"
                            for (start, end), count in zip(audio["blocks"], audio["block_counts"], strict=True))
         yield f"audio   {audio['dimension']} numbers; blocks of {audio['statistics_of']}: {blocks}"
+        if known := audio.get("features"):
+            yield f"        of {known['features']} {known['version']}, hash {known['sha256'][:12]}"
         yield f"        std from {min(audio['std']):.3g} to {max(audio['std']):.3g}"
     if (indexes[0].root / TRUTH).is_file():
         yield f"truth   {TRUTH}: what the demo's covers show"

@@ -21,11 +21,13 @@ from shard_tools import __version__
 from shard_tools.formats import work as job
 from shard_tools.formats.blocks import PRESENCE_RULE, Blocks, Moments
 from shard_tools.formats.codec import MAX_PIXELS
+from shard_tools.formats.companions import find_schema
 from shard_tools.formats.index import SPLITS, write_atomically, write_index
 from shard_tools.formats.layout import Drop, Listing, open_layout
 from shard_tools.formats.plan import Plan, choose_blocks, make_plan, read_rows, shard_tasks
 from shard_tools.formats.pool import available_workers, run_tasks
 from shard_tools.formats.probe import drop_lines, probe_chunk
+from shard_tools.formats.schema import Schema
 from shard_tools.formats.shards import ShardTask, SourceChangedError, pack_shard, read_result
 from shard_tools.formats.source import open_source
 from shard_tools.formats.truth import TRUTH, copy_truth
@@ -38,7 +40,8 @@ def pack(source: str, out: str, dataset: Literal["auto", "audio-cover", "cover"]
     """Packs covers and audio vectors into WebDataset shards with an index; bad files go to OUT/quarantine.jsonl.
 
     The same command after an interruption goes on where it stopped. Returns 1 when too many files were bad, else 0.
-    Of demo data its truth, attributes.npz, is copied too, also to shards that were packed before.
+    Of demo data its truth, attributes.npz, is copied too, also to shards that were packed before. What groups.csv (of
+    shard_tools.dedup) and features.json (of shard_tools.features and collect) say of covers and vectors is heeded.
 
     Args:
         source: folder or zip (read in place): the thesis' data sets, <split>/<genre>/, <genre>/, or plain files.
@@ -69,6 +72,7 @@ def pack(source: str, out: str, dataset: Literal["auto", "audio-cover", "cover"]
     if root == source_path or source_path in root.parents:
         raise ValueError(f"--out {out} lies in --source {source}: shards would become input; choose another folder")
     listing = open_layout(open_source(source_path), dataset)
+    schema = find_schema(listing.source, listing.top, listing.audio_folders())
     workers = workers or available_workers()
     root.mkdir(parents=True, exist_ok=True)
     with job.locked(root):
@@ -85,7 +89,7 @@ def pack(source: str, out: str, dataset: Literal["auto", "audio-cover", "cover"]
         _run(probe_chunk, chunks, workers, "checking", work.candidates)
         drops = work.drops + [drop for task in chunks for drop in job.read_drops(task.drops_path)]
         try:
-            plan = make_plan(work.folder, read_rows(chunks), resolution)
+            plan = make_plan(work.folder, read_rows(chunks), resolution, schema)
         except ValueError:  # nothing to pack: say why as fully as otherwise
             _write_quarantine(root, drops)
             _report_drops(root, drops)
@@ -105,7 +109,7 @@ def pack(source: str, out: str, dataset: Literal["auto", "audio-cover", "cover"]
             "genres": work.genres, "resolution": plan.resolution, "ignored_files": work.ignored,
             "drops": dict(sorted(Counter(drop.reason for drop in drops).items())),
             "quarantine_sha256": _write_quarantine(root, drops),
-            "audio": _audio_facts(plan, blocks, tasks[basis], basis),
+            "audio": _audio_facts(plan, blocks, tasks[basis], basis, schema),
         }
         _copy_truth(source_path, listing, root)  # before the index: with that the folder is finished
         for split, shards in tasks.items():
@@ -137,8 +141,9 @@ def _write_quarantine(root: Path, drops: list[Drop]) -> str:
     return hashlib.sha256(lines).hexdigest()
 
 
-def _audio_facts(plan: Plan, blocks: Blocks, shards: list[ShardTask], basis: str) -> dict[str, Any] | None:
-    """Dimension, blocks and the statistics over one split, merged shard by shard in their order."""
+def _audio_facts(plan: Plan, blocks: Blocks, shards: list[ShardTask], basis: str, schema: Schema | None,
+                 ) -> dict[str, Any] | None:
+    """Dimension, blocks, what is known of the numbers, and the statistics over one split, merged shard by shard."""
     if not plan.dimension:
         return None
     moments = Moments.empty(plan.dimension)
@@ -147,7 +152,7 @@ def _audio_facts(plan: Plan, blocks: Blocks, shards: list[ShardTask], basis: str
     mean, std = moments.mean_and_std()
     return {"dimension": plan.dimension, "blocks": [list(block) for block in blocks], "presence_rule": PRESENCE_RULE,
             "statistics_of": basis, "block_counts": [int(moments.count[start]) for start, _ in blocks],
-            "mean": mean.tolist(), "std": std.tolist()}
+            "mean": mean.tolist(), "std": std.tolist(), **({"features": schema.facts()} if schema else {})}
 
 
 def _split_index(common: dict[str, Any], rows: np.ndarray,
@@ -174,7 +179,8 @@ def _report(root: Path, plan: Plan, tasks: dict[str, list[ShardTask]], drops: li
     if facts["audio"]:
         blocks, basis = facts["audio"]["blocks"], facts["audio"]["statistics_of"]
         print(f"covers {plan.resolution} x {plan.resolution}; vectors of {plan.dimension}, blocks "
-              + ", ".join(f"[{start}, {end})" for start, end in blocks))
+              + ", ".join(f"[{start}, {end})" for start, end in blocks)
+              + (f"; {facts['audio']['features']['features']}" if "features" in facts["audio"] else ""))
         if basis != "train":
             print(f"warning: there is no train split; the audio statistics are those of {basis}")
     if (root / TRUTH).is_file():

@@ -15,17 +15,21 @@ from tqdm import tqdm
 from shard_tools.formats.check import Check, check_shard
 from shard_tools.formats.facts import check_facts, row_problems
 from shard_tools.formats.index import Index, facts_bytes, file_sha256, open_index, read_facts, splits_in
+from shard_tools.formats.leaks import NEAR, find_leaks, look_at_shards, near_pairs, show_leaks
 from shard_tools.formats.pool import available_workers, run_tasks
+from shard_tools.formats.shards import read_sample
 from shard_tools.formats.truth import TRUTH, read_columns
 from shard_tools.formats.work import FOLDER, QUARANTINE
 
 
-def verify(shards: str, full: bool = False, workers: int | None = None) -> int:
+def verify(shards: str, full: bool = False, leaks: bool = False, workers: int | None = None) -> int:
     """Checks the names, sizes and hashes of a folder of shards, and that index and shards fit. Returns 1 for a problem.
 
     Args:
         shards: the folder.
         full: also read and decode every cover and vector, and name the bad samples.
+        leaks: also look for what is in two splits: a group (album), a cover, or two covers that look alike; a leak is a
+            problem.
         workers: processes; none = one a core.
     """
     root = Path(shards)
@@ -42,7 +46,26 @@ def verify(shards: str, full: bool = False, workers: int | None = None) -> int:
     samples = sum(len(index.rows) for index in indexes)
     print(f"{root}: {len(problems) or 'no'} problem(s) in {samples:,} samples, {len(checks):,} shards, "
           f"{sum(check.bytes for check in checks) / 1e6:,.1f} MB" + ("" if full else " (--full decodes every sample)"))
+    if leaks and problems:
+        print("leaks were not looked for: the problems come first")
+    elif leaks:
+        return _look_for_leaks(indexes, workers or available_workers())
     return 1 if problems else 0
+
+
+def _look_for_leaks(indexes: list[Index], workers: int) -> int:
+    covers = look_at_shards(indexes, workers)
+    starts = np.cumsum([0, *(len(index.rows) for index in indexes)])
+
+    def name_of(sample: int) -> str:
+        number = int(np.searchsorted(starts, sample, side="right")) - 1
+        index, row = indexes[number], indexes[number].rows[sample - starts[number]]
+        with open(index.shards[row["shard"]], "rb") as file:
+            return f"{index.split}/{index.facts['genres'][row['genre']]}/{read_sample(file, row)[0]}"
+
+    splits = np.repeat(np.arange(len(indexes)), np.diff(starts))
+    groups = np.concatenate([index.rows["group"] for index in indexes])
+    return show_leaks(find_leaks(splits, groups, covers, *near_pairs(covers, NEAR)), name_of)
 
 
 def _check_folder(root: Path) -> tuple[list[str], list[Index]]:

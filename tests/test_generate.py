@@ -117,9 +117,9 @@ def test_an_acousticbrainz_file_fills_the_block_of_its_size(runs: Path, tmp_path
     ("wgan_gp", ["--audio", "x.npy"], "hears no audio"),
     ("cond_wgan_gp", [], "give it --audio FILE or --from_shards DIR"),
     ("cond_wgan_gp", ["--audio", "missing.npy"], "missing.npy: no such file"),
-    ("cond_wgan_gp", ["--audio", "song.txt"], "expected a .npy vector or an AcousticBrainz"),
+    ("cond_wgan_gp", ["--audio", "song.txt"], "expected a song (.mp3"),
     ("cond_wgan_gp", ["--audio", "song.MP3"], "song.MP3: the run was trained on 1160 numbers (blocks of 580 + 580) of "
-     "descriptors without a name, which can't be computed from audio files here yet; give a .npy vector or"),
+     "descriptors without a name, which can't be computed from audio files; give a .npy vector of that track, or"),
     ("cond_wgan_gp", ["--audio", "short.npy"], "a vector of 7 numbers; the run was trained on 1160"),
     ("cond_wgan_gp", ["--audio", "pickled.npy"], "pickled"),
     ("cond_wgan_gp", ["--audio", "bad.json"], "bad.json: truncated JSON"),

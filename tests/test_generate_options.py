@@ -12,13 +12,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from test_acousticbrainz import as_bytes, low_level
 
 from covergen import generate, models
 from covergen.nn.turn import Sizes
 from covergen.runtime import checkpoint, config, hearing
 from covergen.runtime.run import open_run
 from covergen.runtime.scale import AudioScale
-from shard_tools import __version__, cli
+from shard_tools import __version__, cli, extractors
+from shard_tools.formats.schema import write_schema
 
 AUDIO = {"dimension": 1160, "blocks": [[0, 580], [580, 1160]], "mean": [0.0] * 1160, "std": [1.0] * 1160}
 
@@ -163,20 +165,37 @@ def test_covers_go_into_the_tags_of_copies_or_of_the_files_themselves(
     assert Image.open(io.BytesIO(data)).size == (600, 600) and not list(tmp_path.glob("*.covergen.*"))
 
 
-def test_a_song_is_heard_as_soon_as_something_makes_the_run_s_vector_of_it(
-        vectors: dict[str, Path], tmp_path: Path, monkeypatch) -> None:
-    song = tmp_path / "song.flac"
-    song.write_bytes(bytes(77))
-    monkeypatch.setitem(hearing.EXTRACTORS, "sizes", lambda path: np.full(1160, path.stat().st_size, np.float32))
-    heard = hearing.read_files(f"{song},{next(iter(vectors.values()))}", {**AUDIO, "features": "sizes"})
-    assert heard.names == ["song", "a"] and (heard.raw[0] == 77).all()
-    with pytest.raises(ValueError, match=r"1160 numbers \(blocks of 580 \+ 580\) of mfccs, which can't be computed"):
-        hearing.read_files(str(song), {**AUDIO, "features": "mfccs"})
+def test_a_run_that_does_not_know_its_descriptors_hears_no_songs(tmp_path: Path) -> None:
+    (tmp_path / "song.flac").write_bytes(bytes(77))
+    with pytest.raises(ValueError, match=r"1160 numbers \(blocks of 580 \+ 580\) of descriptors without a name, which "
+                                         "can't be computed from audio"):
+        hearing.read_files(str(tmp_path / "song.flac"), AUDIO)
+
+
+def test_a_run_hears_what_its_own_extractor_makes_and_nothing_else(tmp_path: Path) -> None:
+    known = extractors.load("acousticbrainz-559").schema
+    facts = {"dimension": 559, "blocks": [[0, 559]], "features": known.facts()}
+    (tmp_path / "a.json").write_bytes(as_bytes(low_level()))
+    vector = hearing.read_files(f"{tmp_path}/a.json", facts).raw[0]
+    (tmp_path / "own/rock").mkdir(parents=True), (tmp_path / "other").mkdir()
+    write_schema(tmp_path / "own", known)
+    write_schema(tmp_path / "other", extractors.load("acousticbrainz").schema)
+    for folder in ("own/rock", "other"):
+        np.save(tmp_path / folder / "a.npy", vector)
+    assert (hearing.read_files(f"{tmp_path}/own/rock/a.npy", facts).raw[0] == vector).all()
+    with pytest.raises(ValueError, match=r"a vector of acousticbrainz 1 .* trained on 559 numbers \(blocks of 559\) of "
+                                         "acousticbrainz-559 1"):
+        hearing.read_files(f"{tmp_path}/other/a.npy", facts)
+    with pytest.raises(ValueError, match="acousticbrainz-559 1, which can't be computed from audio files"):
+        hearing.read_files(f"{tmp_path}/song.ogg", facts)
+    with pytest.raises(ValueError, match="use the version of the package that made them"):
+        hearing.read_files(f"{tmp_path}/a.json", {**facts, "features": {**known.facts(), "sha256": "0" * 64}})
 
 
 @pytest.mark.parametrize(("run", "words", "message"), [
     ("wgan_gp", ["--in_place"], "give --embed FILE too"),
-    ("wgan_gp", ["--embed"], "--embed: expected a value, found nothing"),
+    ("wgan_gp", ["--embed="], "--embed: expected audio files, or --audio with songs"),
+    ("cond_wgan_gp", ["--embed=", "--audio", "good.npy"], "--embed good.npy: expected an audio file of a kind"),
     ("wgan_gp", ["--embed", ","], "--embed: expected the paths of audio files"),
     ("wgan_gp", ["--embed", "missing.mp3"], "--embed missing.mp3: no such file"),
     ("wgan_gp", ["--embed", "bad.json"], "of a kind that has tags: .mp3, .flac, .ogg, .opus, .wav, .m4a"),

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from covergen.runtime.data import IndexedShards, varied
+from shard_tools import extractors
+from shard_tools.extractors import audio
 from shard_tools.formats import acousticbrainz, codec
+from shard_tools.formats.schema import read_schema
 from shard_tools.formats.source import BadFileError, Entry, read_entry
 
 READERS = {".npy": codec.VECTOR_BYTES, ".json": acousticbrainz.JSON_BYTES}  # and the most bytes that are read
-SONGS = (".mp3", ".flac", ".ogg", ".opus", ".wav", ".m4a")
-# What makes a raw vector float32 [D] of a song (ValueError: damaged), by the name of the descriptors that a run was
-# trained on (``features`` of its facts); there is none yet.
-EXTRACTORS: dict[str, Callable[[Path], np.ndarray]] = {}
-# AcousticBrainz's numbers by how many of them a data set holds.
+SONGS = audio.SUFFIXES
+KINDS = "a song (" + ", ".join(SONGS) + "), a .npy vector or a .json of descriptors"
+# AcousticBrainz's numbers by how many of them a data set of unknown descriptors holds.
 SETS = {len(names): names for names in (acousticbrainz.NAMES, acousticbrainz.NAMES_559)}
 
 
@@ -35,39 +35,38 @@ def listed(paths: str) -> list[Path]:
 
 
 def read_files(paths: str, facts: dict[str, Any]) -> Heard:
-    """Vectors (``.npy``) and AcousticBrainz low-level files (``.json``), or all of them in folders.
+    """Songs, vectors (``.npy``) and descriptors (``.json``), or all of them in folders, by the run's own extractor.
 
     Args:
         paths: separated by commas.
-        facts: the ``audio`` part of a run's facts: dimension and blocks.
+        facts: the ``audio`` part of a run's facts: dimension, blocks, and ``features``, where known.
 
     Raises:
-        ValueError: names the file: missing, of another kind, damaged, not of the run's dimension, or a song that
-            nothing here makes the run's vector of.
+        ValueError: names the file: missing, of another kind, damaged, of other descriptors than the run's, or a song
+            that nothing here makes the run's vector of.
     """
     files: list[Path] = []
     for path in listed(paths):
-        inside = sorted(file for file in path.iterdir() if file.suffix.lower() in READERS) if path.is_dir() else [path]
+        inside = sorted(file for file in path.iterdir()
+                        if file.suffix.lower() in (*READERS, *SONGS)) if path.is_dir() else [path]
         if not inside:
-            raise ValueError(f"--audio {path}: no {' or '.join(READERS)} file in that folder")
+            raise ValueError(f"--audio {path}: no file in that folder is {KINDS}")
         files += inside
     if not files:
-        raise ValueError("--audio: expected the path of a .npy vector or an AcousticBrainz .json")
+        raise ValueError(f"--audio: expected the path of {KINDS}")
     return Heard([file.stem for file in files], np.stack([_read(file, facts) for file in files]))
 
 
 def _read(file: Path, facts: dict[str, Any]) -> np.ndarray:
     kind, dimension = file.suffix.lower(), facts["dimension"]
     if kind not in READERS and kind not in SONGS:
-        raise ValueError(f"--audio {file}: expected a .npy vector or an AcousticBrainz low-level .json")
-    extract = _extractor(file, facts) if kind in SONGS else None
+        raise ValueError(f"--audio {file}: expected {KINDS}")
+    if kind in SONGS:
+        _hears(file, facts)
     if not file.is_file():
         raise ValueError(f"--audio {file}: no such file")
     try:
-        data = b"" if extract else read_entry(file.parent, Entry(file.name, -1, 0), READERS[kind])
-        if kind == ".json":
-            return _place(data, facts)
-        vector = extract(file) if extract else codec.read_vector(data)
+        vector = _heard(file, facts) if kind in SONGS else _described(file, facts)
     except BadFileError as error:
         raise ValueError(f"--audio {file}: {error}") from None
     if len(vector) != dimension:
@@ -75,15 +74,55 @@ def _read(file: Path, facts: dict[str, Any]) -> np.ndarray:
     return vector
 
 
-def _extractor(file: Path, facts: dict[str, Any]) -> Callable[[Path], np.ndarray]:
+def _described(file: Path, facts: dict[str, Any]) -> np.ndarray:
+    """The vector in a .npy or .json."""
+    data = read_entry(file.parent, Entry(file.name, -1, 0), READERS[file.suffix.lower()])
+    known = facts.get("features")
+    if file.suffix.lower() == ".npy":
+        folders = [file.resolve().parent, *file.resolve().parents[1:4]]  # OUT/audio/<split>/<genre> at the deepest
+        schema = next((schema for folder in folders if (schema := read_schema(folder))), None)
+        if known and schema and schema.sha256 != known["sha256"]:
+            raise ValueError(f"--audio {file}: a vector of {schema}, as {schema.features} made it; the run was trained "
+                             f"on {named(facts)}")
+        return codec.read_vector(data)
+    if not known:
+        return _place(data, facts)
+    of_json = _extractor(file, facts).of_json
+    if of_json is None:
+        raise ValueError(f"--audio {file}: the run was trained on {named(facts)}, which are not made of .json files")
+    return of_json(data)
+
+
+def _heard(file: Path, facts: dict[str, Any]) -> np.ndarray:
+    """The vector of a song, of which as much is heard as in training, from its middle."""
+    excerpt = facts["features"]["heard"].get("excerpt")
+    seconds = audio.duration(file)
+    start, length = (0.0, None) if excerpt is None else audio.starts(seconds, excerpt, 1)[0]
+    return _hears(file, facts)(file, start, length)
+
+
+def _hears(file: Path, facts: dict[str, Any]) -> Any:
     """What makes the run's vector of a song; ValueError, which says what the run was trained on, if nothing does."""
-    features = facts.get("features")
-    if features not in EXTRACTORS:
-        blocks = " + ".join(str(stop - start) for start, stop in facts["blocks"])
-        raise ValueError(f"--audio {file}: the run was trained on {facts['dimension']} numbers (blocks of {blocks}) of "
-                         f"{features or 'descriptors without a name'}, which can't be computed from audio files here "
-                         "yet; give a .npy vector or an AcousticBrainz low-level .json of that track")
-    return EXTRACTORS[features]
+    of_audio = _extractor(file, facts).of_audio if facts.get("features") else None
+    if of_audio is None:
+        raise ValueError(f"--audio {file}: the run was trained on {named(facts)}, which can't be computed from audio "
+                         "files; give a .npy vector of that track, or descriptors (.json) where they are made of them")
+    return of_audio
+
+
+def _extractor(file: Path, facts: dict[str, Any]) -> extractors.Extractor:
+    try:
+        return extractors.from_facts(facts["features"])
+    except ValueError as error:
+        raise ValueError(f"--audio {file}: {error}") from None
+
+
+def named(facts: dict[str, Any]) -> str:
+    """What a run hears, in words."""
+    blocks = " + ".join(str(stop - start) for start, stop in facts["blocks"])
+    known = facts.get("features")
+    return (f"{facts['dimension']} numbers (blocks of {blocks}) of "
+            + (f"{known['features']} {known['version']}" if known else "descriptors without a name"))
 
 
 def _place(data: bytes, facts: dict[str, Any]) -> np.ndarray:

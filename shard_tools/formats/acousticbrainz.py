@@ -116,12 +116,15 @@ NAMES_559: tuple[str, ...] = tuple(
 spectral_centroid, spectral_rolloff and spectral_spread."""
 
 _MISSING = object()
+_MAKERS = {"music 1.0": "AcousticBrainz's", "music 2.0": "today's Essentia's"}
 _KINDS = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", float: "a number",
           type(None): "null"}
 
 
-def read(data: bytes, names: Sequence[str] = NAMES) -> np.ndarray:
+def read(data: bytes, names: Sequence[str] = NAMES, extractor: str = "music 1.0") -> np.ndarray:
     """The numbers called ``names`` of an AcousticBrainz low-level JSON file, float32 ``[len(names)]``, ``[580]``.
+
+    With the names of ``formats.essentia``, of a file by today's Essentia; ``extractor`` is whose names they are.
 
     They are raw: each has the unit of its Essentia descriptor (Hz, dB, bpm, seconds, none), and their sizes differ as
     1e-24 from 1e13. Standard deviations are those of a population, as numpy's. Only what ``names`` asks for need be
@@ -138,7 +141,7 @@ def read(data: bytes, names: Sequence[str] = NAMES) -> np.ndarray:
     missing = [path for path, value in features.items() if value is _MISSING]
     if missing:
         raise BadFileError("missing feature", f"{missing[0]}; in all {len(missing)} of {len(features)} features are "
-                                              f"missing{_other_extractor(document)}")
+                                              f"missing{_other_extractor(document, extractor)}")
     with np.errstate(over="ignore", invalid="ignore"):  # what overflows becomes infinite, which is refused below
         vector = np.array([_number(features, name) for name in names], np.float64).astype(np.float32)
     if not np.isfinite(vector).all():
@@ -176,13 +179,14 @@ def _find(value: Any, path: str) -> Any:
     return value
 
 
-def _other_extractor(document: dict[str, Any]) -> str:
-    """What to add for a person whose file is of another extractor, such as today's Essentia; "" if it is not."""
+def _other_extractor(document: dict[str, Any], wanted: str) -> str:
+    """What to add for a person whose file is of another extractor than ``wanted``; "" if it is not."""
     extractor = _find(document, "metadata.version.extractor")
-    if not isinstance(extractor, str) or extractor == "music 1.0":
+    if not isinstance(extractor, str) or extractor == wanted:
         return ""
-    newer = ", a newer Essentia, whose features differ" if extractor.startswith("music ") else ""
-    return f": the file is by extractor {extractor[:40]!a}{newer}; AcousticBrainz's is 'music 1.0'"
+    kind = ", AcousticBrainz's, whose features differ" if extractor == "music 1.0" else (
+        ", a newer Essentia, whose features differ" if extractor.startswith("music ") else "")
+    return f": the file is by extractor {extractor[:40]!a}{kind}; {_MAKERS[wanted]} is {wanted!r}"
 
 
 def _number(features: dict[str, Any], name: str) -> float:

@@ -50,7 +50,7 @@ def probe_cover(data: bytes, max_pixels: int = MAX_PIXELS) -> CoverFacts:
     Raises:
         BadFileError: not an image, truncated, damaged, or of too many pixels.
     """
-    image, turn, plain = _load(data, max_pixels)
+    image, turn, plain = load(data, max_pixels)
     return CoverFacts(*(image.size[::-1] if turn in _SIDEWAYS else image.size), plain)
 
 
@@ -60,8 +60,8 @@ def read_cover(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     Raises:
         BadFileError: as ``probe_cover``.
     """
-    image, turn, _ = _load(data, max_pixels)
-    return np.array(_upright(to_rgb(image), turn))
+    image, turn, _ = load(data, max_pixels)
+    return np.array(upright(to_rgb(image), turn))
 
 
 def fit_cover(data: bytes, resolution: int, max_pixels: int = MAX_PIXELS) -> bytes:
@@ -71,7 +71,7 @@ def fit_cover(data: bytes, resolution: int, max_pixels: int = MAX_PIXELS) -> byt
     Raises:
         BadFileError: as ``probe_cover``.
     """
-    image, turn, plain = _load(data, max_pixels, resolution)
+    image, turn, plain = load(data, max_pixels, resolution)
     size = (resolution, resolution)
     if plain and image.size == size:
         return data
@@ -79,7 +79,7 @@ def fit_cover(data: bytes, resolution: int, max_pixels: int = MAX_PIXELS) -> byt
         image = image.convert("RGBA") if image.has_transparency_data else to_rgb(image)
     image = to_square(image, resolution)
     output = io.BytesIO()
-    _upright(to_rgb(image), turn).save(output, "JPEG", quality=QUALITY, subsampling=0)
+    upright(to_rgb(image), turn).save(output, "JPEG", quality=QUALITY, subsampling=0)
     return output.getvalue()
 
 
@@ -92,7 +92,7 @@ def to_square(image: Image.Image, side: int) -> Image.Image:
     return image.resize((side, side), Image.Resampling.LANCZOS, (left, top, left + short, top + short))
 
 
-def _upright(image: Image.Image, turn: int) -> Image.Image:
+def upright(image: Image.Image, turn: int) -> Image.Image:
     return image.transpose(_TURNS[turn]) if turn in _TURNS else image
 
 
@@ -107,13 +107,13 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _load(data: bytes, max_pixels: int, near: int | None = None) -> tuple[Image.Image, int, bool]:
+def load(data: bytes, max_pixels: int, near: int | None = None) -> tuple[Image.Image, int, bool]:
     """The first frame of an image, its EXIF orientation, and whether its bytes can stay as they are.
 
     With ``near``, a JPEG much larger than that is decoded at a half, quarter or eighth of its size (its format allows
     it), which saves the memory of the full one.
     """
-    width, height = _claimed_size(data)
+    width, height = claimed_size(data)
     if width * height > max_pixels:
         raise BadFileError("too many pixels", f"{width} x {height}, the limit is {max_pixels:,}")
     try:
@@ -180,7 +180,7 @@ def _is_cut(data: bytes) -> bool:
     return scan is None or data.find(b"\xff\xd9", scan) < 0
 
 
-def _claimed_size(data: bytes) -> tuple[int, int]:
+def claimed_size(data: bytes) -> tuple[int, int]:
     """(width, height) by the header of a JPEG or PNG, however damaged the rest is; (0, 0) = unknown."""
     if data.startswith(_PNG) and len(data) >= 24:
         return struct.unpack_from(">II", data, 16)

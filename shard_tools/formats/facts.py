@@ -10,6 +10,7 @@ from shard_tools.formats.index import SHARD_NAME, Index
 
 _TYPES = {"samples": int, "groups": int, "resolution": int, "genres": list, "genre_counts": dict, "shards": list,
           "splits": list, "drops": dict, "quarantine_sha256": str, "rows_sha256": str}
+_FEATURES = {"features": str, "version": int, "dimension": int, "options": dict, "heard": dict, "sha256": str}
 _SHARD = {"name": str, "samples": int, "bytes": int, "sha256": str}
 
 
@@ -45,6 +46,9 @@ def check_facts(facts: dict[str, Any], split: str) -> None:
         edges = [edge for block in blocks for edge in block]
         _require([edges[0], edges[-1]] == [0, audio["dimension"]] and edges[1:-1:2] == edges[2::2], "audio")
         _require(edges == sorted(edges) and len(audio.get("block_counts", ())) == len(blocks), "audio")
+        features = audio.get("features", {})
+        _require(isinstance(features, dict) and all(isinstance(features.get(n), t) for n, t in _FEATURES.items()
+                                                    if features), "audio")
     _require(all(isinstance(n, int) for n in [*facts["genre_counts"].values(), *facts["drops"].values()]), "drops")
 
 

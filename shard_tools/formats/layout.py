@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 from urllib.parse import quote, unquote_to_bytes
 
+from shard_tools.formats.companions import find_groups
 from shard_tools.formats.index import SPLITS
 from shard_tools.formats.source import Entry, Folder, Zip
 
@@ -63,6 +64,8 @@ class Drop(NamedTuple):
 class Listing:
     """Iterates over the candidates and drops of a source, whose layout begins at ``top``, by split, genre and stem.
 
+    ``groups``: of (genre, stem), what to take for the album instead of what the stem says.
+
     Attributes, known when the iteration has ended:
         genres: sorted names over all splits; a label is a position in it.
         ignored: number of files that are neither covers nor vectors.
@@ -72,6 +75,7 @@ class Listing:
     source: Folder | Zip
     top: str
     root: Root
+    groups: dict[tuple[str, str], str]
     genres: list[str] = field(default_factory=list)
     ignored: int = 0
     paired: bool = False
@@ -95,8 +99,29 @@ class Listing:
                     yield Drop(folder, "list", "unreadable", error.strerror or str(error))
             if found:
                 genres.add(place[1])
-            yield from _join(*place, found, self.paired, taken[place[0]])
+            yield from self._join(*place, found, taken[place[0]])
         self.genres = sorted(genres)
+
+    def audio_folders(self) -> list[str]:
+        """The folders that hold vectors, by split and genre."""
+        folders = dict(_genre_folders(self.source, self.root.audio)) if self.root.audio is not None else {}
+        return [folder for folder in folders.values() if self._has_vectors(folder)]
+
+    def _join(self, split: str, genre: str, found: dict[tuple[str, bool], Entry],
+              taken: set[int]) -> Iterator[Candidate | Drop]:
+        for stem in sorted({stem for stem, _ in found}):
+            cover, audio = found.get((stem, False)), found.get((stem, True))
+            if cover is None:
+                yield Drop(audio.path, "join", "orphan audio", f"no cover with the stem {stem}")
+            elif audio is None and self.paired:
+                yield Drop(cover.path, "join", "orphan cover", f"no vector with the stem {stem}")
+            else:
+                key = make_key(stem)
+                if _short_hash(key) in taken:  # the same stem in another genre of this split
+                    key = make_key(stem, f"{genre}/{stem}")
+                assert _short_hash(key) not in taken, key
+                taken.add(_short_hash(key))
+                yield Candidate(split, genre, key, self.groups.get((genre, stem)) or album_of(stem), cover, audio)
 
     def _has_vectors(self, folder: str) -> bool:
         try:
@@ -142,10 +167,10 @@ def open_layout(source: Folder | Zip, dataset: str = "auto") -> Listing:
         raise ValueError(f"--source has no layout that is understood: found {seen}; expected {LAYOUTS}")
     if dataset == "cover":
         pure = _split_below(source, top, "cover_dataset")
-        return Listing(source, top, Root(pure if pure is not None else root.cover, None))
+        return Listing(source, top, Root(pure if pure is not None else root.cover, None), find_groups(source, top))
     if dataset == "audio-cover" and root.audio is None:
         raise ValueError("--dataset audio-cover, but --source holds covers only; use --dataset cover")
-    return Listing(source, top, root)
+    return Listing(source, top, root, find_groups(source, top))
 
 
 def _recognise(source: Folder | Zip, top: str, folders: list[str], files: list[Entry]) -> Root | None:
@@ -196,23 +221,6 @@ def _genre_folders(source: Folder | Zip, top: str) -> Iterator[tuple[tuple[str, 
                 if genre == UNKNOWN and any(read_name(e.name)[1] in COVERS for e in source.list(base)[1]):
                     raise ValueError(f"--source has files both in {path}/ and, without a genre, beside it; move them")
                 yield (split, genre), path
-
-
-def _join(split: str, genre: str, found: dict[tuple[str, bool], Entry], paired: bool,
-          taken: set[int]) -> Iterator[Candidate | Drop]:
-    for stem in sorted({stem for stem, _ in found}):
-        cover, audio = found.get((stem, False)), found.get((stem, True))
-        if cover is None:
-            yield Drop(audio.path, "join", "orphan audio", f"no cover with the stem {stem}")
-        elif audio is None and paired:
-            yield Drop(cover.path, "join", "orphan cover", f"no vector with the stem {stem}")
-        else:
-            key = make_key(stem)
-            if _short_hash(key) in taken:  # the same stem in another genre of this split
-                key = make_key(stem, f"{genre}/{stem}")
-            assert _short_hash(key) not in taken, key
-            taken.add(_short_hash(key))
-            yield Candidate(split, genre, key, album_of(stem), cover, audio)
 
 
 def read_name(name: str) -> tuple[str, str]:

@@ -18,8 +18,10 @@ from shard_tools.formats.codec import VECTOR_BYTES, read_vector
 from shard_tools.formats.index import SPLITS
 from shard_tools.formats.layout import Candidate, Drop
 from shard_tools.formats.probe import SOUND, ProbeTask, from_line
+from shard_tools.formats.schema import FILE, Schema
 from shard_tools.formats.shards import ShardTask, read_again, shard_name
 
+STRAYS = 0.05  # share of vectors of a wrong size that is taken for damage, and not for another kind of vectors
 SAMPLE_VECTORS, SAMPLE_BYTES = 4096, 2**25  # blocks are detected on so many vectors at most
 
 
@@ -42,16 +44,17 @@ def read_rows(tasks: Iterable[ProbeTask]) -> np.ndarray:
     return np.concatenate(parts) if parts else np.empty(0, SOUND)
 
 
-def make_plan(work: Path, rows: np.ndarray, resolution: int | None) -> Plan:
+def make_plan(work: Path, rows: np.ndarray, resolution: int | None, schema: Schema | None = None) -> Plan:
     """Chooses the covers' size and the vectors' dimension, drops what differs, settles groups and order.
 
     Args:
         work: folder of the candidates' lines.
         rows: ``[N]`` of ``SOUND``.
         resolution: size to bring every cover to; None = the commonest square size, covers of another size are dropped.
+        schema: what the vectors are said to be.
 
     Raises:
-        ValueError: nothing is left, or no cover is square and no resolution was given.
+        ValueError: nothing is left, no cover is square and no resolution was given, or vectors are not what is said.
     """
     if not len(rows):
         raise ValueError("nothing to pack: not one sample of --source is sound; see quarantine.jsonl in --out")
@@ -67,11 +70,16 @@ def make_plan(work: Path, rows: np.ndarray, resolution: int | None) -> Plan:
             drops.append(Drop(candidate.cover.path, "cover", "wrong cover size",
                               f"{row['width']} x {row['height']}; most square covers are {resolution} x {resolution}; "
                               f"--resolution {resolution} would crop and resize it"))
-    dimension = _commonest(rows["dimension"])
+    dimension = len(schema.names) if schema else _commonest(rows["dimension"])
     fits = rows["dimension"] == dimension
+    if schema and (~fits).mean() > STRAYS:
+        other = _commonest(rows["dimension"][~fits])
+        raise ValueError(f"{(~fits).sum():,} of {len(rows):,} vectors are not what {FILE} says, {schema}: most of them "
+                         f"have {other} numbers; vectors of different descriptors can't be mixed: pack them one by one")
+    expected = f"{FILE} says" if schema else "most vectors have"
     for row, candidate in _candidates(work, rows[~fits]):
         drops.append(Drop(candidate.audio.path, "audio", "wrong vector size",
-                          f"{row['dimension']} numbers, most vectors have {dimension}"))
+                          f"{row['dimension']} numbers, {expected} {dimension}"))
     rows = rows[keep & fits]
     if not len(rows):
         raise ValueError("nothing to pack: no sample has both the commonest cover size and the commonest vector size")

@@ -38,7 +38,8 @@ class Work:
         folder: ``OUT/.pack``.
         chunks: (byte of its first line, number of lines) of every chunk of candidates.
         drops: files that found no place in a candidate.
-        source_sha256: of the paths (below the layout's top) and sizes of all files, alike for a folder and its zip.
+        source_sha256: of the paths (below the layout's top) and sizes of all files and of groups.csv, alike for a
+            folder and its zip.
         version: the same with the times or checksums of the files, to tell whether the source changed.
     """
 
@@ -68,7 +69,7 @@ def locked(root: Path) -> Iterator[None]:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(handle)
-        raise ValueError(f"another process is packing into {root}; wait for it, or choose another --out") from None
+        raise ValueError(f"another process is writing into {root}; wait for it, or choose another --out") from None
     except OSError:
         pass  # a network file system without locks: go on, alone as nearly always
     try:
@@ -187,6 +188,8 @@ def _spool(work: Work, listing: Listing, file: BinaryIO) -> Work:
             work.drops.append(item)
             names.update(json.dumps([item.path[len(listing.top):].lstrip("/"), item.reason]).encode())
             versions.update(json.dumps(item).encode())
+    if listing.groups:
+        names.update(json.dumps(sorted(listing.groups.items())).encode())
     work.genres, work.ignored = listing.genres, listing.ignored
     work.source_sha256, work.version = names.hexdigest(), versions.hexdigest()
     return work

@@ -1,0 +1,251 @@
+"""``python -m shard_tools.collect --source MUSIC_DIR --out DIR``: a music library in, a data set to pack out.
+
+The tags of all files first, then the covers of the albums, then the hearing, which takes hours and is kept file by
+file. All but the hearing is done anew by every run, and so may change between two.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from shard_tools import extractors
+from shard_tools.extractors import audio
+from shard_tools.formats.albums import Track, make_tracks
+from shard_tools.formats.collection import Sample, begin, write_collection
+from shard_tools.formats.covers import CoverTask, choices, make_cover, origin
+from shard_tools.formats.genres import read_map
+from shard_tools.formats.index import write_atomically
+from shard_tools.formats.layout import Drop
+from shard_tools.formats.library import Library, walk
+from shard_tools.formats.memory import Heard, HearTask, Part, hear_all, memory_of
+from shard_tools.formats.music import Tags, read_tags
+from shard_tools.formats.pool import available_workers, run_tasks
+from shard_tools.formats.probe import drop_lines
+from shard_tools.formats.source import BadFileError
+from shard_tools.formats.work import QUARANTINE, locked
+
+CHUNK = 32  # files whose tags are read in one task
+COMPILATION = "compilation"
+
+
+def collect(source: str, out: str, extractor: str = "essentia", model: str | None = None,
+            excerpt: float | None = 30.0, excerpts: int = 1, genre_map: str | None = None,
+            no_compilations: bool = False, keep_coverless: bool = False, cover_side: int = 1024,
+            max_pixels: int = 64_000_000, max_failure_rate: float = 0.05, workers: int | None = None) -> int:
+    """Turns a music library (mp3, flac, ogg, opus, m4a, wav) into covers and vectors; the library is only read.
+
+    Writes {cover,audio}/<genre>/, tracks.csv, and quarantine.jsonl, which names every file left out and why. The same
+    command again goes on where it stopped, and hears what the library has got since. Returns 1 when too many files
+    were left out, else 0.
+
+    Args:
+        source: folder of music; links in it are followed.
+        out: folder to write to; new, empty, or left by this command.
+        extractor: what makes a vector of sound: essentia or clap.
+        model: of clap, a name on the hub or a folder.
+        excerpt: seconds of a track that are heard, from its middle; none = all of it (35 MB of memory a minute).
+        excerpts: at most so many excerpts a track, evenly spread; each is a sample.
+        genre_map: CSV file of lines tag,genre, which come before the built-in map.
+        no_compilations: leave out compilations.
+        keep_coverless: keep the vectors of tracks without a cover.
+        cover_side: longest side of a cover in pixels; larger ones are made smaller.
+        max_pixels: pictures of more pixels are not taken.
+        max_failure_rate: share of files left out, compilations aside, above which the exit status is 1.
+        workers: processes; none = one a core, 12 at most.
+
+    Raises:
+        ValueError: nothing to collect, or OUT holds something else.
+    """
+    started = time.monotonic()
+    for name, value, low, high in (
+            ("excerpt", excerpt, audio.SHORTEST, 3600), ("excerpts", excerpts, 1, 1000),
+            ("cover_side", cover_side, 16, 8192), ("max_pixels", max_pixels, 1, 178_000_000),
+            ("max_failure_rate", max_failure_rate, 0, 1), ("workers", workers, 1, 1024)):
+        if value is not None and not low <= value <= high:
+            raise ValueError(f"--{name} {value}: expected {low:,} to {high:,}")
+    if model and extractor != "clap":
+        raise ValueError(f"--model is an option of --extractor clap, not of {extractor}")
+    if excerpts > 1 and excerpt is None:
+        raise ValueError(f"--excerpts {excerpts} needs the length of one: --excerpt 30")
+    extractors.need("audio", "mutagen", "av")
+    loaded = extractors.load(extractor, **({"model": model} if model else {}))
+    if loaded.of_audio is None:
+        raise ValueError(f"--extractor {extractor} does not hear audio files; essentia and clap do")
+    heard = {} if excerpt is None else {"excerpt": float(excerpt), "excerpts": excerpts}
+    schema = replace(loaded.schema, heard=heard)
+    own = read_map(Path(genre_map)) if genre_map else {}
+    source_path, root, workers = Path(source).resolve(), Path(out).resolve(), workers or available_workers()
+    if not source_path.is_dir():
+        raise ValueError(f"--source {source} is not a folder; expected one of music files")
+    if root == source_path or source_path in root.parents:
+        raise ValueError(f"--out {out} lies in --source {source}, which is never written to; choose another folder")
+    root.mkdir(parents=True, exist_ok=True)
+    with locked(root):
+        work = begin(root, schema)
+        library = walk(source_path, audio.SUFFIXES)
+        drops = list(library.drops)
+        tracks = make_tracks(_read_all_tags(source_path, library, drops, workers))
+        if no_compilations:
+            tracks = _without_compilations(tracks, drops)
+        task = CoverTask(source_path, work / "covers", (), cover_side, max_pixels)
+        samples = _with_covers(tracks, library, task, drops, keep_coverless, workers)
+        memories = {entry.path: memory_of(work / "heard", entry, schema.sha256, heard) for entry in library.songs}
+        listen = partial(hear_excerpts, extractor, schema.options, excerpt, excerpts)
+        tasks = [HearTask(source_path, sample.track.path, listen, memories[sample.track.path]) for sample in samples]
+        deaf = [Drop(path, "audio", error.reason, error.detail) for path, error in _hear(tasks, workers)]
+        drops = sorted(drops + deaf)
+        lost = {drop.path for drop in deaf}
+        samples = [sample for sample in samples if sample.track.path not in lost]
+        write_atomically(root / QUARANTINE, drop_lines(drops))
+        if not samples:
+            _report_drops(root, drops)
+            raise ValueError(f"--source {source}: of its {len(library.songs):,} audio files "
+                             f"({', '.join(audio.SUFFIXES)}) none can be collected")
+        rows = write_collection(root, [(sample, memories[sample.track.path]) for sample in samples], own, schema)
+        _report(root, library, samples, rows, drops, time.monotonic() - started)
+        return _verdict(sum(drop.reason != COMPILATION for drop in drops), len(samples), max_failure_rate)
+
+
+def hear_excerpts(extractor: str, options: dict[str, Any], excerpt: float | None, excerpts: int,
+                  path: Path) -> Heard:
+    """The excerpts of a file that can be heard, or all of it.
+
+    Raises:
+        BadFileError: none can.
+    """
+    hear = extractors.load(extractor, **options).of_audio
+    seconds, parts, problems = audio.duration(path), [], []
+    if excerpt is None:
+        return Heard(seconds, [Part(0, 0.0, seconds, hear(path, 0.0, None))])
+    for number, (start, length) in enumerate(audio.starts(seconds, excerpt, excerpts)):
+        try:
+            parts.append(Part(number, start, length, hear(path, start, length)))
+        except BadFileError as error:  # silence, or damage, in this place
+            problems.append(error)
+    if not parts:
+        raise problems[0]
+    return Heard(seconds, parts)
+
+
+def _read_all_tags(source: Path, library: Library, drops: list[Drop], workers: int) -> dict[str, Tags]:
+    """The tags of each file by its path; what can't be read is added to the drops."""
+    paths = [entry.path for entry in library.songs]
+    chunks = [paths[i:i + CHUNK] for i in range(0, len(paths), CHUNK)]
+    found: dict[str, Tags] = {}
+    with tqdm(total=len(paths), desc="tags", unit=" files", smoothing=0.05) as bar:
+        read = run_tasks(partial(_read_tags, source), chunks, min(workers, len(chunks)))
+        for chunk, results in zip(chunks, read, strict=True):
+            for path, result in zip(chunk, results, strict=True):
+                if isinstance(result, BadFileError):
+                    drops.append(Drop(path, "tags", result.reason, result.detail))
+                else:
+                    found[path] = result
+            bar.update(len(chunk))
+    return found
+
+
+def _read_tags(source: Path, paths: list[str]) -> list[Tags | BadFileError]:
+    found: list[Tags | BadFileError] = []
+    for path in paths:
+        try:
+            found.append(read_tags(source / path))
+        except BadFileError as error:
+            found.append(error)
+    return found
+
+
+def _without_compilations(tracks: list[Track], drops: list[Drop]) -> list[Track]:
+    """Leaves out every album that any of its tracks calls a compilation; of a mere folder, those tracks."""
+    albums = {track.album for track in tracks if track.tags.compilation and track.album.by != "folder"}
+    kept = []
+    for track in tracks:
+        if track.album in albums or track.tags.compilation:
+            drops.append(Drop(track.path, "tags", COMPILATION, track.tags.album or "its tags say so"))
+        else:
+            kept.append(track)
+    return kept
+
+
+def _with_covers(tracks: list[Track], library: Library, task: CoverTask, drops: list[Drop], keep_coverless: bool,
+                 workers: int) -> list[Sample]:
+    """Makes the covers; the tracks with theirs, and those without where they are kept."""
+    albums: dict[str, list[Track]] = defaultdict(list)
+    for track in tracks:
+        albums[track.album.id].append(track)
+    entries = {entry.path: entry for entry in library.songs}
+    tasks = {path: replace(task, choices=found) for album in albums.values()
+             for path, found in choices(album, entries, library).items()}
+    once = list(dict.fromkeys(tasks.values()))
+    made = run_tasks(make_cover, once, min(workers, len(once)))
+    covers = dict(zip(once, tqdm(made, total=len(once), desc="covers", unit=" covers", smoothing=0.05), strict=True))
+    samples = []
+    for track in tracks:
+        task = tasks[track.path]
+        number, problems = covers[task]
+        if number >= 0:
+            choice = task.choices[number]
+            samples.append(Sample(track, task.path, origin(track, choice), choice.entry.path))
+        elif keep_coverless:
+            samples.append(Sample(track, None, "", ""))
+        else:
+            drops.append(Drop(track.path, "cover", "no cover", problems or "no picture in its tags or beside it"))
+    return samples
+
+
+def _hear(tasks: list[HearTask], workers: int) -> Iterator[tuple[str, BadFileError]]:
+    """Hears what was not heard before; yields the paths of the files that can't be, and why."""
+    new = [task for task in tasks if not task.memory.exists()]
+    with tqdm(total=len(tasks), initial=len(tasks) - len(new), desc="hearing", unit=" tracks", smoothing=0.05) as bar:
+        for task, error in hear_all(new, workers):
+            bar.update()
+            if error:
+                yield task.path, error
+
+
+def _report(root: Path, library: Library, samples: list[Sample], rows: list[list[str]], drops: list[Drop],
+            seconds: float) -> None:
+    albums = Counter(track_album.by for track_album in {sample.track.album for sample in samples})
+    kinds = {"release": "by MusicBrainz release", "tags": "by album artist and title", "folder": "by folder"}
+    print(f"tracks  {len(samples):9,} of {len(library.songs):,} audio files, {len(rows):,} samples")
+    print(f"albums  {albums.total():9,}: " + ", ".join(f"{albums[kind]:,} {text}" for kind, text in kinds.items()))
+    for genre, count in sorted(Counter(row[0] for row in rows).items(), key=lambda pair: (-pair[1], pair[0])):
+        print(f"genre   {count:9,}  {genre}")
+    _report_drops(root, drops)
+    print(f"in {seconds:.1f} s")
+    folder, split, shards = (shlex.quote(f"{root}{end}") for end in ("", "_split", "_shards"))
+    print(f"next: python -m shard_tools.dedup --source {folder} --apply group\n"
+          f"      python -m shard_tools.split --source {folder} --out {split}\n"
+          f"      python -m shard_tools.pack --source {split} --out {shards} --resolution 64")
+
+
+def _report_drops(root: Path, drops: list[Drop]) -> None:
+    for reason, count in sorted(Counter(drop.reason for drop in drops).items(), key=lambda pair: (-pair[1], pair[0])):
+        print(f"left out {count:8,}  {reason}")
+    if drops:
+        print(f"        each is named in {root / QUARANTINE}")
+
+
+def _verdict(lost: int, kept: int, max_failure_rate: float) -> int:
+    rate = lost / (lost + kept)
+    if rate <= max_failure_rate:
+        return 0
+    print(f"{lost:,} files left out to {kept:,} tracks are {rate:.1%}, more than --max_failure_rate "
+          f"{max_failure_rate:.1%}: exit status 1; what was sound is collected", file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    from shard_tools import cli
+    from shard_tools.collect import collect as command  # by the name that worker processes know its functions by
+
+    cli.run(command)

@@ -1,0 +1,198 @@
+"""``python -m shard_tools.dedup --source DIR``: a data set in; what covers it has twice, as a table and a picture, out.
+
+Three kinds of duplicates: the same bytes, the same picture (dHash), and near ones (thumbnails); the last two are looked
+at more closely before they count. Without ``--apply`` nothing in the data set changes.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from shard_tools.formats.clusters import WHY, File, Member, find_clusters, merged_groups, units_in
+from shard_tools.formats.codec import COVER_BYTES, MAX_PIXELS, read_cover
+from shard_tools.formats.dropped import DONE, drop_files, finish, is_unfinished
+from shard_tools.formats.fingerprints import LOOKED, LookTask, look_chunk
+from shard_tools.formats.groups import FILE as GROUPS
+from shard_tools.formats.groups import write_groups
+from shard_tools.formats.index import write_atomically
+from shard_tools.formats.layout import Candidate, Drop, Listing, album_of, open_layout, read_name
+from shard_tools.formats.pool import available_workers, run_tasks
+from shard_tools.formats.probe import drop_lines
+from shard_tools.formats.sheet import Row, Tile, draw_sheet
+from shard_tools.formats.source import Folder, open_source, read_entry
+
+COLUMNS = ("cluster", "genre", "stem", "path", "why", "distance", "keep")
+TABLE, SHEET, QUARANTINE, MEMORY = "clusters.csv", "clusters.png", "quarantine.jsonl", ".prints"
+CHUNK, ROWS, ACROSS = 128, 20, 8
+
+
+def dedup(source: str, out: str | None = None, distance: int = 4, apply: Literal["no", "group", "keep-one"] = "no",
+          dataset: Literal["auto", "audio-cover", "cover"] = "auto", max_pixels: int = MAX_PIXELS,
+          workers: int | None = None) -> int:
+    """Finds covers that show the same picture in different albums, and on request keeps them together or drops them.
+
+    Writes OUT/clusters.csv (a line for each cover of each cluster), OUT/clusters.png (the largest clusters to look
+    at) and OUT/quarantine.jsonl (covers that can't be read). Tracks of one album share their cover by right: a
+    cluster has covers of two albums at least (or of single files, where names tell no album).
+
+    Args:
+        source: folder or zip, in any layout that shard_tools.pack reads.
+        out: folder of the report; none = SOURCE.dedup beside SOURCE.
+        distance: bits of 64 in which the dHashes of the same picture may differ.
+        apply: no; group (write SOURCE/groups.csv, so that pack and split take each cluster for one album); or keep-one
+            (move all but one album of each cluster, covers and vectors, to SOURCE.dropped: the one with the largest
+            picture stays, then with the most tracks, then the first by name).
+        dataset: audio-cover, cover (covers without vectors), or auto: audio-cover where there is one.
+        max_pixels: covers of more pixels are bad files.
+        workers: processes; none = one a core, 12 at most.
+
+    Raises:
+        ValueError: no covers, a bad option, or --apply to a zip.
+    """
+    started = time.monotonic()
+    for name, value, low, high in (("distance", distance, 0, 16), ("workers", workers, 1, 1024),
+                                   ("max_pixels", max_pixels, 1, 178_000_000)):
+        if value is not None and not low <= value <= high:
+            raise ValueError(f"--{name} {value}: expected {low:,} to {high:,}")
+    source_path = Path(source).resolve()
+    root = Path(out).resolve() if out else source_path.with_name(f"{source_path.name}.dedup")
+    dropped = source_path.with_name(f"{source_path.name}.dropped")
+    if root == source_path or source_path in root.parents:
+        raise ValueError(f"--out {root} lies in --source {source}: the report would become input; choose "
+                         "another folder")
+    opened = open_source(source_path)
+    if apply != "no" and not isinstance(opened, Folder):
+        raise ValueError(f"--apply {apply}: {source} is no folder; unpack it first, or ask for the report only")
+    if apply == "keep-one" and is_unfinished(dropped):
+        finish(source_path, dropped)
+        print(f"finished what an interrupted run had begun: {dropped / DONE} lists what was moved; its report is whole")
+        return 0
+    listing = open_layout(opened, dataset)
+    files, looked, drops = _look(listing, source_path, root, max_pixels, workers or available_workers())
+    write_atomically(root / QUARANTINE, drop_lines(sorted(drops)))
+    if not files:
+        raise ValueError(f"--source {source} holds no cover that can be read ({len(drops):,} bad files, named in "
+                         f"{root / QUARANTINE})")
+    clusters = find_clusters(files, looked, distance)
+    write_atomically(root / TABLE, _table(clusters))
+    write_atomically(root / SHEET, _sheet(source_path, clusters, max_pixels))
+    _report(root, files, looked, clusters, drops, time.monotonic() - started)
+    if apply == "group":
+        _group(source_path / listing.top, listing, files, clusters)
+    elif apply == "keep-one":
+        count = drop_files(source_path, dropped, _losers(clusters))
+        print(f"moved {count:,} files (covers and vectors) to {dropped}; nothing was deleted, {DONE} there says what "
+              "stays in their stead" if count else "nothing to drop")
+    elif clusters:
+        print("next: the same with --apply group (keep each cluster in one split) or --apply keep-one (drop all but "
+              "one of each)")
+    return 0
+
+
+def _look(listing: Listing, source: Path, root: Path, max_pixels: int,
+          workers: int) -> tuple[list[File], np.ndarray, list[Drop]]:
+    """The sound covers, what they look like (``LOOKED``), and the files that can't be used."""
+    items = list(listing)
+    drops = [item for item in items if isinstance(item, Drop)]
+    found = sorted((_file(item) for item in items if isinstance(item, Candidate)),
+                   key=lambda file: (file.unit, file.path))  # an album's tracks together: often the same bytes
+    memory = root / MEMORY
+    memory.mkdir(parents=True, exist_ok=True)
+    tasks = [LookTask(source, tuple(file.cover for file in found[at:at + CHUNK]), memory, max_pixels)
+             for at in range(0, len(found), CHUNK)]
+    parts = []
+    with tqdm(total=len(found), desc="looking", unit=" covers", smoothing=0.05) as bar:
+        for rows, bad in run_tasks(look_chunk, tasks, min(workers, len(tasks))):
+            parts.append(rows)
+            drops += bad
+            bar.update(len(rows))
+    for path in set(memory.iterdir()) - {task.path for task in tasks}:  # of files that have changed since
+        path.unlink()
+    looked = np.concatenate([*parts, np.zeros(0, LOOKED)])
+    sound = looked["sound"]
+    return [file for file, good in zip(found, sound, strict=True) if good], looked[sound], drops
+
+
+def _file(candidate: Candidate) -> File:
+    stem = read_name(candidate.cover.name)[0]
+    return File(candidate.genre, stem, candidate.cover, candidate.audio,
+                album_of(stem) or f"{candidate.genre}/{stem}")
+
+
+def _table(clusters: Sequence[Sequence[Member]]) -> bytes:
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for number, members in enumerate(clusters, 1):
+        for file, why, distance, keep in members:
+            writer.writerow([number, file.genre, file.stem, file.path, why, distance, "yes" if keep else "no"])
+    return text.getvalue().encode("utf-8", "surrogateescape")
+
+
+def _sheet(source: Path, clusters: Sequence[Sequence[Member]], max_pixels: int) -> bytes:
+    """The largest clusters, a row each: one picture of each album, the one that stays first and framed."""
+    shown = clusters[:ROWS]
+    heading = (f"{source.name}: {len(clusters):,} clusters of covers that look the same"
+               + (f", the largest {ROWS}" if len(clusters) > ROWS else "") + "; framed: what --apply keep-one keeps")
+    rows = []
+    for number, members in enumerate(tqdm(shown, desc="drawing", unit=" clusters"), 1):
+        first = {member.file.unit: member for member in reversed(members)}
+        albums = [first[unit] for unit in dict.fromkeys(member.file.unit for member in members)]
+        more = f"; {len(albums) - ACROSS:,} more not shown" if len(albums) > ACROSS else ""
+        of = f" of {len(albums):,} albums" if len(albums) < len(members) else ""
+        title = f"{number}: {len(members):,} covers{of}{more}"
+        rows.append(Row(title, [_tile(source, member, max_pixels) for member in albums[:ACROSS]]))
+    return draw_sheet(heading, rows, ACROSS)
+
+
+def _tile(source: Path, member: Member, max_pixels: int) -> Tile:
+    image = Image.fromarray(read_cover(read_entry(source, member.file.cover, COVER_BYTES), max_pixels))
+    link = {"exact": "same bytes", "same": f"same, {member.distance} bits", "near": f"near, L1 {member.distance}"}
+    words = ("kept" if member.keep else link[member.why], member.file.genre, member.file.unit.rpartition("/")[2])
+    return Tile(image, words, member.keep)
+
+
+def _report(root: Path, files: Sequence[File], looked: np.ndarray, clusters: Sequence[Sequence[Member]],
+            drops: Sequence[Drop], seconds: float) -> None:
+    for reason, count in sorted(Counter(drop.reason for drop in drops).items(), key=lambda pair: (-pair[1], pair[0])):
+        print(f"left out {count:9,}  {reason}")
+    if drops:
+        print(f"         each is named in {root / QUARANTINE}")
+    kinds = Counter(member.why for members in clusters for member in members)
+    print(f"{len(files):,} covers ({len(np.unique(looked['hash'])):,} different files) of "
+          f"{len({file.unit for file in files}):,} albums or single files, in {seconds:.1f} s")
+    print(f"{len(clusters):,} clusters hold {sum(map(len, clusters)):,} covers of "
+          f"{sum(map(units_in, clusters)):,} of these: " + ", ".join(f"{why} {kinds[why]:,}" for why in WHY))
+    print(f"{root / TABLE} lists them; look at the largest in {root / SHEET}")
+
+
+def _group(folder: Path, listing: Listing, files: Sequence[File], clusters: Sequence[Sequence[Member]]) -> None:
+    groups = merged_groups(listing.groups, files, clusters)
+    if groups == listing.groups:
+        print(f"{folder / GROUPS} says so already" if groups else "nothing to group")
+        return
+    write_groups(folder, groups)
+    print(f"{folder / GROUPS} puts {len(groups):,} covers into {len(set(groups.values())):,} groups; pack and split "
+          "keep each together")
+
+
+def _losers(clusters: Sequence[Sequence[Member]]) -> list[tuple[str, str]]:
+    """(file to move, cover that stays in its stead), in order."""
+    return [(path, members[0].file.path) for members in clusters for member in members if not member.keep
+            for path in (member.file.path, *([member.file.audio.path] if member.file.audio else ()))]
+
+
+if __name__ == "__main__":
+    from shard_tools import cli
+
+    cli.run(dedup)

@@ -1,0 +1,106 @@
+"""The table of extractors: name -> the file that makes it, imported only when asked for; an ``Extractor`` out.
+
+What an extractor needs beyond the package (Essentia, transformers, PyAV) is an extra of it, missed only when used.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.util
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from shard_tools.formats.schema import Schema
+
+EXTRACTORS = {
+    "acousticbrainz": "shard_tools.extractors.lowlevel:acousticbrainz",
+    "acousticbrainz-559": "shard_tools.extractors.lowlevel:acousticbrainz_559",
+    "essentia": "shard_tools.extractors.musicextractor:essentia",
+    "clap": "shard_tools.extractors.clap:clap",
+    "pca": "shard_tools.extractors.pca:pca",
+    "concat": "shard_tools.extractors.concat:concat",
+}
+VECTORS = "vectors"  # features of a folder whose vectors nobody described
+
+_loaded: dict[str, Extractor] = {}
+
+
+class Extractor(NamedTuple):
+    """What turns one track into a vector; a function that an extractor does not have is None.
+
+    Every function gives raw numbers, float32 ``[D]``, or raises ``BadFileError``.
+
+    Attributes:
+        schema: what the numbers are; its ``options`` are what ``load`` takes to make the extractor again.
+        of_json: of the bytes of a JSON file.
+        of_audio: of a file, from a second on, so many seconds of it (None: to the end).
+        json_of_audio: as ``of_audio``, but the bytes of the JSON that ``of_json`` reads.
+        of_vectors: of the vectors of each source, None where one is absent.
+    """
+
+    schema: Schema
+    of_json: Callable[[bytes], np.ndarray] | None = None
+    of_audio: Callable[[Path, float, float | None], np.ndarray] | None = None
+    json_of_audio: Callable[[Path, float, float | None], bytes] | None = None
+    of_vectors: Callable[[Sequence[np.ndarray | None]], np.ndarray] | None = None
+
+
+def load(name: str, **options: Any) -> Extractor:
+    """The extractor of that name, made once with the same options in a process.
+
+    Raises:
+        ValueError: an unknown name or option value, or what it needs is not installed.
+    """
+    if name not in EXTRACTORS:
+        close = difflib.get_close_matches(name, EXTRACTORS, n=1)
+        raise ValueError(f"there is no extractor {name!r}, "
+                         + (f"did you mean {close[0]!r}?" if close else f"choose from: {', '.join(EXTRACTORS)}"))
+    key = json.dumps([name, options], sort_keys=True, default=str)
+    if key not in _loaded:
+        module, _, place = EXTRACTORS[name].partition(":")
+        _loaded[key] = getattr(importlib.import_module(module), place)(**options)
+    return _loaded[key]
+
+
+def from_facts(facts: dict[str, Any], pca: Sequence[str | Path] = ()) -> Extractor:
+    """The extractor that made the vectors of an index, from the ``Schema.facts()`` that it kept of them.
+
+    Args:
+        facts: of the vectors.
+        pca: files of PCAs, among which that of the vectors is found by its hash.
+
+    Raises:
+        ValueError: it can't be made again, or gives other numbers by now.
+    """
+    name = facts["features"]
+    if name not in EXTRACTORS:
+        raise ValueError(f"the vectors are of {name!r}, which no extractor here makes (there are: "
+                         f"{', '.join(EXTRACTORS)}); give vectors that are computed already")
+    files = {"files": tuple(map(str, pca))} if name in ("pca", "concat") else {}
+    extractor = load(name, **facts["options"], **files)
+    if extractor.schema.sha256 != facts["sha256"]:
+        raise ValueError(f"the vectors are of {name} {facts['version']} ({facts['dimension']} numbers, "
+                         f"{facts['sha256'][:12]}); here it would be {extractor.schema}, whose numbers mean "
+                         "something else: use the version of the package that made them")
+    return extractor
+
+
+def without_heard(facts: dict[str, Any]) -> dict[str, Any]:
+    """The facts of a schema as options of another: what part of a track was heard is not what the numbers are."""
+    return {name: value for name, value in facts.items() if name != "heard"}
+
+
+def need(extra: str, *modules: str) -> None:
+    """Checks that what an extra brings is installed.
+
+    Raises:
+        ValueError: it is not; says how to.
+    """
+    missing = [module for module in modules if importlib.util.find_spec(module) is None]
+    if missing:
+        raise ValueError(f"this needs {' and '.join(missing)}, not installed here: pip install -e .[{extra}]")

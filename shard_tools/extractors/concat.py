@@ -1,0 +1,70 @@
+"""Extractor ``concat``: the vectors of several sources in; one that holds them all out, zeros where one is absent.
+
+``pack`` sees in the zeros which source a track has, and gives the model a presence bit for each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from shard_tools.extractors import VECTORS, Extractor, from_facts, without_heard
+from shard_tools.formats.schema import Schema
+from shard_tools.formats.source import BadFileError
+
+VERSION = 1
+
+
+def concat(parts: Sequence[dict[str, Any]] = (), files: Sequence[str] = ()) -> Extractor:
+    """The extractor of several, by their ``Schema.facts()``; what nobody described (``vectors``) it leaves absent.
+
+    Args:
+        parts: of each source, in order.
+        files: paths of the PCAs among them.
+
+    Raises:
+        ValueError: a part can't be made.
+    """
+    made = [Extractor(of_size(part["dimension"])) if part["features"] == VECTORS else from_facts(part, files)
+            for part in parts]
+    whole = of_schemas(tuple(part.schema for part in made))
+
+    def hears(kind: str) -> Callable[..., np.ndarray] | None:
+        functions = [getattr(part, kind) for part in made]
+        if not any(functions):
+            return None
+        return lambda *given: whole.of_vectors([function and function(*given) for function in functions])
+
+    return whole._replace(of_json=hears("of_json"), of_audio=hears("of_audio"))
+
+
+def of_schemas(schemas: tuple[Schema, ...]) -> Extractor:
+    """The extractor that joins vectors of these schemas."""
+    names = tuple(f"{i}.{part.features}:{name}" for i, part in enumerate(schemas) for name in part.names)
+    schema = Schema("concat", VERSION, names, {"parts": [without_heard(part.facts()) for part in schemas]})
+    return Extractor(schema, of_vectors=partial(join, tuple(len(part.names) for part in schemas)))
+
+
+def of_size(dimension: int) -> Schema:
+    """The schema of vectors that nobody described."""
+    return Schema(VECTORS, 1, tuple(f"{VECTORS}.{i:04d}" for i in range(dimension)))
+
+
+def join(sizes: Sequence[int], vectors: Sequence[np.ndarray | None]) -> np.ndarray:
+    """One vector float32 ``[sum(sizes)]``.
+
+    Raises:
+        BadFileError: ``wrong vector size``, or ``absent source`` when all are.
+    """
+    for i, (size, vector) in enumerate(zip(sizes, vectors, strict=True)):
+        if vector is not None and len(vector) != size:
+            raise BadFileError("wrong vector size", f"{len(vector)} numbers of source {i}; the others have {size}")
+    parts = [np.zeros(size, np.float32) if vector is None else vector
+             for size, vector in zip(sizes, vectors, strict=True)]
+    whole = np.concatenate(parts).astype(np.float32)
+    if not whole.any():
+        raise BadFileError("absent source", "no source has anything but zeros")
+    return whole

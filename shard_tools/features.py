@@ -1,0 +1,225 @@
+"""``python -m shard_tools.features --source AUDIO_OR_JSON --out DIR``: tracks in; a vector of each out.
+
+Vectors keep the folders of their tracks; ``features.json`` beside them says what each number means. Nothing is done
+twice: the same command, run again, computes what is not there yet.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+from tqdm import tqdm
+
+from shard_tools.extractors import load, sources, vectors
+from shard_tools.extractors.archive import is_archive
+from shard_tools.extractors.audio import SUFFIXES
+from shard_tools.extractors.work import FOLDER, Item, Options, compute
+from shard_tools.formats.index import write_atomically
+from shard_tools.formats.layout import Drop
+from shard_tools.formats.links import place
+from shard_tools.formats.pool import available_workers, run_tasks
+from shard_tools.formats.probe import drop_lines
+from shard_tools.formats.schema import FILE, Schema, read_schema, write_schema
+from shard_tools.formats.work import QUARANTINE, locked
+
+_OF_VECTORS = ("pca", "concat")
+
+
+class Plan(NamedTuple):
+    """What is to be done: the tracks, how far the source reaches, in bytes or tracks, and how each is done."""
+
+    schema: Schema
+    options: Options
+    found: sources.Found
+    total: int
+    in_bytes: bool = False
+
+
+def features(out: str, source: str | None = None, extractor: str = "essentia", pairs: str | None = None,
+             model: str | None = None, components: int | None = None, pca: str | None = None, standardise: bool = True,
+             excerpt: float | None = None, excerpts: int = 1, keep_json: bool = False, max_failure_rate: float = 0.05,
+             workers: int | None = None) -> int:
+    """Computes vectors of tracks, or of vectors; bad files go to OUT/quarantine.jsonl.
+
+    Returns 1 when too many files were bad, or an archive is damaged, else 0.
+
+    Args:
+        out: folder to write to; new, empty, or left by the same command.
+        source: an audio or JSON file, a folder of them, or a .tar, .tar.gz, .tar.bz2 or .tar.zst of JSON; of pca a
+            folder of vectors or a data set, of concat several, separated by spaces.
+        extractor: acousticbrainz, acousticbrainz-559, essentia, clap, pca or concat.
+        pairs: instead of source, a CSV with the columns audio, cover and perhaps genre or label; OUT becomes a data
+            set, with the covers linked.
+        model: of clap, a name on the hub or a folder.
+        components: of pca, how many numbers are to be left.
+        pca: of pca, a file to apply; none = one is fitted, on the train split where there are splits.
+        standardise: of pca, bring all columns to one scale first.
+        excerpt: seconds of a track that are heard, from its middle; none = all of it (35 MB of memory a minute).
+        excerpts: at most so many excerpts a track, evenly spread; each gets a vector, its number in the stem.
+        keep_json: of essentia, keep the raw JSON beside the vectors.
+        max_failure_rate: share of bad files above which the exit status is 1.
+        workers: processes; none = one a core, 12 at most.
+
+    Raises:
+        ValueError: nothing to read, options that don't fit together, or OUT holds something else.
+    """
+    for name, value, low, high in (("components", components, 1, 10**5), ("excerpt", excerpt, 3, 3600),
+                                   ("excerpts", excerpts, 1, 1000), ("max_failure_rate", max_failure_rate, 0, 1),
+                                   ("workers", workers, 1, 1024)):
+        if value is not None and not low <= value <= high:
+            raise ValueError(f"--{name} {value}: expected {low:,} to {high:,}")
+    for name, given, owner in (("model", model, "clap"), ("components", components, "pca"), ("pca", pca, "pca"),
+                               ("standardise", not standardise, "pca"), ("keep_json", keep_json, "essentia")):
+        if given and extractor != owner:
+            raise ValueError(f"--{name} is an option of --extractor {owner}, not of {extractor}")
+    if (source is None) == (pairs is None):
+        raise ValueError("give either --source or --pairs")
+    if excerpts > 1 and excerpt is None:
+        raise ValueError(f"--excerpts {excerpts} needs the length of one: --excerpt 30")
+    started, root = time.monotonic(), Path(out).resolve()
+    for folder in [] if source is None else source.split(",") if extractor == "concat" else [source]:
+        if not Path(folder).exists():
+            raise ValueError(f"--source {folder} does not exist")
+        if Path(folder).is_dir() and (root == Path(folder).resolve() or Path(folder).resolve() in root.parents):
+            raise ValueError(f"--out {out} lies in --source {folder}: what is written would be read; choose another")
+    with _under_way(root):
+        if extractor in _OF_VECTORS:
+            if pairs or excerpt:
+                raise ValueError(f"--extractor {extractor} reads vectors: --source, without --pairs or --excerpt")
+            found = vectors.open_sources(source.split(",") if extractor == "concat" else [source])
+            plan = _plan_vectors(root, found, extractor, components, pca, standardise)
+        else:
+            heard = {} if excerpt is None else {"excerpt": float(excerpt), "excerpts": excerpts}
+            plan = _plan_tracks(root, source, pairs, extractor, {} if model is None else {"model": model}, heard,
+                                keep_json)
+        _check_schema(plan.options.vectors, plan.schema)
+        written, kept, drops = _run(plan, root / "cover", workers or available_workers())
+        if extractor in _OF_VECTORS:
+            vectors.link_rest(found, root)
+        write_atomically(root / QUARANTINE, drop_lines(sorted(drops)))
+    seconds = time.monotonic() - started
+    print(f"{written + kept:,} vectors of {plan.schema}" + (f", {kept:,} of them from before" if kept else "")
+          + f"; {written:,} in {seconds:.1f} s, {written / seconds:,.1f} a second")
+    if pairs:
+        print(f"next: python -m shard_tools.split --source {root} --out {root}_split")
+    return _verdict(root, drops, written + kept, max_failure_rate)
+
+
+@contextlib.contextmanager
+def _under_way(root: Path) -> Iterator[None]:
+    """Opens the out folder and that of work under way in it; an interruption leaves both, for the next time.
+
+    Raises:
+        ValueError: something else left the folder so, or another process is at it.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    with locked(root):
+        names = sorted(path.name for path in root.iterdir())
+        if names and FOLDER not in names and not (root / FILE).is_file() and not (root / "audio" / FILE).is_file():
+            raise ValueError(f"{root} is not empty (found {', '.join(names[:3])}), and this command did not leave it "
+                             "so; choose another --out")
+        (root / FOLDER).mkdir(exist_ok=True)
+        try:
+            yield
+        except ValueError:
+            shutil.rmtree(root / FOLDER)
+            with contextlib.suppress(OSError):
+                root.rmdir()  # where it is empty
+            raise
+        shutil.rmtree(root / FOLDER)
+
+
+def _check_schema(folder: Path, schema: Schema) -> None:
+    """Writes the schema into a folder of vectors, or raises ValueError where those there are of another."""
+    write_schema(folder, schema)
+    there = read_schema(folder)
+    if there.heard != schema.heard:
+        raise ValueError(f"{folder} holds vectors for which {there.heard or 'whole tracks'} were heard, not "
+                         f"{schema.heard or 'whole tracks'}; choose another --out")
+
+
+def _plan_tracks(root: Path, source: str | None, pairs: str | None, name: str, options: dict[str, str],
+                 heard: dict[str, float], keep_json: bool) -> Plan:
+    make = partial(load, name, **options)
+    extractor = make()
+    suffixes = (*(SUFFIXES if extractor.of_audio else ()), *([".json"] if extractor.of_json else ()))
+    folder = root / "audio" if pairs else root
+    plan = Plan(replace(extractor.schema, heard=heard),
+                Options(make, root, folder, heard.get("excerpt"), heard.get("excerpts", 1), keep_json), iter(()), 0)
+    path = Path(pairs or source)
+    if pairs:
+        items = list(sources.of_pairs(path, suffixes))
+        return plan._replace(found=iter(items), total=len(items))
+    if path.is_dir():
+        total = sum(1 for _ in sources.walk(path, suffixes))
+        if not total:
+            raise ValueError(f"--source {source} holds nothing that {name} reads: {', '.join(suffixes)}")
+        return plan._replace(found=sources.of_folder(path, suffixes), total=total)
+    if extractor.of_json and is_archive(path):
+        return plan._replace(found=sources.of_archive(path), total=path.stat().st_size, in_bytes=True)
+    if path.suffix.lower() not in suffixes:
+        raise ValueError(f"--source {source} is nothing that {name} reads: {', '.join(suffixes)}"
+                         + (", .tar, .tar.gz, .tar.bz2, .tar.zst" if extractor.of_json else ""))
+    return plan._replace(found=iter([(Item(path.stem, path.name, (path,)), 1)]), total=1)
+
+
+def _plan_vectors(root: Path, found: vectors.Sources, name: str, components: int | None, file: str | None,
+                  standardise: bool) -> Plan:
+    folder = root / "audio" if found.data_set else root
+    if name == "concat":
+        if len(found.roots) < 2:
+            raise ValueError("--extractor concat joins several folders: --source FOLDER FOLDER ...")
+        schema, make = vectors.concatenation(found)
+    else:
+        if (components is None) == (file is None):
+            raise ValueError("--extractor pca needs --components, or with --pca a file that is fitted already")
+        schema, make = vectors.reduction(found, root, folder, components, file, standardise)
+    return Plan(schema, Options(make, root, folder), iter(found.items), len(found.items))
+
+
+def _run(plan: Plan, covers: Path, workers: int) -> tuple[int, int, list[Drop]]:
+    """Does what is planned; returns how many vectors were written, how many there already, and the bad files."""
+    written, kept, drops = 0, 0, []
+    workers = workers if plan.in_bytes else min(workers, plan.total)
+    with tqdm(total=plan.total, desc=plan.schema.features, smoothing=0.05, unit="B" if plan.in_bytes else " tracks",
+              unit_scale=plan.in_bytes) as bar:
+        for result in run_tasks(compute, sources.tasks(plan.found, plan.options), workers):
+            written, kept = written + result.written, kept + result.kept
+            drops += result.drops
+            for cover, name in result.links:
+                (covers / name).parent.mkdir(parents=True, exist_ok=True)
+                place(cover, covers / name, "hard")
+            bar.update(result.position - bar.n)
+        bar.update(plan.total - bar.n)
+    return written, kept, drops
+
+
+def _verdict(root: Path, drops: list[Drop], good: int, max_failure_rate: float) -> int:
+    for reason, count in sorted(Counter(drop.reason for drop in drops).items(), key=lambda pair: (-pair[1], pair[0])):
+        print(f"dropped {count:9,}  {reason}")
+    if drops:
+        print(f"        each is named in {root / QUARANTINE}")
+    if cut := next((drop for drop in drops if drop.reason == "damaged archive"), None):
+        print(f"{cut.path}: {cut.detail}: exit status 1", file=sys.stderr)
+        return 1
+    rate = len(drops) / max(1, len(drops) + good)
+    if rate <= max_failure_rate:
+        return 0
+    print(f"{len(drops):,} bad files to {good:,} vectors are {rate:.1%}, more than --max_failure_rate "
+          f"{max_failure_rate:.1%}: exit status 1; the vectors of the sound ones are there", file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    from shard_tools import cli
+
+    cli.run(features, several=("source",))

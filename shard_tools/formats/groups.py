@@ -1,0 +1,49 @@
+"""Which samples must stay together: ``groups.csv`` at the top of a data set in; a group for each cover out, and back.
+
+It overrules what file names say of albums. Columns: genre, stem, group.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+
+from shard_tools.formats.index import write_atomically
+
+FILE = "groups.csv"
+COLUMNS = ("genre", "stem", "group")
+
+
+def write_groups(folder: Path, groups: dict[tuple[str, str], str]) -> None:
+    """Writes ``{(genre, stem): group}`` whole or not at all."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    writer.writerows([*place, group] for place, group in sorted(groups.items()))
+    write_atomically(folder / FILE, text.getvalue().encode("utf-8", "surrogateescape"))
+
+
+def read_groups(folder: Path) -> dict[tuple[str, str], str]:
+    """``{(genre, stem): group}``, empty where there is no such file.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    path = folder / FILE
+    return parse_groups(path.read_bytes(), str(path)) if path.is_file() else {}
+
+
+def parse_groups(data: bytes, name: str) -> dict[tuple[str, str], str]:
+    """The groups in the bytes of a ``FILE`` called ``name``; ValueError as of ``read_groups``."""
+    rows = csv.reader(io.StringIO(data.decode("utf-8", "surrogateescape"), newline=""))
+    try:
+        if tuple(next(rows, ())) != COLUMNS:
+            raise ValueError(f"expected the columns {', '.join(COLUMNS)}")
+        found = {}
+        for genre, stem, group in rows:
+            if not group or found.setdefault((genre, stem), group) != group:
+                raise ValueError(f"line {rows.line_num}: {stem} of {genre} has no group, or two")
+    except (ValueError, csv.Error) as error:
+        raise ValueError(f"{name} can't be read ({error}); make it again with shard_tools.dedup") from None
+    return found

@@ -1,0 +1,253 @@
+"""``python -m shard_tools.split --source DIR --out DIR``: a data set in; the same as links in train, val and test out,
+with nothing in two of them that gives one away to another."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from tqdm import tqdm
+
+from shard_tools.formats import groups, schema
+from shard_tools.formats.assign import FILE, Assignment, Unit, assign, read_splits, rule_of, write_splits
+from shard_tools.formats.codec import COVER_BYTES
+from shard_tools.formats.companions import GROUPS_BYTES, find_schema, read_beside
+from shard_tools.formats.index import SPLITS, write_atomically
+from shard_tools.formats.layout import Drop, Listing, album_of, open_layout
+from shard_tools.formats.leaks import NEAR, Covers, find_leaks, look_at_files, near_pairs, show_leaks
+from shard_tools.formats.links import TEMPORARY, Way, place, place_bytes
+from shard_tools.formats.pool import available_workers
+from shard_tools.formats.probe import drop_lines
+from shard_tools.formats.source import BadFileError, Entry, Zip, open_source, read_entry
+from shard_tools.formats.truth import DEMO, FILE_BYTES, TRUTH, find_truth, read_columns
+from shard_tools.formats.units import TRACKS, Sample, make_units, name_of, read_artists
+from shard_tools.formats.work import QUARANTINE
+
+HOW = {"hard": "hard links: the files are those of --source, in a second place", "copy": "copies of --source's files",
+       "soft": "soft links to the files of --source, which must stay where it is"}
+
+
+def split(source: str, out: str, shares: tuple[float, ...] = (80.0, 10.0, 10.0), seed: int = 0,
+          by: Literal["group", "artist"] = "group", link: Way = "hard", near: bool = True, distance: int = NEAR,
+          smallest: int = 10, dataset: Literal["auto", "audio-cover", "cover"] = "auto", previous: str | None = None,
+          remember: bool = True, workers: int | None = None) -> int:
+    """Shares the groups (albums) of every genre out to train, val and test, whole groups only, and links their files.
+
+    A group is what groups.csv says (of shard_tools.dedup), else the album that the file's name tells, else all tracks
+    with the same cover, byte for byte. Groups that share a cover or look alike stay together too. Which split a group
+    goes to is remembered in splits.csv, in OUT and in SOURCE: when SOURCE has grown, the same command moves no old
+    group, and new ones fill what is short. Ends with a leak check, as of shard_tools.verify --leaks.
+
+    Args:
+        source: folder or zip, in any layout that shard_tools.pack reads; splits that it has already are forgotten.
+        out: new or empty folder, or one left by the same command.
+        shares: of train, val and test, in percent of the groups of each genre.
+        seed: of the choice.
+        by: group, or artist: all groups of an artist (tracks.csv tells) stay together too.
+        link: hard links (the same file in two places), soft links, or copy; where the disk can't, the next of these.
+        near: groups with covers that look alike stay together; without it they are leaks, if chance parts them.
+        distance: bits of 64 in which the dHashes of covers that look alike may differ.
+        smallest: a genre with fewer groups is too small to share out, and stays in train.
+        dataset: audio-cover, cover (covers without vectors), or auto: audio-cover where there is one.
+        previous: a splits.csv to go on from; none = those of SOURCE and OUT, if their seed, shares and --by are these.
+        remember: write SOURCE/splits.csv (where SOURCE can be written to).
+        workers: processes; none = one a core, 12 at most.
+
+    Returns 1 when the leak check finds something, else 0.
+
+    Raises:
+        ValueError: nothing to split, OUT holds something else, or what lies beside the data is damaged.
+    """
+    shares = _check(shares, seed=(seed, 0, 2**63), distance=(distance, 0, 16), smallest=(smallest, 1, 10**6))
+    source_path, root = Path(source).resolve(), Path(out).resolve()
+    if root == source_path or source_path in root.parents or root in source_path.parents:
+        raise ValueError(f"--out {out} and --source {source} lie in each other; choose another folder")
+    listing = open_layout(open_source(source_path), dataset)
+    samples, covers, drops = _read(listing, source_path, by, workers or available_workers())
+    if not samples:
+        raise ValueError(f"nothing to split: --source {source} holds no cover"
+                         + (" with a vector; see --dataset cover" if listing.paired else ""))
+    alike, lookalikes = near_pairs(covers, distance)
+    rule = rule_of(by, seed, shares)
+    known = _known([Path(previous)] if previous else [source_path / FILE, root / FILE], rule, bool(previous))
+    torn = _rename(known, samples, covers)
+    unit_of, units = make_units(samples, *((alike, lookalikes) if near else (alike[:0], lookalikes[:0])), known)
+    assignment = assign(units, shares, seed, smallest, known)
+    splits = [assignment.splits[unit] for unit in unit_of]
+    way = _write(root, source_path, listing, samples, splits, drops, link)
+    known |= {group: name for unit, name in zip(units, assignment.splits, strict=True) for group in unit.groups}
+    if remember and not isinstance(listing.source, Zip) and os.access(source_path, os.W_OK):
+        write_splits(source_path / FILE, known, rule)
+    write_splits(root / FILE, known, rule)
+    _report(samples, splits, units, assignment, listing.genres, drops)
+    if torn := sorted({*torn, *assignment.torn}):
+        print(f"warning: {len(torn):,} old group(s) moved, for something new binds them to groups of another split: "
+              + ", ".join(torn[:3]))
+    if empty := [name for name, share in zip(SPLITS, shares, strict=True) if share and name not in splits]:
+        print(f"warning: nothing is in {' and '.join(empty)}; with --smallest 1 small genres are shared out too")
+    print(f"{root}: {HOW[way]}")
+    numbers = {group: number for number, group in enumerate(sorted({sample.group for sample in samples}))}
+    leaks = find_leaks(np.array([SPLITS.index(name) for name in splits]),
+                       np.array([numbers[sample.group] for sample in samples]), covers, alike, lookalikes)
+    status = show_leaks(leaks, lambda i: "/".join((splits[i], *samples[i].name)))
+    print(f"next: python -m shard_tools.pack --source {out} --out SHARDS")
+    return status
+
+
+def _check(shares: tuple[float, ...], **numbers: tuple[int, int, int]) -> tuple[float, ...]:
+    for name, (value, low, high) in numbers.items():
+        if not low <= value <= high:
+            raise ValueError(f"--{name} {value}: expected {low:,} to {high:,}")
+    if len(shares) != len(SPLITS) or min(shares) < 0 or abs(sum(shares) - 100) > 1e-6:
+        raise ValueError(f"--shares {','.join(f'{share:g}' for share in shares)}: expected three numbers that add up "
+                         "to 100, such as 80,10,10")
+    return tuple(share / 100 for share in shares)
+
+
+def _read(listing: Listing, source: Path, by: str, workers: int) -> tuple[list[Sample], Covers, list[Drop]]:
+    """The samples whose covers can be read, what those look like, and what is left behind."""
+    candidates, drops, before = [], [], {}
+    for item in listing:
+        if isinstance(item, Drop):
+            drops.append(item)
+        elif (first := before.setdefault(name_of(item), item)) is not item:
+            drops.append(Drop(item.cover.path, "join", "duplicate stem", f"{first.cover.path} came first"))
+        else:
+            candidates.append(item)
+    if len({item.split for item in candidates}) > 1:
+        print("--source is split already; that is forgotten, it is split anew")
+    artists = read_artists(listing) if by == "artist" else {}
+    covers, bad = look_at_files(source, [item.cover for item in candidates], workers)
+    drops += [Drop(candidates[i].cover.path, "cover", *problem) for i, problem in bad.items()]
+    sound = [item for i, item in enumerate(candidates) if i not in bad]
+    albums: dict[int, str] = {}  # of a cover; tracks that tell no album belong to it
+    for item, cover in zip(sound, covers.which.tolist(), strict=True):
+        if item.album:
+            albums[cover] = min(item.album, albums.get(cover, item.album))
+    return [Sample(item, cover, item.album or albums.get(cover, covers.name(cover)), artists.get(name_of(item), ""))
+            for item, cover in zip(sound, covers.which.tolist(), strict=True)], covers, drops
+
+
+def _known(paths: Iterable[Path], rule: str, asked: bool) -> dict[str, str]:
+    """``{group: split}`` of earlier runs by the same rule; of two files the later one counts."""
+    known: dict[str, str] = {}
+    for path in paths:
+        if not asked and not path.is_file():
+            continue
+        splits, made = read_splits(path)
+        if made == rule:
+            known |= splits
+        elif asked:
+            raise ValueError(f"--previous {path} was made {made or 'of nothing'}; this is to be {rule}")
+        else:
+            print(f"{path} was made {made}; this is to be {rule}, and does not go on from it")
+    return known
+
+
+def _rename(known: dict[str, str], samples: Sequence[Sample], covers: Covers) -> list[str]:
+    """Keeps what got another group since (by dedup, or tags) where it was; returns the old groups that can't stay."""
+    torn = []
+    for sample in samples:
+        for before in (album_of(sample.name[1]), covers.name(sample.cover)):
+            if before in known and known.setdefault(sample.group, known[before]) != known[before]:
+                torn.append(before)
+    return torn
+
+
+def _write(root: Path, source: Path, listing: Listing, samples: Sequence[Sample], splits: Sequence[str],
+           drops: list[Drop], link: Way) -> Way:
+    """Puts every file into its split, unless it is there, and what speaks of them beside; returns how.
+
+    Raises:
+        ValueError: the folder holds something else.
+    """
+    files = {path: entry for sample, name in zip(samples, splits, strict=True)
+             for path, entry in _targets(sample, name, listing.paired)}
+    ours = {*files, FILE, groups.FILE, TRACKS, TRUTH, DEMO, QUARANTINE, f"audio/{schema.FILE}"}
+    for folder, _, names in os.walk(root):
+        for path in ((Path(folder) / name).relative_to(root) for name in names):
+            if path.as_posix() not in ours and not (path.name[0] == "." and path.suffix == ".tmp"):
+                raise ValueError(f"--out {root} holds {path}, which this split would not put there; choose another")
+    for folder in sorted({path.rpartition("/")[0] for path in files}):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+        (root / folder / TEMPORARY).unlink(missing_ok=True)
+    ways: Counter[Way] = Counter()
+    for path, entry in tqdm(files.items(), desc="placing", unit=" files"):
+        if not isinstance(listing.source, Zip):
+            ways[place(source / entry.path, root / path, link)] += 1
+            continue
+        ways["copy"] += 1
+        try:
+            place_bytes(read_entry(source, entry, COVER_BYTES), root / path)
+        except BadFileError as error:
+            drops.append(Drop(entry.path, "copy", error.reason, error.detail))
+    _write_beside(root, source, listing, samples, splits)
+    write_atomically(root / QUARANTINE, drop_lines(sorted(drops)))
+    return ways.most_common(1)[0][0]
+
+
+def _targets(sample: Sample, name: str, paired: bool) -> Iterator[tuple[str, Entry]]:
+    candidate = sample.candidate
+    for part, entry in (("cover/", candidate.cover), ("audio/", candidate.audio)):
+        if entry:
+            yield f"{part if paired else ''}{name}/{candidate.genre}/{entry.name}", entry
+
+
+def _write_beside(root: Path, source: Path, listing: Listing, samples: Sequence[Sample], splits: Sequence[str]) -> None:
+    """Carries along groups, tracks, the vectors' schema, and the truth of a demo, in which splits are told anew."""
+    for name in (groups.FILE, TRACKS):
+        data = read_beside(listing.source, listing.top, name, GROUPS_BYTES)
+        if data is not None:
+            write_atomically(root / name, data)
+    found = find_schema(listing.source, listing.top, listing.audio_folders())
+    if found and listing.paired:
+        schema.write_schema(root / "audio", found)
+    entry = find_truth(listing)
+    if entry:
+        columns = read_columns(io.BytesIO(read_entry(source, entry, FILE_BYTES)), entry.path)
+        moved = {sample.name: name for sample, name in zip(samples, splits, strict=True)}
+        rows = zip(columns["genre"].tolist(), columns["stems"].tolist(), columns["split"].tolist(), strict=True)
+        columns["split"] = np.array([moved.get((genre, stem), before) for genre, stem, before in rows])
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, **columns)
+        write_atomically(root / TRUTH, buffer.getvalue())
+        write_atomically(root / DEMO, read_beside(listing.source, entry.path.rpartition("/")[0], DEMO, 2**20) or b"")
+
+
+def _report(samples: Sequence[Sample], splits: Sequence[str], units: Sequence[Unit], assignment: Assignment,
+            genres: Sequence[str], drops: Sequence[Drop]) -> None:
+    in_groups = {genre: Counter() for genre in genres}
+    in_samples = {genre: Counter() for genre in genres}
+    for unit, name in zip(units, assignment.splits, strict=True):
+        for genre, count in unit.genres.items():
+            in_groups[genre][name] += count
+    for sample, name in zip(samples, splits, strict=True):
+        in_samples[sample.candidate.genre][name] += 1
+    width = max(5, *map(len, genres))
+    print(f"{'genre':{width}} {'groups':>8} {'samples':>9}   % of the groups, (of the samples) in {', '.join(SPLITS)}")
+    for genre in genres:
+        counts = in_groups[genre], in_samples[genre]
+        many, few = (max(count.total(), 1) for count in counts)
+        cells = (f"{100 * counts[0][name] / many:6.2f} ({100 * counts[1][name] / few:6.2f})" for name in SPLITS)
+        print(f"{genre:{width}} {counts[0].total():8,} {counts[1].total():9,}   {'  '.join(cells)}"
+              + ("  too small, kept in train" if genre in assignment.small else ""))
+    total = Counter(splits)
+    print(", ".join(f"{name} {total[name]:,}" for name in SPLITS) + f" of {len(samples):,} samples")
+    largest = max(units, key=lambda unit: len(unit.groups))
+    bound = sum(len(unit.groups) for unit in units if len(unit.groups) > 1)
+    if bound:
+        print(f"{bound:,} groups hang together with others; the most in one piece are {len(largest.groups):,}, with "
+              f"{largest.groups[0]}")
+    for reason, count in sorted(Counter(drop.reason for drop in drops).items()):
+        print(f"left out {count:9,}  {reason}; see {QUARANTINE}")
+
+
+if __name__ == "__main__":
+    from shard_tools import cli
+
+    cli.run(split)
