@@ -30,7 +30,7 @@ EMBEDDED_SIDE = 600  # pixels that a cover in an audio file has at least, withou
 UPSCALE = "a plain Lanczos upscale, which adds no detail"
 
 
-def main(run: str, out: str = "covers.png", n: int | None = None, audio: str | None = None,
+def main(run: str, out: str = "covers.png", n: int | None = None, audio: str | None = None, pca: str | None = None,
          from_shards: str | None = None, split: str = "test", rows: int = 8, latents: str | None = None, seed: int = 0,
          truncation: float | None = None, guidance: float | None = None, sampling_steps: int | None = None,
          size: int | None = None, embed: str | None = None, in_place: bool = False, ema: bool = True,
@@ -46,6 +46,7 @@ def main(run: str, out: str = "covers.png", n: int | None = None, audio: str | N
         n: covers, of conditional models for each audio; default 64, conditional 8.
         audio: what conditional models hear: songs (.mp3, .flac, .ogg, .opus, .wav, .m4a), where the run knows the
             extractor it was trained with; .npy vectors; .json descriptors; separated by commas or blanks, or folders.
+        pca: the file (pca.npz) that made the run's vectors, where it was trained on those of a PCA.
         from_shards: a folder of shards instead, whose tracks are heard.
         split: of those shards.
         rows: how many of their tracks, of as many genres as there are; 0 for all.
@@ -90,7 +91,7 @@ def main(run: str, out: str = "covers.png", n: int | None = None, audio: str | N
                          "try python -m covergen.analyze reconstruct")
     if guidance is not None and not opened.model.conditional:
         raise ValueError(f"--guidance: {run} hears no audio that could guide it; leave it away")
-    heard = listen(opened, audio, from_shards, split, rows)
+    heard = listen(opened, audio, from_shards, split, rows, pca)
     made = len(heard.names) if heard else 1
     if songs and len(songs) != made:
         raise ValueError(f"--embed names {len(songs)} audio files for {made} row{'s' * (made > 1)} of covers; expected "
@@ -129,7 +130,8 @@ def is_folder(out: str) -> bool:
     return out.endswith("/") or not Path(out).suffix
 
 
-def listen(run: Run, audio: str | None, from_shards: str | None, split: str, rows: int) -> hearing.Heard | None:
+def listen(run: Run, audio: str | None, from_shards: str | None, split: str, rows: int, pca: str | None = None,
+           ) -> hearing.Heard | None:
     """What a conditional model is to hear; None for others.
 
     Raises:
@@ -145,7 +147,7 @@ def listen(run: Run, audio: str | None, from_shards: str | None, split: str, row
         raise ValueError(f"{run.folder} is a {run.config.model}: give it --audio FILE or --from_shards DIR"
                          + (f" (it was trained on {known})" if known else ""))
     if audio:
-        return hearing.read_files(audio, run.facts["audio"])
+        return hearing.read_files(audio, run.facts["audio"], [pca] if pca else [])
     return hearing.read_shards(from_shards, split, rows, run.facts["audio"])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,12 +35,13 @@ def listed(paths: str) -> list[Path]:
     return [Path(path) for path in ([paths] if os.path.exists(paths) else paths.split(",")) if path]
 
 
-def read_files(paths: str, facts: dict[str, Any]) -> Heard:
+def read_files(paths: str, facts: dict[str, Any], pca: Sequence[str] = ()) -> Heard:
     """Songs, vectors (``.npy``) and descriptors (``.json``), or all of them in folders, by the run's own extractor.
 
     Args:
         paths: separated by commas.
         facts: the ``audio`` part of a run's facts: dimension, blocks, and ``features``, where known.
+        pca: files of the PCAs that made the run's vectors.
 
     Raises:
         ValueError: names the file: missing, of another kind, damaged, of other descriptors than the run's, or a song
@@ -54,19 +56,19 @@ def read_files(paths: str, facts: dict[str, Any]) -> Heard:
         files += inside
     if not files:
         raise ValueError(f"--audio: expected the path of {KINDS}")
-    return Heard([file.stem for file in files], np.stack([_read(file, facts) for file in files]))
+    return Heard([file.stem for file in files], np.stack([_read(file, facts, pca) for file in files]))
 
 
-def _read(file: Path, facts: dict[str, Any]) -> np.ndarray:
+def _read(file: Path, facts: dict[str, Any], pca: Sequence[str]) -> np.ndarray:
     kind, dimension = file.suffix.lower(), facts["dimension"]
     if kind not in READERS and kind not in SONGS:
         raise ValueError(f"--audio {file}: expected {KINDS}")
     if kind in SONGS:
-        _hears(file, facts)
+        _hears(file, facts, pca)
     if not file.is_file():
         raise ValueError(f"--audio {file}: no such file")
     try:
-        vector = _heard(file, facts) if kind in SONGS else _described(file, facts)
+        vector = _heard(file, facts, pca) if kind in SONGS else _described(file, facts, pca)
     except BadFileError as error:
         raise ValueError(f"--audio {file}: {error}") from None
     if len(vector) != dimension:
@@ -74,7 +76,7 @@ def _read(file: Path, facts: dict[str, Any]) -> np.ndarray:
     return vector
 
 
-def _described(file: Path, facts: dict[str, Any]) -> np.ndarray:
+def _described(file: Path, facts: dict[str, Any], pca: Sequence[str]) -> np.ndarray:
     """The vector in a .npy or .json."""
     data = read_entry(file.parent, Entry(file.name, -1, 0), READERS[file.suffix.lower()])
     known = facts.get("features")
@@ -87,32 +89,32 @@ def _described(file: Path, facts: dict[str, Any]) -> np.ndarray:
         return codec.read_vector(data)
     if not known:
         return _place(data, facts)
-    of_json = _extractor(file, facts).of_json
+    of_json = _extractor(file, facts, pca).of_json
     if of_json is None:
         raise ValueError(f"--audio {file}: the run was trained on {named(facts)}, which are not made of .json files")
     return of_json(data)
 
 
-def _heard(file: Path, facts: dict[str, Any]) -> np.ndarray:
+def _heard(file: Path, facts: dict[str, Any], pca: Sequence[str]) -> np.ndarray:
     """The vector of a song, of which as much is heard as in training, from its middle."""
     excerpt = facts["features"]["heard"].get("excerpt")
     seconds = audio.duration(file)
     start, length = (0.0, None) if excerpt is None else audio.starts(seconds, excerpt, 1)[0]
-    return _hears(file, facts)(file, start, length)
+    return _hears(file, facts, pca)(file, start, length)
 
 
-def _hears(file: Path, facts: dict[str, Any]) -> Any:
+def _hears(file: Path, facts: dict[str, Any], pca: Sequence[str]) -> Any:
     """What makes the run's vector of a song; ValueError, which says what the run was trained on, if nothing does."""
-    of_audio = _extractor(file, facts).of_audio if facts.get("features") else None
+    of_audio = _extractor(file, facts, pca).of_audio if facts.get("features") else None
     if of_audio is None:
         raise ValueError(f"--audio {file}: the run was trained on {named(facts)}, which can't be computed from audio "
                          "files; give a .npy vector of that track, or descriptors (.json) where they are made of them")
     return of_audio
 
 
-def _extractor(file: Path, facts: dict[str, Any]) -> extractors.Extractor:
+def _extractor(file: Path, facts: dict[str, Any], pca: Sequence[str]) -> extractors.Extractor:
     try:
-        return extractors.from_facts(facts["features"])
+        return extractors.from_facts(facts["features"], pca)
     except ValueError as error:
         raise ValueError(f"--audio {file}: {error}") from None
 
