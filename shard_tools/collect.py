@@ -7,7 +7,6 @@ file. All but the hearing is done anew by every run, and so may change between t
 from __future__ import annotations
 
 import shlex
-import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
@@ -24,15 +23,14 @@ from shard_tools.formats.albums import Track, make_tracks
 from shard_tools.formats.collection import Sample, begin, write_collection
 from shard_tools.formats.covers import CoverTask, choices, make_cover, origin
 from shard_tools.formats.genres import read_map
-from shard_tools.formats.index import write_atomically
 from shard_tools.formats.layout import Drop
 from shard_tools.formats.library import Library, walk
 from shard_tools.formats.memory import Heard, HearTask, Part, hear_all, memory_of
 from shard_tools.formats.music import Tags, read_tags
 from shard_tools.formats.pool import available_workers, run_tasks
-from shard_tools.formats.probe import drop_lines
+from shard_tools.formats.quarantine import show_reasons, verdict, write_quarantine
 from shard_tools.formats.source import BadFileError
-from shard_tools.formats.work import QUARANTINE, locked
+from shard_tools.formats.work import locked
 
 CHUNK = 32  # files whose tags are read in one task
 COMPILATION = "compilation"
@@ -103,17 +101,18 @@ def collect(source: str, out: str, extractor: str = "essentia", model: str | Non
         listen = partial(hear_excerpts, extractor, schema.options, excerpt, excerpts)
         tasks = [HearTask(source_path, sample.track.path, listen, memories[sample.track.path]) for sample in samples]
         deaf = [Drop(path, "audio", error.reason, error.detail) for path, error in _hear(tasks, workers)]
-        drops = sorted(drops + deaf)
+        drops += deaf
         lost = {drop.path for drop in deaf}
         samples = [sample for sample in samples if sample.track.path not in lost]
-        write_atomically(root / QUARANTINE, drop_lines(drops))
+        write_quarantine(root, drops)
         if not samples:
-            _report_drops(root, drops)
+            show_reasons(root, drops, "left out")
             raise ValueError(f"--source {source}: of its {len(library.songs):,} audio files "
                              f"({', '.join(audio.SUFFIXES)}) none can be collected")
         rows = write_collection(root, [(sample, memories[sample.track.path]) for sample in samples], own, schema)
         _report(root, library, samples, rows, drops, time.monotonic() - started)
-        return _verdict(sum(drop.reason != COMPILATION for drop in drops), len(samples), max_failure_rate)
+        return verdict(sum(drop.reason != COMPILATION for drop in drops), len(samples), max_failure_rate,
+                       "{:,} files left out to {:,} tracks", "what was sound is collected")
 
 
 def hear_excerpts(extractor: str, options: dict[str, Any], excerpt: float | None, excerpts: int,
@@ -220,28 +219,12 @@ def _report(root: Path, library: Library, samples: list[Sample], rows: list[list
     print(f"albums  {albums.total():9,}: " + ", ".join(f"{albums[kind]:,} {text}" for kind, text in kinds.items()))
     for genre, count in sorted(Counter(row[0] for row in rows).items(), key=lambda pair: (-pair[1], pair[0])):
         print(f"genre   {count:9,}  {genre}")
-    _report_drops(root, drops)
+    show_reasons(root, drops, "left out")
     print(f"in {seconds:.1f} s")
     folder, split, shards = (shlex.quote(f"{root}{end}") for end in ("", "_split", "_shards"))
     print(f"next: python -m shard_tools.dedup --source {folder} --apply group\n"
           f"      python -m shard_tools.split --source {folder} --out {split}\n"
           f"      python -m shard_tools.pack --source {split} --out {shards} --resolution 64")
-
-
-def _report_drops(root: Path, drops: list[Drop]) -> None:
-    for reason, count in sorted(Counter(drop.reason for drop in drops).items(), key=lambda pair: (-pair[1], pair[0])):
-        print(f"left out {count:8,}  {reason}")
-    if drops:
-        print(f"        each is named in {root / QUARANTINE}")
-
-
-def _verdict(lost: int, kept: int, max_failure_rate: float) -> int:
-    rate = lost / (lost + kept)
-    if rate <= max_failure_rate:
-        return 0
-    print(f"{lost:,} files left out to {kept:,} tracks are {rate:.1%}, more than --max_failure_rate "
-          f"{max_failure_rate:.1%}: exit status 1; what was sound is collected", file=sys.stderr)
-    return 1
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
@@ -23,9 +22,9 @@ from shard_tools.formats.index import write_atomically
 from shard_tools.formats.layout import Drop
 from shard_tools.formats.links import place
 from shard_tools.formats.pool import available_workers, run_tasks
-from shard_tools.formats.probe import drop_lines
+from shard_tools.formats.quarantine import show_reasons, write_quarantine
 from shard_tools.formats.source import BadFileError, Entry, read_entry
-from shard_tools.formats.work import QUARANTINE, locked
+from shard_tools.formats.work import locked
 
 ARCHIVE = "https://coverartarchive.org"
 FOLDER, ANSWERS, SIZE = ".coverart", "answers.jsonl", "size"
@@ -243,13 +242,10 @@ def _finish(root: Path, releases: dict[str, list[str]], there: dict[str, Path], 
     write_atomically(root / FOLDER / ANSWERS, "".join(lines).encode())
     drops = drops + [Drop(f"release/{mbid}", "archive", reason, f"{detail}; {len(releases[mbid])} track(s), the first "
                           f"{releases[mbid][0]}") for mbid, (reason, detail) in missing.items()]
-    write_atomically(root / QUARANTINE, drop_lines(sorted(drops)))
+    write_quarantine(root, drops)
     tracks = sum(len(releases[mbid]) for mbid in there)
     print(f"{len(there):,} covers for {tracks:,} tracks in {root / 'cover'}")
-    for reason, count in sorted(Counter(drop.reason for drop in drops).items(), key=lambda pair: (-pair[1], pair[0])):
-        print(f"without {count:9,}  {reason}")
-    if drops:
-        print(f"        each is named in {root / QUARANTINE}")
+    show_reasons(root, drops, "without")
     given_up = sum(reason == GIVEN_UP for reason, _ in missing.values())
     if given_up:
         print(f"        --retry asks again for the {given_up:,} that were given up")

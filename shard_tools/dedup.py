@@ -27,7 +27,7 @@ from shard_tools.formats.groups import write_groups
 from shard_tools.formats.index import write_atomically
 from shard_tools.formats.layout import Candidate, Drop, Listing, album_of, open_layout, read_name
 from shard_tools.formats.pool import available_workers, run_tasks
-from shard_tools.formats.probe import drop_lines
+from shard_tools.formats.quarantine import show_reasons, write_quarantine
 from shard_tools.formats.sheet import Row, Tile, draw_sheet
 from shard_tools.formats.source import Folder, open_source, read_entry
 
@@ -79,7 +79,7 @@ def dedup(source: str, out: str | None = None, distance: int = 4, apply: Literal
         return 0
     listing = open_layout(opened, dataset)
     files, looked, drops = _look(listing, source_path, root, max_pixels, workers or available_workers())
-    write_atomically(root / QUARANTINE, drop_lines(sorted(drops)))
+    write_quarantine(root, drops)
     if not files:
         raise ValueError(f"--source {source} holds no cover that can be read ({len(drops):,} bad files, named in "
                          f"{root / QUARANTINE})")
@@ -164,10 +164,7 @@ def _tile(source: Path, member: Member, max_pixels: int) -> Tile:
 
 def _report(root: Path, files: Sequence[File], looked: np.ndarray, clusters: Sequence[Sequence[Member]],
             drops: Sequence[Drop], seconds: float) -> None:
-    for reason, count in sorted(Counter(drop.reason for drop in drops).items(), key=lambda pair: (-pair[1], pair[0])):
-        print(f"left out {count:9,}  {reason}")
-    if drops:
-        print(f"         each is named in {root / QUARANTINE}")
+    show_reasons(root, drops, "left out")
     kinds = Counter(member.why for members in clusters for member in members)
     print(f"{len(files):,} covers ({len(np.unique(looked['hash'])):,} different files) of "
           f"{len({file.unit for file in files}):,} albums or single files, in {seconds:.1f} s")

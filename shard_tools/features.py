@@ -10,7 +10,6 @@ import contextlib
 import shutil
 import sys
 import time
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -23,13 +22,12 @@ from shard_tools.extractors import load, sources, vectors
 from shard_tools.extractors.archive import is_archive
 from shard_tools.extractors.audio import SUFFIXES
 from shard_tools.extractors.work import FOLDER, Item, Options, compute
-from shard_tools.formats.index import write_atomically
 from shard_tools.formats.layout import Drop
 from shard_tools.formats.links import place
 from shard_tools.formats.pool import available_workers, run_tasks
-from shard_tools.formats.probe import drop_lines
+from shard_tools.formats.quarantine import show_reasons, verdict, write_quarantine
 from shard_tools.formats.schema import FILE, Schema, read_schema, write_schema
-from shard_tools.formats.work import QUARANTINE, locked
+from shard_tools.formats.work import locked
 
 _OF_VECTORS = ("pca", "concat")
 
@@ -105,7 +103,7 @@ def features(out: str, source: str | None = None, extractor: str = "essentia", p
         written, kept, drops = _run(plan, root / "cover", workers or available_workers())
         if extractor in _OF_VECTORS:
             vectors.link_rest(found, root)
-        write_atomically(root / QUARANTINE, drop_lines(sorted(drops)))
+        write_quarantine(root, drops)
     seconds = time.monotonic() - started
     print(f"{written + kept:,} vectors of {plan.schema}" + (f", {kept:,} of them from before" if kept else "")
           + f"; {written:,} in {seconds:.1f} s, {written / seconds:,.1f} a second")
@@ -204,19 +202,12 @@ def _run(plan: Plan, covers: Path, workers: int) -> tuple[int, int, list[Drop]]:
 
 
 def _verdict(root: Path, drops: list[Drop], good: int, max_failure_rate: float) -> int:
-    for reason, count in sorted(Counter(drop.reason for drop in drops).items(), key=lambda pair: (-pair[1], pair[0])):
-        print(f"dropped {count:9,}  {reason}")
-    if drops:
-        print(f"        each is named in {root / QUARANTINE}")
+    show_reasons(root, drops)
     if cut := next((drop for drop in drops if drop.reason == "damaged archive"), None):
         print(f"{cut.path}: {cut.detail}: exit status 1", file=sys.stderr)
         return 1
-    rate = len(drops) / max(1, len(drops) + good)
-    if rate <= max_failure_rate:
-        return 0
-    print(f"{len(drops):,} bad files to {good:,} vectors are {rate:.1%}, more than --max_failure_rate "
-          f"{max_failure_rate:.1%}: exit status 1; the vectors of the sound ones are there", file=sys.stderr)
-    return 1
+    return verdict(len(drops), good, max_failure_rate, "{:,} bad files to {:,} vectors",
+                   "the vectors of the sound ones are there")
 
 
 if __name__ == "__main__":

@@ -7,8 +7,6 @@ What is finished is noted in ``OUT/.pack`` until the end, so that the same comma
 
 from __future__ import annotations
 
-import hashlib
-import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -22,11 +20,12 @@ from shard_tools.formats import work as job
 from shard_tools.formats.blocks import PRESENCE_RULE, Blocks, Moments
 from shard_tools.formats.codec import MAX_PIXELS
 from shard_tools.formats.companions import find_schema
-from shard_tools.formats.index import SPLITS, write_atomically, write_index
+from shard_tools.formats.index import SPLITS, write_index
 from shard_tools.formats.layout import Drop, Listing, open_layout
 from shard_tools.formats.plan import Plan, choose_blocks, make_plan, read_rows, shard_tasks
 from shard_tools.formats.pool import available_workers, run_tasks
-from shard_tools.formats.probe import drop_lines, probe_chunk
+from shard_tools.formats.probe import probe_chunk
+from shard_tools.formats.quarantine import show_reasons, verdict, write_quarantine
 from shard_tools.formats.schema import Schema
 from shard_tools.formats.shards import ShardTask, SourceChangedError, pack_shard, read_result
 from shard_tools.formats.source import open_source
@@ -91,7 +90,7 @@ def pack(source: str, out: str, dataset: Literal["auto", "audio-cover", "cover"]
         try:
             plan = make_plan(work.folder, read_rows(chunks), resolution, schema)
         except ValueError:  # nothing to pack: say why as fully as otherwise
-            _write_quarantine(root, drops)
+            write_quarantine(root, drops)
             _report_drops(root, drops)
             raise
         drops += plan.drops
@@ -108,7 +107,7 @@ def pack(source: str, out: str, dataset: Literal["auto", "audio-cover", "cover"]
             "options": options, "version": __version__, "source_sha256": work.source_sha256, "splits": list(tasks),
             "genres": work.genres, "resolution": plan.resolution, "ignored_files": work.ignored,
             "drops": dict(sorted(Counter(drop.reason for drop in drops).items())),
-            "quarantine_sha256": _write_quarantine(root, drops),
+            "quarantine_sha256": write_quarantine(root, drops),
             "audio": _audio_facts(plan, blocks, tasks[basis], basis, schema),
         }
         _copy_truth(source_path, listing, root)  # before the index: with that the folder is finished
@@ -132,13 +131,6 @@ def _copy_truth(source: Path, listing: Listing, root: Path) -> bool:
     except ValueError as error:
         print(f"warning: {error}; packing without it")
         return False
-
-
-def _write_quarantine(root: Path, drops: list[Drop]) -> str:
-    """Writes the drops sorted by path; returns the SHA-256 of the file."""
-    lines = drop_lines(sorted(drops))
-    write_atomically(root / job.QUARANTINE, lines)
-    return hashlib.sha256(lines).hexdigest()
 
 
 def _audio_facts(plan: Plan, blocks: Blocks, shards: list[ShardTask], basis: str, schema: Schema | None,
@@ -196,21 +188,12 @@ def _report(root: Path, plan: Plan, tasks: dict[str, list[ShardTask]], drops: li
 
 
 def _report_drops(root: Path, drops: list[Drop]) -> None:
-    for reason, count in sorted(Counter(drop.reason for drop in drops).items(), key=lambda pair: (-pair[1], pair[0])):
-        print(f"dropped {count:9,}  {reason}")
-    if any(drop.reason == "wrong cover size" for drop in drops):
-        print("        --resolution N crops and resizes covers of every size to N x N")
-    if drops:
-        print(f"        each is named in {root / job.QUARANTINE}")
+    small = any(drop.reason == "wrong cover size" for drop in drops)
+    show_reasons(root, drops, hint="--resolution N crops and resizes covers of every size to N x N" if small else "")
 
 
 def _verdict(dropped: int, packed: int, max_failure_rate: float) -> int:
-    rate = dropped / max(1, dropped + packed)
-    if rate <= max_failure_rate:
-        return 0
-    print(f"{dropped:,} bad files to {packed:,} samples are {rate:.1%}, more than --max_failure_rate "
-          f"{max_failure_rate:.1%}: exit status 1; what was sound is packed", file=sys.stderr)
-    return 1
+    return verdict(dropped, packed, max_failure_rate, "{:,} bad files to {:,} samples", "what was sound is packed")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from shard_tools.formats.layout import Drop, Listing, album_of, open_layout
 from shard_tools.formats.leaks import NEAR, Covers, find_leaks, look_at_files, near_pairs, show_leaks
 from shard_tools.formats.links import TEMPORARY, Way, place, place_bytes
 from shard_tools.formats.pool import available_workers
-from shard_tools.formats.probe import drop_lines
+from shard_tools.formats.quarantine import write_quarantine
 from shard_tools.formats.source import BadFileError, Entry, Zip, open_source, read_entry
 from shard_tools.formats.truth import DEMO, FILE_BYTES, TRUTH, find_truth, read_columns
 from shard_tools.formats.units import TRACKS, Sample, make_units, name_of, read_artists
@@ -187,7 +187,7 @@ def _write(root: Path, source: Path, listing: Listing, samples: Sequence[Sample]
         except BadFileError as error:
             drops.append(Drop(entry.path, "copy", error.reason, error.detail))
     _write_beside(root, source, listing, samples, splits)
-    write_atomically(root / QUARANTINE, drop_lines(sorted(drops)))
+    write_quarantine(root, drops)
     return ways.most_common(1)[0][0]
 
 
