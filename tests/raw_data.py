@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import os
 import pickle
 import struct
 import uuid
 import zlib
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 SIDE, DIMENSION = 32, 60
@@ -145,3 +148,22 @@ def hashes(folder: Path) -> dict[str, str]:
     """SHA-256 of every file below a folder, by relative path."""
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
             for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+class Killed(BaseException):
+    """Nothing may catch it, as nothing catches SIGKILL."""
+
+
+def kill_before(patch: pytest.MonkeyPatch, step: int, names: Iterable[str]) -> None:
+    """Makes the ``step``-th call of any of these functions of ``os`` raise ``Killed`` instead."""
+    calls = itertools.count(1)
+
+    def counted(function):
+        def call(*args, **kwargs):
+            if next(calls) == step:
+                raise Killed
+            return function(*args, **kwargs)
+        return call
+
+    for name in names:
+        patch.setattr(os, name, counted(getattr(os, name)))

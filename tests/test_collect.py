@@ -17,6 +17,7 @@ from pathlib import Path
 import music
 import numpy as np
 import pytest
+import raw_data
 
 from shard_tools import extractors
 from shard_tools.collect import collect
@@ -156,10 +157,6 @@ def test_kill_9_and_rerun_gives_the_same_bytes_and_hears_nothing_twice(library, 
     assert "<" in done.stderr  # the time left
 
 
-class Killed(BaseException):
-    """Nothing may catch it, as nothing catches SIGKILL."""
-
-
 def small(root: Path) -> Path:
     for number in range(3):
         music.song(root / f"a/{number}.wav", 3.0, number, music.picture(1), title="t", albumartist="A", album="B")
@@ -173,24 +170,12 @@ def test_a_kill_before_any_rename_or_deletion_changes_nothing(quick, tmp_path, m
     expected = hashes(tmp_path / "whole")
     out = tmp_path / "out"
     for step in range(1, 200):
-        calls = 0
-
-        def counted(function, step=step):
-            def call(*args, **kwargs):
-                nonlocal calls
-                calls += 1
-                if calls == step:
-                    raise Killed
-                return function(*args, **kwargs)
-            return call
-
         with monkeypatch.context() as patch:
-            for name in ("replace", "unlink", "link", "rmdir", "mkdir"):
-                patch.setattr(os, name, counted(getattr(os, name)))
+            raw_data.kill_before(patch, step, ("replace", "unlink", "link", "rmdir", "mkdir"))
             try:
                 quick(str(source), str(out))
                 break
-            except Killed:
+            except raw_data.Killed:
                 pass
         quick(str(source), str(out))
         assert hashes(out) == expected, f"killed at step {step}"

@@ -16,10 +16,6 @@ from shard_tools.pack import pack
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
-class Killed(BaseException):
-    """Nothing in the packer may catch it, as nothing catches SIGKILL."""
-
-
 def test_a_kill_before_any_rename_or_deletion_changes_nothing(tmp_path, monkeypatch):
     source = raw_data.sound_pairs(tmp_path / "source", 24)
     raw_data.messy_pairs(source)
@@ -30,25 +26,13 @@ def test_a_kill_before_any_rename_or_deletion_changes_nothing(tmp_path, monkeypa
     expected = raw_data.hashes(tmp_path / "whole")
     assert "attributes.npz" in expected
     for step in range(1, 200):
-        calls = 0
-
-        def counted(function, step=step):
-            def call(*args, **kwargs):
-                nonlocal calls
-                calls += 1
-                if calls == step:
-                    raise Killed
-                return function(*args, **kwargs)
-            return call
-
         out = tmp_path / f"out{step}"
         with monkeypatch.context() as patch:
-            for name in ("replace", "unlink", "fsync", "rmdir"):
-                patch.setattr(os, name, counted(getattr(os, name)))
+            raw_data.kill_before(patch, step, ("replace", "unlink", "fsync", "rmdir"))
             try:
                 pack(str(source), str(out), **options)
                 break
-            except Killed:
+            except raw_data.Killed:
                 pass
         pack(str(source), str(out), **options)
         assert raw_data.hashes(out) == expected, f"killed at step {step}"
@@ -116,8 +100,8 @@ def session_members(session: int) -> list[int]:
 def test_unfinished_work_of_other_options_is_done_again(tmp_path, monkeypatch, capsys):
     source = raw_data.sound_pairs(tmp_path / "source", 24)
     with monkeypatch.context() as patch:
-        patch.setattr("shard_tools.pack.write_index", lambda *args: (_ for _ in ()).throw(Killed))
-        with pytest.raises(Killed):
+        patch.setattr("shard_tools.pack.write_index", lambda *args: (_ for _ in ()).throw(raw_data.Killed))
+        with pytest.raises(raw_data.Killed):
             pack(str(source), str(tmp_path / "out"), samples_per_shard=3, workers=1)
     assert len(list((tmp_path / "out").glob("*.tar"))) == 8
     pack(str(source), str(tmp_path / "out"), samples_per_shard=12, workers=1)
