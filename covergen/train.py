@@ -20,6 +20,7 @@ from covergen.nn.turn import Model, Sizes
 from covergen.runtime import checkpoint, config, data
 from covergen.runtime.demo import demo_shards
 from covergen.runtime.engine import Engine
+from covergen.runtime.loader import Loader
 from covergen.runtime.machine import keep_memory, peak_memory, processes, use_threads
 from covergen.runtime.order import seed_of
 from covergen.runtime.preview import Preview
@@ -136,7 +137,7 @@ def train(run: config.Config) -> int:
         f"{model.sizes()} parameters\n"
         f"run folder {folder}" + (f", going on from {start}" if start else ""))
     tracker = Tracker(folder, run.flat(), begin) if main else None
-    loader = data.Loader(stream, begin * engine.batches_per_step, device=engine.device, resolution=resolution,
+    loader = Loader(stream, begin * engine.batches_per_step, device=engine.device, resolution=resolution,
                          threads=training.loader_threads, ahead=engine.batches_per_step)
     preview = Preview(model, (held_out or stream).examples(EXAMPLES), stream.facts["genres"], resolution, engine)
     glance = None

@@ -15,7 +15,7 @@ from covergen import bench
      {"ImageFolder + DataLoader", "covergen (with vectors)", "decoding alone"}),
 ])
 def test_every_contender_is_measured(what: str, options: dict, contenders: set, capsys) -> None:
-    assert bench.main(what, resolution=32, rounds=1, **options) == 0
+    assert bench.load(what).run(resolution=32, rounds=1, **options) == 0
     output = capsys.readouterr().out
     figures = json.loads(output.splitlines()[-1])
     assert set(figures["median"]) == contenders and min(figures["median"].values()) > 0

@@ -12,7 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-from covergen.runtime.data import IndexedShards, Loader, open_stream, shrink
+from covergen.runtime.data import IndexedShards, open_stream, shrink
+from covergen.runtime.loader import Loader
 from covergen.runtime.scale import AudioScale
 from shard_tools.formats.index import open_index
 

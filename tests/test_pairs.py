@@ -10,7 +10,8 @@ import torch
 from test_data import foreign_sample, write_foreign
 
 from covergen.runtime import data
-from covergen.runtime.data import IndexedShards, Loader, open_stream
+from covergen.runtime.data import IndexedShards, open_stream
+from covergen.runtime.loader import Loader
 from covergen.runtime.order import Partners, of_albums
 
 

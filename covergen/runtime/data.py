@@ -7,10 +7,6 @@ without an index are streamed through the ``webdataset`` package, in ``covergen.
 
 from __future__ import annotations
 
-import time
-from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
 from itertools import zip_longest
 from pathlib import Path
@@ -22,8 +18,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from covergen.runtime.order import GroupOrder, Partners, SampleOrder, of_albums
-from covergen.runtime.reading import decode, read_at
+from covergen.runtime.reading import decode
 from covergen.runtime.scale import AudioScale
+from covergen.runtime.shelf import LocalShelf
 from shard_tools.formats import codec
 from shard_tools.formats.index import open_index, splits_in
 from shard_tools.formats.layout import UNKNOWN
@@ -110,7 +107,7 @@ class IndexedShards:
         rows, shards = self.index.rows, self.index.shards
         if missing := [shard.name for shard in shards if not shard.is_file()]:
             raise ValueError(f"{root}: {len(missing)} shards of the index are missing, the first is {missing[0]}")
-        self.shards = shards
+        self.shards, self.shelf = shards, LocalShelf(shards)
         self.chosen = of_albums(rows["group"], albums)
         if not len(self.chosen):
             raise ValueError(f"--albums_for {albums}: none of the {split} albums of {root} is among them; pack more "
@@ -156,7 +153,7 @@ class IndexedShards:
         raw = np.empty((len(rows), self.dimension), np.float32)
         places = zip(*(self.index.rows[rows][name].tolist() for name in PLACE), strict=True)
         for slot, (shard, _, _, start, length) in enumerate(places):
-            raw[slot] = codec.parse_vector(read_at(self.shards[shard], start, length), self.dimension)
+            raw[slot] = codec.parse_vector(self.shelf.read(shard, start, length), self.dimension)
         return torch.from_numpy(self.scale(raw))
 
     def genres(self, rows: np.ndarray) -> np.ndarray:
@@ -189,8 +186,7 @@ class IndexedShards:
     def _fill(self, cover: np.ndarray, raw: np.ndarray, shard: int, start: int, size: int, audio: int,
               length: int) -> None:
         """Reads and decodes one sample into its slots; the vector lies beside the cover, so one read fetches both."""
-        shard = self.shards[shard]
-        data = read_at(shard, start, audio + length - start if length else size)
+        data = self.shelf.read(shard, start, audio + length - start if length else size)
         try:
             jpeg = torch.frombuffer(data, dtype=torch.uint8, count=size)
             pixels = decode(jpeg).numpy()
@@ -200,55 +196,8 @@ class IndexedShards:
             if length:
                 raw[:] = codec.parse_vector(data[audio - start:], self.dimension)
         except (RuntimeError, ValueError) as error:
-            raise ValueError(f"{shard}: damaged sample at byte {start}: {error} (shard_tools.verify --full "
-                             f"{shard.parent} names all of them)") from None
-
-
-class Loader:
-    """Batches of a stream from a number on, made ahead by threads, on a device at the wanted resolution.
-
-    Attributes:
-        waited: seconds that the reader of this iterator has spent waiting for data.
-    """
-
-    def __init__(self, stream: Stream, start: int, *, device: torch.device, resolution: int, threads: int,
-                 ahead: int = 2) -> None:
-        """Args:
-            stream: what is read.
-            start: number of the first batch.
-            device: where batches go.
-            resolution: side of the covers in pixels, the stream's or below.
-            threads: that read and decode; each makes whole batches, so that none waits for another.
-            ahead: batches made ahead beside those in the making: at least what is taken at once.
-        """
-        self.stream, self.number, self.device, self.resolution = stream, start, device, resolution
-        self.waited = 0.0
-        threads = threads if stream.pure else 1
-        self.threads, self.ahead = ThreadPoolExecutor(threads, "batch"), threads + ahead
-        self.pending: deque[Future[Batch]] = deque()
-
-    def _make(self, number: int) -> Batch:
-        batch = self.stream.batch(number)
-        if self.device.type == "cuda":
-            batch = Batch(*(None if part is None else part.pin_memory() for part in batch))
-        return batch
-
-    def __iter__(self) -> Iterator[Batch]:
-        return self
-
-    def __next__(self) -> Batch:
-        while len(self.pending) < self.ahead:
-            self.pending.append(self.threads.submit(self._make, self.number))
-            self.number += 1
-        began = time.perf_counter()
-        batch = self.pending.popleft().result()
-        self.waited += time.perf_counter() - began
-        batch = Batch(*(None if part is None else part.to(self.device, non_blocking=True) for part in batch))
-        return batch._replace(cover=shrink(batch.cover, self.resolution))
-
-    def close(self) -> None:
-        """Stops the threads; batches not yet taken are dropped."""
-        self.threads.shutdown(wait=False, cancel_futures=True)
+            raise ValueError(f"{self.shards[shard]}: damaged sample at byte {start}: {error} (shard_tools.verify "
+                             f"--full {self.index.root} names all of them)") from None
 
 
 def shrink(cover: Tensor, resolution: int) -> Tensor:

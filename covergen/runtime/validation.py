@@ -6,8 +6,9 @@ import numpy as np
 import torch
 
 from covergen.nn.turn import Turn
-from covergen.runtime.data import Batch, IndexedShards, Loader
+from covergen.runtime.data import Batch, IndexedShards
 from covergen.runtime.engine import Engine
+from covergen.runtime.loader import Loader
 from covergen.runtime.order import seed_of
 
 
