@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from covergen import models
 from covergen.nn.turn import Model, Sizes
 from covergen.runtime import checkpoint, config
+from covergen.runtime.folder import write_run
 from covergen.runtime.stopping import Patience
 from shard_tools import cli
 from shard_tools.formats.index import write_atomically
@@ -254,7 +255,7 @@ def write(folder: Path, run: config.Config, model: Model, trainer: dict[str, Any
     try:
         for kind in ("step", "best") if best else ("step",):
             checkpoint.save(draft, trainer["step"], model.networks, averaged, trainer, 1, kind)
-        checkpoint.write_run(draft, run, data, resuming=False)
+        write_run(draft, run, data, resuming=False)
         write_atomically(draft / "log.jsonl", "".join(json.dumps(row) + "\n" for row in log).encode())
         os.replace(draft, folder)
     finally:

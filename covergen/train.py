@@ -8,28 +8,28 @@ from __future__ import annotations
 
 import sys
 import time
-from pathlib import Path
-from typing import Any
 
 import torch
 from tqdm import tqdm
 
 from covergen import models
-from covergen.nn.layers import AudioEncoder
-from covergen.nn.turn import Model, Sizes
+from covergen.nn.turn import Sizes
 from covergen.runtime import checkpoint, config, data
+from covergen.runtime.agreement import reasons_first
 from covergen.runtime.demo import demo_shards
 from covergen.runtime.engine import Engine
+from covergen.runtime.folder import lock, start_from, write_run
 from covergen.runtime.loader import Loader
 from covergen.runtime.machine import keep_memory, peak_memory, processes, use_threads
 from covergen.runtime.order import seed_of
+from covergen.runtime.preparation import check, facts_of
 from covergen.runtime.preview import Preview
 from covergen.runtime.run import Run, start_hearing
+from covergen.runtime.saver import Saver
 from covergen.runtime.stopping import Patience, Stop
 from covergen.runtime.tracking import Tracker
 from covergen.runtime.validation import validate
 from shard_tools import cli
-from shard_tools.formats.index import splits_in
 
 EXAMPLES = 32  # covers of the validation split that grids show
 
@@ -39,33 +39,6 @@ def say(text: str) -> None:
     if processes()[0] == 0:
         tqdm.write(text, file=sys.stdout)
         sys.stdout.flush()
-
-
-def facts_of(shards: str, stream: data.Stream, resolution: int) -> dict[str, Any]:
-    """What a run must know of its data to be used without it: genres, audio statistics, resolution, which data."""
-    facts = stream.facts
-    return {"shards": str(shards), "identity": stream.identity, "samples": facts["samples"], "resolution": resolution,
-            "genres": facts["genres"], "audio": facts["audio"]}
-
-
-def check(model: Model, training: config.Training, shards: str) -> None:
-    """Raises ValueError for options that don't fit the model or the data, before anything is written."""
-    hears = any(isinstance(part, AudioEncoder) for network in model.networks.values() for part in network.modules())
-    if hears and training.audio_scale == "raw":
-        raise ValueError("--audio_scale raw: the audio encoder of this model needs standardised audio, for raw numbers "
-                         "reach 1e13; give --audio_scale standard")
-    if training.eval_every and (model.sample is None or "val" not in splits_in(shards)):
-        raise ValueError(f"--eval_every {training.eval_every} needs a model that makes covers, and shards with a val "
-                         "split and an index")
-    if training.judge and not training.eval_every:
-        raise ValueError("--judge is for --eval_every N, which is 0")
-
-
-def best_of(folder: Path, patience: Patience) -> str:
-    """The best validation loss of a run, for people; a run that was converted may not have the weights of then."""
-    where = folder / "checkpoints" / f"best_{patience.best_step:08d}"
-    return (f"the best validation loss, {patience.best:.6g}, was at step {patience.best_step}"
-            + (f": {where}" if where.is_dir() else ""))
 
 
 def train(run: config.Config) -> int:
@@ -106,11 +79,11 @@ def train(run: config.Config) -> int:
 
     known = facts_of(shards, stream, resolution)
     with engine.main_first():
-        lock = checkpoint.lock(folder) if main else None
-        start = checkpoint.start_from(run)
+        held = lock(folder) if main else None
+        start = start_from(run, say)
         complete = start is not None and checkpoint.step_of(start) >= steps
         if main and not complete:
-            checkpoint.write_run(folder, run, known, resuming=start is not None)
+            write_run(folder, run, known, resuming=start is not None)
     if complete:
         step = checkpoint.step_of(start)
         more = f"--steps {2 * step}" if steps == training.steps else f"--epochs {2 * training.epochs}"
@@ -123,20 +96,21 @@ def train(run: config.Config) -> int:
         begin = engine.restore(saved)
         patience.restore(saved.get("validation"))
     if patience.over:
-        say(f"the run stopped early at step {begin}: {best_of(folder, patience)}. "
+        say(f"the run stopped early at step {begin}: {patience.told(folder)}. "
             f"--patience {2 * training.patience} would go on")
         engine.close()
         return 0
     if model.validated and not validated:
         say(f"note: {shards} has no val split: there is no validation loss and no early stopping")
-    if stream.notice:
-        say(f"note: {stream.notice}")
+    for notice in filter(None, (stream.notice, engine.share.notice)):
+        say(f"note: {notice}")
     say(f"{run.model} at {resolution} px on {stream.samples:,} samples of {shards}\n"
         f"{ranks} process{'es' if ranks > 1 else ''} on {engine.device.type}, precision {engine.precision}, "
         f"{threads} thread{'s' if threads > 1 else ''} each ({source})\n"
         f"{model.sizes()} parameters\n"
         f"run folder {folder}" + (f", going on from {start}" if start else ""))
     tracker = Tracker(folder, run.flat(), begin) if main else None
+    saver = Saver(folder, training.keep) if main else None
     loader = Loader(stream, begin * engine.batches_per_step, device=engine.device, resolution=resolution,
                          threads=training.loader_threads, ahead=engine.batches_per_step)
     preview = Preview(model, (held_out or stream).examples(EXAMPLES), stream.facts["genres"], resolution, engine)
@@ -151,8 +125,21 @@ def train(run: config.Config) -> int:
         return Run(folder, run, known, model, networks, folder, engine.device, stream.scale)
 
     bar = tqdm(total=steps, initial=begin, unit="step", disable=not main, dynamic_ncols=True)
-    clock, waited, since, status = time.perf_counter(), 0.0, begin, 0
+    def save(step: int, kinds: list[str]) -> None:
+        engine.check_weights()
+        if main:
+            tracker.sync()  # a checkpoint must never know more than the log
+            saver.save(step, model.networks, engine.averaged, engine.state(step) | {"validation": patience.state()},
+                       kinds)
+
+    clock, waited, saving_took, since, status = time.perf_counter(), 0.0, 0.0, begin, 0
     try:
+        if patience.due and validated and (losses := validate(validated, engine, held_out, resolution, stop)):
+            patience.due = False
+            if main:
+                tracker.log(begin, begin * images_per_step, {f"val/{name}": value for name, value in losses.items()})
+            if patience.judge(begin, losses["loss"]):
+                save(begin, ["best"])
         for step in range(begin + 1, steps + 1):
             last = step == steps
             sampling = last or (training.sample_every and step % training.sample_every == 0)
@@ -163,6 +150,8 @@ def train(run: config.Config) -> int:
             logging = sampling or saving or validating or glancing or step % training.log_every == 0
             batches = [next(loader) for _ in range(engine.batches_per_step)]
             engine.step(step, batches, measure=logging)
+            if main and saver.failure:
+                stop.reason = stop.reason or "a checkpoint could not be written"
             stopping = engine.agree(bool(stop))
             bar.update()
             if not (logging or stopping):
@@ -177,30 +166,28 @@ def train(run: config.Config) -> int:
                 name.removeprefix("loss/"): f"{value:.3g}" for name, value in row.items() if name.startswith("loss/")})
             if sampling or saving or validating or glancing or stopping:
                 engine.mean_buffers()
-            better = False
+            better = broken_off = False
             if validating:
-                losses = validate(validated, engine, held_out, resolution)
-                row |= {f"val/{name}": value for name, value in losses.items()}
-                better = patience.judge(step, losses["loss"], epoch_ends)
+                losses = validate(validated, engine, held_out, resolution, stop)
+                patience.due = broken_off = losses is None
+                stopping |= broken_off
+                row |= {f"val/{name}": value for name, value in (losses or {}).items()}
+                better = losses is not None and patience.judge(step, losses["loss"], epoch_ends)
             if main and (sampling or (stopping and stop.out_of_time)):
                 for grid in preview.grids():
                     tracker.grid(step, step * images_per_step, *grid)
-            if main and glancing:
+            if main and glancing and not stopping:
                 found, *songs = engine.infer(lambda networks: glance(live(networks)))
                 row |= found
                 tracker.table(step, step * images_per_step, *songs)
-            if main:
+            if main and not broken_off:  # it is logged when the run goes on
+                row["speed/checkpoint_seconds"] = saver.waited - saving_took
+                saving_took = saver.waited
                 tracker.log(step, step * images_per_step, row)
             saved_as = [kind for kind, wanted in (("best", better), ("step", saving or stopping or patience.over))
                         if wanted]
             if saved_as:
-                engine.check_weights()
-                if main:
-                    tracker.sync()
-                    state = engine.state(step) | {"validation": patience.state()}
-                    for kind in saved_as:
-                        checkpoint.save(folder, step, model.networks, engine.averaged, state, training.keep, kind)
-                engine.wait()
+                save(step, saved_as)
             if patience.over:
                 say(f"stopped early at step {step}, after {patience.waited} epochs without a better validation loss")
                 break
@@ -210,28 +197,34 @@ def train(run: config.Config) -> int:
                 break
             clock, waited, since = time.perf_counter(), loader.waited, step
         else:
+            if main:
+                saver.wait()
             say(f"done: {steps} steps; grids in {folder / 'grids'}, weights in {folder / 'checkpoints'}")
         if patience.best_step:
-            say(best_of(folder, patience))
+            say(patience.told(folder))
     except FloatingPointError as error:
-        good = checkpoint.checkpoints(folder)
-        say(f"stopped: {error}. {f'The last good checkpoint is {good[-1]}' if good else 'There is no checkpoint yet'}. "
-            "A smaller --lr, --grad_clip 1 or --mixed_precision no may help (as a run with another --name).")
+        say(f"stopped: {error}. {checkpoint.last_good(folder)}. A smaller --lr, --grad_clip 1 or --mixed_precision no "
+            "may help (as a run with another --name), or --on_nan skip 10 here.")
         status = 1
     finally:
         bar.close()
         loader.close()
-        if tracker:
+        if main:
+            saver.wait()
             tracker.finish()
+    if main and saver.failure:
+        say(f"stopped: {saver.failure}. {checkpoint.last_good(folder)}. Make room, and the same command goes on from "
+            "there")
+        status = 1
     engine.close()
-    if lock:
-        lock.close()
+    if held:
+        held.close()
     return status
 
 
 def main() -> int:
     """Reads the command line, and runs, explains or only prints the configuration."""
-    words, flags = cli.read_words(sys.argv[1:])
+    words, flags = cli.read_words(cli.joined(sys.argv[1:], ["on_nan"]))
     if {"help", "h"} & set(flags):
         print(config.help_text(flags))
         return 0
@@ -241,7 +234,8 @@ def main() -> int:
     if cli.coerce("dry_run", flags.get("dry_run", False), bool):
         print(run.text(), end="")
         return 0
-    return train(run)
+    with reasons_first(processes()[1]):
+        return train(run)
 
 
 if __name__ == "__main__":

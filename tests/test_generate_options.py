@@ -17,6 +17,7 @@ from test_acousticbrainz import as_bytes, low_level
 from covergen import generate, models
 from covergen.nn.turn import Sizes
 from covergen.runtime import checkpoint, config, hearing
+from covergen.runtime.folder import write_run
 from covergen.runtime.run import open_run
 from covergen.runtime.scale import AudioScale
 from shard_tools import __version__, cli, extractors
@@ -56,7 +57,7 @@ def begin(folder: Path, model: str, audio: dict | None, **options: object) -> No
     checkpoint.save(folder / model, 2, live.networks,
                     {name: averaged.networks[name] for name in averaged.averaged}, {}, keep=1)
     facts = {"resolution": 32, "genres": [], "shards": "", "audio": audio}
-    checkpoint.write_run(folder / model, written, facts, resuming=False)
+    write_run(folder / model, written, facts, resuming=False)
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from torch import nn
 
 from covergen.runtime import checkpoint, pictures, tracking
 from covergen.runtime.ema import Average
+from covergen.runtime.folder import lock
 
 TRAINER = {"step": 1, "optimizers": {}, "scaler": None, "average_updates": 0}
 
@@ -63,7 +64,7 @@ def test_a_damaged_or_foreign_checkpoint_is_named(tmp_path: Path) -> None:
 
 
 def hold(folder: str, ready: multiprocessing.Event, leave: multiprocessing.Event) -> None:
-    file = checkpoint.lock(Path(folder))
+    file = lock(Path(folder))
     ready.set()
     leave.wait()
     file.close()
@@ -76,9 +77,9 @@ def test_a_run_folder_has_one_writer_at_a_time(tmp_path: Path) -> None:
     other.start()
     ready.wait()
     with pytest.raises(ValueError, match=f"in use by process {other.pid}"):
-        checkpoint.lock(tmp_path, patience=0.1)
+        lock(tmp_path, patience=0.1)
     leave.set()
-    checkpoint.lock(tmp_path, patience=30).close()
+    lock(tmp_path, patience=30).close()
     other.join()
 
 

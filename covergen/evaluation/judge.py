@@ -16,8 +16,8 @@ from platformdirs import user_cache_path
 from torch import Tensor
 from torch.nn import functional as F
 
-from covergen.runtime import checkpoint
 from covergen.runtime.data import Batch, IndexedShards, shrink
+from covergen.runtime.folder import lock
 from covergen.runtime.run import AT_ONCE, Run, open_run
 
 VERSION = 1  # of the training of default judges: raise it when contrast or its preset changes
@@ -54,7 +54,7 @@ def default_judge(shards: str, identity: str, resolution: int, tick: Callable[[]
     words = [sys.executable, "-m", "covergen.train", "--model", "contrast", "--albums_for", "judge", "--shards", shards,
              "--out", str(root), "--name", name, "--resolution", str(resolution), "--minutes", str(MINUTES),
              "--tracker", "none"]
-    with checkpoint.lock(root / "locks" / name, patience=120 * MINUTES):
+    with lock(root / "locks" / name, patience=120 * MINUTES):
         if finished.is_file():
             return root / name
         print(f"no --judge: training one for these shards in {root / name}, {MINUTES:g} minutes at most; the next "

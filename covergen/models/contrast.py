@@ -116,7 +116,7 @@ def build(options: Options, sizes: Sizes) -> Model:
         return F.normalize(networks["contrast"].audio(audio), dim=1)
 
     return Model({"contrast": pair}, [MatchTurn(pair, options, sizes.audio)], averaged=("contrast",), conditional=True,
-                 encode=encode, hear=hear)
+                 encode=encode, hear=hear, global_loss=True)
 
 
 CONTRAST = Recipe(

@@ -73,6 +73,7 @@ class Model:
         reconstruct: ``(networks, batch) -> [N, 3, R, R]`` in [0, 1].
         encode: ``(networks, batch) -> [N, L]``, what the model makes of a cover (a VAE: the means).
         hear: ``(networks, audio) -> [N, L]`` in the same space, of a model that compares audio with covers.
+        global_loss: whether its loss compares all covers of a global batch, so that ranks need even parts of it.
         validated: the turn whose loss over the validation split says how good the model is.
         denoising_loss: ``(networks, batch, noise) -> [N]``, the loss of each cover with its audio at the noise that the
             (one) turn draws; what wrong audio adds to it says how much the model knows of the pairing.
@@ -92,6 +93,7 @@ class Model:
     hear: Callable[[dict[str, nn.Module], Tensor], Tensor] | None = None
     validated: Turn | None = None
     mismatched: bool = False
+    global_loss: bool = False
     denoising_loss: Callable[[dict[str, nn.Module], Any, dict[str, Tensor]], Tensor] | None = None
 
     def sizes(self) -> str:

@@ -1,65 +1,65 @@
-"""The run folder on disk: who owns it, its configuration, and checkpoints that are whole or absent.
+"""Checkpoints that are whole or absent: networks and a trainer's state in, a folder with a manifest of its files out.
 
     runs/<name>/config.yaml  data.json  log.jsonl  grids/  wandb/
-    runs/<name>/checkpoints/step_00000500/{<net>.safetensors, <net>_ema.safetensors, trainer.pt}
+    runs/<name>/checkpoints/step_00000500/{<net>.safetensors, <net>_ema.safetensors, trainer.pt, manifest.json}
     runs/<name>/checkpoints/best_00000300/   the same, of the step with the lowest validation loss
+    runs/<name>/checkpoints/damaged_00000500/   one that did not fit its manifest when the run went on
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
-import time
+from collections.abc import Iterable
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
-from covergen.runtime.config import Config, differences, read_run
 from covergen.runtime.ema import with_averages
-from shard_tools.formats.index import facts_bytes, write_atomically
+from shard_tools.formats.index import file_sha256
 
-LOCK_PATIENCE = 60.0
+MANIFEST = "manifest.json"
 
 
-def lock(folder: Path, patience: float = LOCK_PATIENCE) -> IO[str]:
-    """Makes this process the only writer of a folder until it closes the file returned or ends, however it ends.
+class Snapshot(NamedTuple):
+    """What a checkpoint holds, in the memory of the host and apart from what goes on being trained.
 
-    Waits up to ``patience`` seconds, for a predecessor may still be saving.
-
-    Raises:
-        ValueError: another process keeps writing there.
+    step: of training; networks: tensors by name, by the name of their file; trainer: content of ``trainer.pt``.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    file = open(folder / ".lock", "a+")
-    began, waiting = time.monotonic(), False
-    while True:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            break
-        except BlockingIOError:
-            if not waiting:
-                file.seek(0)
-                print(f"waiting for process {file.read().strip() or '?'}, which writes in {folder}", flush=True)
-                waiting = True
-            if time.monotonic() - began > patience:
-                file.seek(0)
-                raise ValueError(f"{folder} is in use by process {file.read().strip() or '?'}; stop that one, "
-                                 "or give this run another --name") from None
-            time.sleep(0.5)
-    file.truncate(0)
-    file.write(str(os.getpid()))
-    file.flush()
-    return file
+
+    step: int
+    networks: dict[str, dict[str, Tensor]]
+    trainer: dict[str, Any]
+
+
+def snapshot(step: int, networks: dict[str, nn.Module], averaged: dict[str, nn.Module],
+             trainer: dict[str, Any]) -> Snapshot:
+    """Copies networks, their averages and the trainer's state as they are now."""
+    files = {name: network.state_dict() for name, network in with_averages(networks, averaged).items()}
+    return Snapshot(step, _copied(files), _copied(trainer))
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, Tensor):  # safetensors refuses views and tensors that share memory
+        return value.detach().to("cpu", copy=True).contiguous()
+    if isinstance(value, dict):
+        return {key: _copied(part) for key, part in value.items()}
+    return [_copied(part) for part in value] if isinstance(value, list) else value
 
 
 def checkpoints(folder: Path, kind: str = "step") -> list[Path]:
     """The complete checkpoints of a run, oldest first; kind: ``step``, or ``best`` for the best by validation."""
     return sorted((folder / "checkpoints").glob(f"{kind}_????????"))
+
+
+def last_good(folder: Path) -> str:
+    """A sentence about the newest checkpoint of a run."""
+    found = checkpoints(folder)
+    return f"The last good checkpoint is {found[-1]}" if found else "There is no checkpoint yet"
 
 
 def step_of(checkpoint: Path) -> int:
@@ -76,23 +76,26 @@ def _sync(path: Path) -> None:
 
 def save(folder: Path, step: int, networks: dict[str, nn.Module], averaged: dict[str, nn.Module],
          trainer: dict[str, Any], keep: int, kind: str = "step") -> Path:
-    """Writes a checkpoint under a temporary name, syncs and renames it; only then removes older ones.
+    """Writes a checkpoint of this moment, as ``write`` does."""
+    return write(folder, snapshot(step, networks, averaged, trainer), keep, kind)
+
+
+def write(folder: Path, taken: Snapshot, keep: int, kind: str = "step") -> Path:
+    """Writes a checkpoint under a temporary name, its manifest last, syncs and renames it; then removes older ones.
 
     The ``keep`` newest stay, of kind ``best`` only this one.
     """
     root = folder / "checkpoints"
-    final, temporary = root / f"{kind}_{step:08d}", root / f".tmp_{step:08d}"
+    final, temporary = root / f"{kind}_{taken.step:08d}", root / f".tmp_{taken.step:08d}"
     root.mkdir(parents=True, exist_ok=True)
     for leftover in root.glob(".tmp_*"):
         shutil.rmtree(leftover)
     temporary.mkdir()
-    for name, network in with_averages(networks, averaged).items():
-        # Clones, because safetensors refuses views and tensors that share memory.
-        tensors = {key: value.detach().cpu().contiguous().clone() for key, value in network.state_dict().items()}
-        save_file(tensors, temporary / f"{name}.safetensors")
-    torch.save(trainer, temporary / "trainer.pt")
-    for path in [*temporary.iterdir(), temporary]:
-        _sync(path)
+    try:
+        _fill(temporary, taken)
+    except Exception as error:  # safetensors and torch have their own kinds for a full disk
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise error if isinstance(error, OSError) else OSError(f"{final} can't be written: {error}") from error
     if final.exists():  # the same step saved again (a stop right after a save): same content
         shutil.rmtree(temporary)
         return final
@@ -105,6 +108,64 @@ def save(folder: Path, step: int, networks: dict[str, nn.Module], averaged: dict
         os.replace(old, doomed)  # a kill while removing must not leave half a checkpoint under a good name
         shutil.rmtree(doomed)
     return final
+
+
+def _fill(temporary: Path, taken: Snapshot) -> None:
+    for name, tensors in taken.networks.items():
+        save_file(tensors, temporary / f"{name}.safetensors")
+    torch.save(taken.trainer, temporary / "trainer.pt")
+    files = {path.name: {"bytes": path.stat().st_size, "sha256": file_sha256(path)} for path in temporary.iterdir()}
+    (temporary / MANIFEST).write_text(json.dumps({"step": taken.step, "files": files}, indent=1) + "\n")
+    for path in [*temporary.iterdir(), temporary]:
+        _sync(path)
+
+
+def check(checkpoint: Path, only: Iterable[str] | None = None) -> None:
+    """Compares the files of a checkpoint (or ``only`` some) with its manifest; one of an older version has none.
+
+    Raises:
+        ValueError: a file is missing or not as it was written; names it.
+    """
+    try:
+        text = (checkpoint / MANIFEST).read_bytes()
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise ValueError(f"{checkpoint / MANIFEST} can't be read: {error.strerror}") from None
+    try:
+        files = {str(name): (int(facts["bytes"]), str(facts["sha256"]))
+                 for name, facts in json.loads(text)["files"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise ValueError(f"{checkpoint / MANIFEST} is damaged: it lists no files") from None
+    for name in files if only is None else only:
+        path = checkpoint / name
+        if name not in files:
+            raise ValueError(f"{path} is not in the manifest of its checkpoint")
+        if Path(name).name != name or not path.is_file():
+            raise ValueError(f"{path} is missing")
+        if path.stat().st_size != files[name][0] or file_sha256(path) != files[name][1]:
+            raise ValueError(f"{path} is damaged: it does not have the size and SHA-256 of the manifest")
+
+
+def newest_sound(found: list[Path]) -> tuple[Path | None, list[str]]:
+    """The last of some checkpoints, oldest first, that fits its manifest, and why later ones don't."""
+    problems: list[str] = []
+    for path in reversed(found):
+        try:
+            check(path)
+            return path, problems
+        except ValueError as error:
+            problems.append(str(error))
+    return None, problems
+
+
+def put_aside(checkpoint: Path) -> Path:
+    """Renames a damaged checkpoint, so that nobody goes on from it and it can still be looked at."""
+    aside = checkpoint.with_name(f"damaged_{step_of(checkpoint):08d}")
+    if aside.exists():
+        shutil.rmtree(aside)
+    os.replace(checkpoint, aside)
+    return aside
 
 
 def load_networks(checkpoint: Path, networks: dict[str, nn.Module]) -> None:
@@ -130,63 +191,3 @@ def load(checkpoint: Path, networks: dict[str, nn.Module], averaged: dict[str, n
         return torch.load(checkpoint / "trainer.pt", map_location="cpu", weights_only=True)
     except Exception as error:
         raise ValueError(f"{checkpoint / 'trainer.pt'} can't be loaded: {error}") from None
-
-
-def start_from(config: Config) -> Path | None:
-    """The checkpoint that the configuration's ``resume`` means, or None for a fresh start.
-
-    Raises:
-        ValueError: the run has checkpoints and ``never`` was asked for, its saved configuration defines another run, or
-            a path is no checkpoint or would fork this very run.
-    """
-    own, resume = checkpoints(config.folder), config.training.resume
-    restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0  # by the launcher, with the same command
-    if resume == "auto" or (resume == "never" and restarted):
-        found = own[-1] if own else None
-    elif resume == "never":
-        if own:
-            raise ValueError(f"{config.folder} already holds step {step_of(own[-1])}; --resume auto goes on from it, "
-                             "another --name starts afresh")
-        found = None
-    else:
-        path = Path(resume)
-        inside = checkpoints(path)
-        found = inside[-1] if inside else path
-        if not (found / "trainer.pt").is_file():
-            raise ValueError(f"--resume {resume}: expected auto, never, or the path of a checkpoint or run folder")
-        if found.resolve().parent != (config.folder / "checkpoints").resolve():
-            found = own[-1] if own else found  # the same command again: the run has begun
-        elif own and found.name != own[-1].name:
-            raise ValueError(f"--resume {resume}: {config.folder} already went on to step {step_of(own[-1])}; "
-                             "give the new course another --name")
-    if own and (changed := differences(read_run(config.folder).flat(), config.flat())):
-        raise ValueError(f"{config.folder} was started with other options:\n  " + "\n  ".join(changed)
-                         + "\nset them back, or give the new run another --name")
-    return found
-
-
-def _dimension(facts: dict[str, Any]) -> int | None:
-    return facts["audio"]["dimension"] if facts["audio"] else None
-
-
-def write_run(folder: Path, config: Config, data: dict[str, Any], resuming: bool) -> None:
-    """Writes ``config.yaml`` and ``data.json``; a run that goes on must be on the data it began with.
-
-    Raises:
-        ValueError: the shards are not the run's.
-    """
-    path = folder / "data.json"
-    if resuming and path.is_file():
-        begun = json.loads(path.read_text())
-        if begun["identity"] is None:  # converted from elsewhere, trained here for the first time
-            for what, old, new in ((f"{folder} makes covers of", begun["resolution"], data["resolution"]),
-                                   (f"{folder} hears vectors of", *map(_dimension, (begun, data)))):
-                if old not in (None, new):
-                    raise ValueError(f"{what} {old}, these shards have {new}; train it on shards like its own")
-            write_atomically(path, facts_bytes(data))
-        elif begun["identity"] != data["identity"]:
-            raise ValueError(f"{folder} was trained on other shards ({begun['samples']} samples, {begun['shards']}); "
-                             f"now {data['samples']} samples, {data['shards']}; give the new run another --name")
-    else:
-        write_atomically(path, facts_bytes(data))
-    write_atomically(folder / "config.yaml", config.text().encode())

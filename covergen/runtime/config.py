@@ -7,6 +7,7 @@ preset overrides the defaults. Nothing is read from anywhere else.
 from __future__ import annotations
 
 import dataclasses
+import re
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -35,6 +36,8 @@ class Training:
     patience: int = _option(0, "stop after so many epochs without a better validation loss (of models that have one: "
                                "ae_resize, ae_transpose, vae, cond_vae); 0: never")
     batch_size: int = _option(64, "covers in a global batch, over all processes")
+    micro_batch: int = _option(0, "most covers of a process's part of a global batch that go through the networks at "
+                                  "once, in turn: less memory for the same update; 0: all")
     grad_accum: int = _option(1, "global batches whose gradients one update averages: 4 is one batch of 4x the size")
     resolution: int | None = _option(None, "side of the covers in pixels; default: the shards', and never above it")
     order: Literal["sample", "group"] = _option(
@@ -54,6 +57,8 @@ class Training:
     condition: str | None = _option(
         None, "a run of --model contrast (not a judge), whose audio encoder those of r3gan and flow start from")
     grad_clip: float = _option(0.0, "largest gradient norm of a turn; 0 does not clip")
+    on_nan: str = _option("stop", "when a loss or gradient is not finite: stop, or skip N, which leaves out such "
+                                  "updates and stops after more than N of them")
     seed: int = _option(0, "of initial weights, order, noise and everything else")
     mixed_precision: Literal["no", "bf16", "fp16"] | None = _option(
         None, "autocast precision; default: what accelerate launch was told; fp16 needs a GPU")
@@ -79,17 +84,25 @@ class Training:
     threads: int = _option(0, "threads a process computes with; 0: the cores shared by the processes of this machine")
     loader_threads: int = _option(2, "threads a process decodes with")
 
+    @property
+    def forgiven(self) -> int | None:
+        """How many updates that are not finite ``on_nan`` leaves out; None: it stops at the first."""
+        return None if self.on_nan == "stop" else int(re.fullmatch(SKIP, self.on_nan)[1])
+
+
+SKIP = r"skip[ ,=:](\d{1,9})"
 
 # May differ when a run is resumed: they change where and how long it runs and what it reports, not what it computes.
 FREE = {"shards", "out", "name", "steps", "epochs", "patience", "log_every", "sample_every", "save_every", "eval_every",
-        "judge", "keep", "minutes", "resume", "tracker", "project", "threads", "loader_threads"}
+        "judge", "keep", "minutes", "resume", "tracker", "project", "threads", "loader_threads", "micro_batch",
+        "on_nan"}
 
 POSITIVE = {"steps", "batch_size", "grad_accum", "lr", "log_every", "save_every", "keep", "loader_threads", "width",
             "latent", "critic_steps", "critic_width", "critic_every", "real_label", "blocks", "penalty_every",
             "sampling_steps"}
 NOT_NEGATIVE = {"epochs", "patience", "weight_decay", "grad_clip", "ema", "ema_halflife", "sample_every", "eval_every",
                 "minutes", "threads", "penalty", "penalty_last", "penalty_images", "seed", "lr_warmup", "lr_images",
-                "lr_last", "group", "mismatch", "audio_blur", "attention", "guidance"}
+                "lr_last", "micro_batch", "group", "mismatch", "audio_blur", "attention", "guidance"}
 SHARES = {"audio_dropped", "unheard"}  # from 0 to below 1
 
 # The demo world on two CPU cores in a few minutes; the model's recipe adds its own, the rest is the thesis's.
@@ -184,6 +197,8 @@ def resolve(flags: dict[str, Any]) -> Config:
         check_range(name, value)
     if not 0 <= values.get("ema", 0) < 1:
         raise ValueError(f"--ema {values['ema']}: a decay per step, from 0 (none) to below 1")
+    if values.get("on_nan", "stop") != "stop" and not re.fullmatch(SKIP, values["on_nan"]):
+        raise ValueError(f"--on_nan {values['on_nan']}: expected stop, or skip with a number, such as --on_nan skip 10")
     values["name"] = values.get("name") or (f"{model}-demo" if demo else model)
     if values["name"] in (".", "..") or Path(values["name"]).name != values["name"]:
         raise ValueError(f"--name {values['name']}: one folder name is expected; say where with --out")

@@ -74,12 +74,9 @@ def varied(genres: np.ndarray, count: int) -> list[int]:
     return [row for rows in zip_longest(*members) for row in rows if row is not None][:count]
 
 
-def share_of(batch_size: int, ranks: int) -> int:
-    """How many samples of a global batch each rank reads; ValueError with the nearest size when they can't share it."""
-    if batch_size % ranks:
-        raise ValueError(f"batch_size {batch_size} can't be shared by {ranks} processes; "
-                         f"nearest: {max(1, round(batch_size / ranks)) * ranks}")
-    return batch_size // ranks
+def share_of(batch_size: int, rank: int, ranks: int) -> range:
+    """Which places of a global batch a rank reads: as many as the others, or one more or less."""
+    return range(batch_size * rank // ranks, batch_size * (rank + 1) // ranks)
 
 
 class IndexedShards:
@@ -98,9 +95,11 @@ class IndexedShards:
             audio_scale: kind of ``AudioScale``.
             albums: of whom batches are, see ``of_albums``.
             rank: this process among ``ranks``.
-            ranks: must divide batch_size.
+            ranks: how many there are; they share a batch as evenly as can be.
         """
-        self.batch_size, self.rank, self.ranks, self.share = batch_size, rank, ranks, share_of(batch_size, ranks)
+        self.batch_size, self.rank, self.ranks = batch_size, rank, ranks
+        places = share_of(batch_size, rank, ranks) or range(1)  # a rank without a share reads what does not count
+        self.first, self.share = places.start, len(places)
         self.index = open_index(root, split)
         self.facts, self.resolution = self.index.facts, self.index.facts["resolution"]
         self.identity = self.facts["self_sha256"]
@@ -126,7 +125,7 @@ class IndexedShards:
     def rows(self, number: int) -> np.ndarray:
         """This rank's rows ``[batch_size / ranks]`` of the global batch with this number."""
         share = self.share
-        start = number * self.batch_size + self.rank * share
+        start = number * self.batch_size + self.first
         blocks = range(start // ORDER_BLOCK, (start + share - 1) // ORDER_BLOCK + 1)
         first = start - blocks.start * ORDER_BLOCK
         return self.chosen[np.concatenate([self._ordered(block) for block in blocks])[first : first + share]]
@@ -168,7 +167,7 @@ class IndexedShards:
         batch = self.read(rows)
         if self.partners is None:
             return batch
-        positions = number * self.batch_size + self.rank * self.share + np.arange(self.share)
+        positions = number * self.batch_size + self.first + np.arange(self.share)
         others = self.partners(positions, batch.group.numpy(), batch.genre.numpy())
         return batch._replace(mismatched=self.hear(self.audible_ones[others]))
 

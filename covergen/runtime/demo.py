@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from platformdirs import user_cache_path
 
-from covergen.runtime import checkpoint
+from covergen.runtime.folder import lock
 
 
 def demo_shards(say: Callable[[str], None], tier: str = "toy") -> str:
@@ -18,7 +18,7 @@ def demo_shards(say: Callable[[str], None], tier: str = "toy") -> str:
     from shard_tools.demo import TIERS, VERSION, make
     from shard_tools.pack import pack
     root = user_cache_path("covergen") / f"demo-{tier}-{VERSION}"
-    with checkpoint.lock(root, patience=3600):
+    with lock(root, patience=3600):
         packed = (root / "shards" / "train.index.json").is_file()
         if not packed:
             say(f"No --shards given: making the {tier} demo world ({TIERS[tier]['resolution']} px, known audio -> "

@@ -11,6 +11,7 @@ import contextlib
 import os
 import warnings
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import accelerate
@@ -20,13 +21,18 @@ from torch import Tensor, nn
 
 from covergen.nn.schedules import decay_of_average, learning_rate
 from covergen.nn.turn import Model
+from covergen.runtime.agreement import Agreement, check_weights, mean_buffers
 from covergen.runtime.config import Training
 from covergen.runtime.data import Batch
-from covergen.runtime.ema import Average, bits_of, with_averages
+from covergen.runtime.ema import Average, with_averages
+from covergen.runtime.heartbeat import Heartbeat
 from covergen.runtime.machine import processes
 from covergen.runtime.order import seed_of
+from covergen.runtime.sharing import Share
+from covergen.runtime.window import Window
 
-NEVER = 2**62  # "no step": larger than any step number
+# Between two meetings one rank may evaluate for long; who is dead is found by the heartbeat, much earlier.
+MEETING = timedelta(hours=2)
 
 
 class Engine:
@@ -46,7 +52,7 @@ class Engine:
         precision = training.mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
         # Without a GPU Accelerate must be told so, or it starts every process as a run of its own.
         cpu = not torch.accelerator.is_available()
-        state = accelerate.PartialState(cpu=cpu)
+        state = accelerate.PartialState(cpu=cpu, timeout=MEETING)
         assert state.num_processes == processes()[1], (state.num_processes, processes())
         if precision == "fp16" and state.device.type == "cpu":
             raise ValueError("--mixed_precision fp16 needs a GPU: CPUs compute fp16 slower than fp32, and the loss "
@@ -57,6 +63,7 @@ class Engine:
         self.precision, self.training, self.model = precision, training, model
         self.device = torch.device("cpu") if state.device.type == "cpu" else state.device
         self.rank, self.ranks = state.process_index, state.num_processes
+        self.share = Share(training, self.rank, self.ranks, model.global_loss)
         if training.sync_bn and self.device.type != "cuda":
             raise ValueError("--sync_bn needs GPUs: torch's SyncBatchNorm does not run on CPUs")
         if self.device.type == "cuda":
@@ -82,10 +89,11 @@ class Engine:
             self.turns.append(turn)
             self.optimizers.append(optimizer)
         self.generator = torch.Generator(self.device)
-        # A side group on the host: agreeing on a stop must never wait for the GPU's queue.
-        self.host_group = dist.new_group(backend="gloo") if self.ranks > 1 else None
-        self._agreement: tuple[Any, Tensor] | None = None
-        self._open_window()
+        self.agree = Agreement(self.ranks)
+        self.heart = Heartbeat(self.rank, self.ranks, self.agree.on_a_name()) if self.ranks > 1 else None
+        self.forgiven = training.forgiven
+        self.window = Window([turn.name for turn in model.turns], self.device, self.ranks, self.forgiven is not None)
+        self.skipped = torch.zeros((), dtype=torch.int64, device=self.device)
 
     @property
     def batches_per_step(self) -> int:
@@ -140,59 +148,73 @@ class Engine:
         turn, wrapped, optimizer = self.model.turns[place], self.turns[place], self.optimizers[place]
         parameters = list(turn.parameters())
         noise = self._noise(place, number, repeat, len(batches))
+        before = self._buffers() if self.forgiven is not None else []
         for micro, batch in enumerate(batches):
-            last = micro == len(batches) - 1
-            with contextlib.nullcontext() if last else self.accelerator.no_sync(wrapped):  # covers the forward too
-                loss, scalars = wrapped(batch, {name: parts[micro] for name, parts in noise.items()})
-                self.accelerator.backward(loss / len(batches))
-            self._note(place, number, loss.detach(), scalars)
+            parts, means = self.share.cut(batch), []
+            for piece, (part, weight) in enumerate(zip(parts, self.share.weights, strict=True)):
+                last = (micro, piece) == (len(batches) - 1, len(parts) - 1)
+                with contextlib.nullcontext() if last else self.accelerator.no_sync(wrapped):  # covers the forward too
+                    loss, scalars = wrapped(part, noise[micro][piece])
+                    self.accelerator.backward(loss * weight / len(batches))
+                means.append({name: value * weight for name, value in {"": loss.detach(), **scalars}.items()})
+            scalars = {name: sum(part[name] for part in means) for name in means[0]}
+            self.window.note(place, number, scalars.pop(""), scalars)
         if self.training.grad_clip:
             self.accelerator.unscale_gradients(optimizer)
             norm = nn.utils.clip_grad_norm_(parameters, self.training.grad_clip)
-        optimizer.step()
+        elif self.forgiven is not None:
+            norm = nn.utils.get_total_norm([p.grad for p in parameters])
+        if self.forgiven is None:
+            optimizer.step()
+        else:
+            self._step_if(norm.isfinite(), optimizer, before)
         if measure:  # after the step, where gradients are unscaled at any precision
             norm = norm if self.training.grad_clip else nn.utils.get_total_norm([p.grad for p in parameters])
-            self.window[f"optim/{turn.name}_gradient_norm"] = [norm.float()]
+            self.window.norm(place, norm)
         optimizer.zero_grad(set_to_none=True)
         return optimizer.step_was_skipped
 
-    def _noise(self, place: int, number: int, repeat: int, micros: int) -> dict[str, list[Tensor]]:
-        """This rank's slices of the step's noise, one a micro-batch; drawn alike on every rank for all of them."""
+    def _step_if(self, sound: Tensor, optimizer: Any, before: list[Tensor]) -> None:
+        """An optimiser's step that does nothing where ``sound`` is false; running statistics are put back then.
+
+        Gradients are summed over the ranks, so all of them see the same. The device is not waited for.
+        """
+        self.skipped += ~sound
+        inner = optimizer.optimizer
+        if self.accelerator.scaler is None and inner.defaults.get("fused"):
+            inner.grad_scale, inner.found_inf = None, (~sound).float()  # as a loss scaler tells fused optimisers
+            optimizer.step()
+        elif self.accelerator.scaler or sound:  # the scaler sees for itself; a CPU has nothing to wait for
+            optimizer.step()
+        for buffer, old in zip(self._buffers(copied=False), before, strict=True):
+            buffer.copy_(torch.where(sound, buffer, old))
+
+    def _buffers(self, copied: bool = True) -> list[Tensor]:
+        return [buffer.clone() if copied else buffer
+                for network in self.model.networks.values() for buffer in network.buffers()]
+
+    def _noise(self, place: int, number: int, repeat: int, micros: int) -> list[list[dict[str, Tensor]]]:
+        """This rank's part of the step's noise, by micro-batch and piece; drawn alike on every rank for all of them.
+
+        So the noise of a cover depends on its place in the global batch, and not on the number of ranks.
+        """
         self.generator.manual_seed(seed_of(self.training.seed, "noise", number, place, repeat))
         drawn = self.model.turns[place].draw(self.training.batch_size * micros, self.generator)
-        return {name: [part.chunk(self.ranks)[self.rank] for part in values.chunk(micros)]
-                for name, values in drawn.items()}
-
-    # -- what is logged ---
-
-    def _open_window(self) -> None:
-        self.window: dict[str, list[Tensor]] = {}
-        self.bad = torch.full((len(self.model.turns),), NEVER, dtype=torch.int64, device=self.device)
-
-    def _note(self, place: int, number: int, loss: Tensor, scalars: dict[str, Tensor]) -> None:
-        for name, value in scalars.items():
-            self.window.setdefault(f"loss/{name}", []).append(value.float())
-        first = self.bad[place].clamp(max=number)
-        self.bad[place] = torch.where(torch.isfinite(loss), self.bad[place], first)
+        return [self.share.cut_noise({name: values.chunk(micros)[micro] for name, values in drawn.items()})
+                for micro in range(micros)]
 
     def close_window(self) -> dict[str, float]:
-        """Means over all ranks and all updates since the last call: the only place where the host waits for the device.
+        """What is logged of the steps since the last call; here alone the host waits for the device.
 
         Raises:
-            FloatingPointError: a loss was NaN or infinite; names the turn and the first such step.
+            FloatingPointError: a loss was NaN or infinite, or more updates than are forgiven had such gradients.
         """
-        names = sorted(self.window)
-        values = torch.stack([torch.stack(self.window[name]).mean() for name in names])
-        if self.ranks > 1:
-            dist.all_reduce(values)
-            values /= self.ranks
-            dist.all_reduce(self.bad, dist.ReduceOp.MIN)
-        first = self.bad.tolist()
-        row = dict(zip(names, values.tolist(), strict=True))
-        self._open_window()
-        if min(first) < NEVER:
-            turn = self.model.turns[first.index(min(first))].name
-            raise FloatingPointError(f"the loss of the {turn} turn was not finite at step {min(first)}")
+        row = self.window.close()
+        if self.forgiven is not None:
+            row["optim/skipped"] = float(self.skipped)
+            if row["optim/skipped"] > self.forgiven:
+                raise FloatingPointError(f"{int(self.skipped)} updates had losses or gradients that are not finite, "
+                                         f"--on_nan allows {self.forgiven}")
         return row
 
     # -- what all ranks do together ---
@@ -200,32 +222,12 @@ class Engine:
     @torch.no_grad()
     def mean_buffers(self) -> None:
         """Sets running statistics to their mean over the ranks, on all of them, before they are used or saved."""
-        if self.ranks == 1:
-            return
-        for network in [*self.model.networks.values(), *self.averaged.values()]:
-            for buffer in network.buffers():
-                if buffer.is_floating_point():
-                    dist.all_reduce(buffer)
-                    buffer /= self.ranks
+        if self.ranks > 1:
+            mean_buffers([*self.model.networks.values(), *self.averaged.values()], self.ranks)
 
     def check_weights(self) -> None:
-        """Compares the bits of all weights over the ranks.
-
-        Raises:
-            RuntimeError: ranks have drifted apart.
-            FloatingPointError: a network holds NaN or infinity.
-        """
-        networks = with_averages(self.model.networks, self.averaged)
-        sums = torch.stack([bits_of(network) for network in networks.values()])
-        low, high = sums.clone(), sums.clone()
-        if self.ranks > 1:
-            dist.all_reduce(low, dist.ReduceOp.MIN)
-            dist.all_reduce(high, dist.ReduceOp.MAX)
-        for name, network, same in zip(networks, networks.values(), (low == high).tolist(), strict=True):
-            if not same:
-                raise RuntimeError(f"the weights of {name} differ between processes; nothing was saved")
-            if not all(bool(value.isfinite().all()) for value in network.state_dict().values()):
-                raise FloatingPointError(f"the weights of {name} are not finite")
+        """Compares the bits of all weights over the ranks; RuntimeError, FloatingPointError: see there."""
+        check_weights(with_averages(self.model.networks, self.averaged), self.ranks)
 
     def state(self, step: int) -> dict[str, Any]:
         """What ``trainer.pt`` holds beside the networks: tensors and plain values only."""
@@ -235,6 +237,7 @@ class Engine:
             "optimizers": {t.name: o.state_dict() for t, o in zip(self.model.turns, self.optimizers, strict=True)},
             "scaler": scaler.state_dict() if scaler else None,
             "average_updates": self.average.updates if self.average else 0,
+            "skipped": int(self.skipped),
         }
 
     def restore(self, state: dict[str, Any]) -> int:
@@ -245,19 +248,8 @@ class Engine:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         if self.average:
             self.average.updates = state["average_updates"]
+        self.skipped.fill_(state.get("skipped", 0))
         return state["step"]
-
-    def agree(self, wish: bool) -> bool:
-        """Whether any rank wished so; with several ranks the answer to the wishes of one call ago, so nobody waits."""
-        if self.ranks == 1:
-            return wish
-        flag = torch.tensor(int(wish))
-        before, self._agreement = self._agreement, (dist.all_reduce(
-            flag, dist.ReduceOp.MAX, group=self.host_group, async_op=True), flag)
-        if before is None:
-            return False
-        before[0].wait()
-        return bool(before[1])
 
     def main_first(self) -> contextlib.AbstractContextManager:
         """Rank 0 goes through the block before the others do."""
@@ -269,8 +261,10 @@ class Engine:
 
     def close(self) -> None:
         """Leaves the process group."""
-        if self._agreement:
-            self._agreement[0].wait()
+        self.agree.close()
+        if self.heart:
+            self.wait()  # nobody is missed who only ends a little earlier
+            self.heart.close()
         self.accelerator.end_training()
 
     @torch.no_grad()

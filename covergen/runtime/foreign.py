@@ -53,7 +53,7 @@ class ForeignShards:
         if albums != "all":
             raise ValueError(f"--albums_for {albums} needs shards with an index; pack the covers with "
                              "shard_tools.pack, or give --albums_for all")
-        self.share, self.rank, self.seed = share_of(batch_size, ranks), rank, seed
+        self.share, self.rank, self.seed = max(1, len(share_of(batch_size, rank, ranks))), rank, seed
         self.next, self.stream, self.scale, self.damaged = None, None, None, 0
         stat = [(Path(url).name, Path(url).stat().st_size) for url in self.urls]
         self.identity = hashlib.sha256(repr(stat).encode()).hexdigest()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -169,9 +170,16 @@ def _choose(folder: Path, which: str) -> Path:
     if not best and not steps:
         raise ValueError(f"{folder} has no checkpoint yet; train on, it saves every --save_every steps")
     if which in ("auto", "last"):
-        return best[-1] if (best and which == "auto") or not steps else steps[-1]
+        wanted = [*steps, *best] if which == "auto" or not steps else steps
+        newest, problems = checkpoint.newest_sound(wanted)
+        if newest is None:
+            raise ValueError("\n  ".join([f"no checkpoint of {folder} is sound:", *problems]))
+        for problem in problems:
+            warnings.warn(f"{problem}; using {newest}", stacklevel=3)
+        return newest
     found = {str(checkpoint.step_of(path)): path for path in [*best, *steps]}
     if which not in found:
         steps = ", ".join(sorted(found, key=int))
         raise ValueError(f"--checkpoint {which}: {folder} has auto, last and the steps {steps}")
+    checkpoint.check(found[which])
     return found[which]

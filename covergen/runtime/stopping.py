@@ -74,12 +74,14 @@ class Patience:
         limit: epochs without a better loss after which to stop; 0 never stops.
         best, best_step: the lowest loss and when it was.
         waited: epochs since then.
+        due: a validation was broken off and is to be made before training goes on.
     """
 
     limit: int
     best: float = field(default=float("inf"))
     best_step: int = 0
     waited: int = 0
+    due: bool = False
 
     def judge(self, step: int, loss: float, epoch: bool = True) -> bool:
         """Takes in the loss at a step; True when it is the best so far. ``epoch``: an epoch ended here."""
@@ -95,9 +97,16 @@ class Patience:
         return 0 < self.limit <= self.waited
 
     def state(self) -> dict[str, Any]:
-        return {"best": self.best, "best_step": self.best_step, "waited": self.waited}
+        return {"best": self.best, "best_step": self.best_step, "waited": self.waited, "due": self.due}
+
+    def told(self, folder: Path) -> str:
+        """The best loss, for people; a run that was converted may not have the weights of then."""
+        where = folder / "checkpoints" / f"best_{self.best_step:08d}"
+        return (f"the best validation loss, {self.best:.6g}, was at step {self.best_step}"
+                + (f": {where}" if where.is_dir() else ""))
 
     def restore(self, state: dict[str, Any] | None) -> None:
         """Takes over what ``state`` gave; None is of a run that was not validated."""
         if state:
             self.best, self.best_step, self.waited = state["best"], state["best_step"], state["waited"]
+            self.due = state.get("due", False)

@@ -10,6 +10,7 @@ from covergen.runtime.data import Batch, IndexedShards
 from covergen.runtime.engine import Engine
 from covergen.runtime.loader import Loader
 from covergen.runtime.order import seed_of
+from covergen.runtime.stopping import Stop
 
 
 class Pass:
@@ -35,20 +36,23 @@ class Pass:
         return self.shards.read(rows if len(rows) else np.zeros(1, np.int64))
 
 
-def validate(turn: Turn, engine: Engine, shards: IndexedShards, resolution: int) -> dict[str, float]:
-    """Means over a whole split of a turn's loss and scalars, alike on all ranks.
+def validate(turn: Turn, engine: Engine, shards: IndexedShards, resolution: int, stop: Stop) -> dict[str, float] | None:
+    """Means over a whole split of a turn's loss and scalars, alike on all ranks; None when it was stopped before.
 
     Args:
         turn: one of the model's; its noise is the same in every call and on any number of ranks.
         engine: that trains the model; running statistics are those of this moment.
         shards: the split, cut for this rank.
         resolution: side of the covers that the model was built for.
+        stop: whether to break off, of any rank.
     """
     each = Pass(shards)
     loader = Loader(each, 0, device=engine.device, resolution=resolution, threads=1)
     sums, generator = 0.0, torch.Generator(engine.device)
     try:
         for number in range(each.batches):
+            if engine.agree(bool(stop)):
+                return None
             batch, places = next(loader), each.places(number)
             weight = len(places)  # 0: the batch is one sample that does not count, but names what is measured
             generator.manual_seed(seed_of(engine.training.seed, "validation", number))

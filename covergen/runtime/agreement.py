@@ -1,0 +1,96 @@
+"""What the processes of a run agree on: wishes, a name, weights and statistics of each in, the same on all out."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import secrets
+import time
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from covergen.runtime.ema import bits_of
+
+
+class Agreement:
+    """Asks all ranks for a wish; they talk on the host, for it must never wait for a GPU's queue."""
+
+    def __init__(self, ranks: int) -> None:
+        self.ranks = ranks
+        self.group = dist.new_group(backend="gloo") if ranks > 1 else None
+        self._asked: tuple[Any, Tensor] | None = None
+
+    def __call__(self, wish: bool) -> bool:
+        """Whether any rank wished so; with several ranks the answer to the wishes of one call ago, so nobody waits."""
+        if self.ranks == 1:
+            return wish
+        flag = torch.tensor(int(wish))
+        before, self._asked = self._asked, (dist.all_reduce(
+            flag, dist.ReduceOp.MAX, group=self.group, async_op=True), flag)
+        if before is None:
+            return False
+        before[0].wait()
+        return bool(before[1])
+
+    def on_a_name(self) -> str:
+        """A new name, the same on all ranks."""
+        name = [secrets.token_hex(8)]
+        dist.broadcast_object_list(name, group=self.group)
+        return name[0]
+
+    def close(self) -> None:
+        """Hears the last answer, which somebody may still be giving."""
+        if self._asked:
+            self._asked[0].wait()
+
+
+def mean_buffers(networks: Iterable[nn.Module], ranks: int) -> None:
+    """Sets the running statistics of networks to their mean over the ranks."""
+    for network in networks:
+        for buffer in network.buffers():
+            if buffer.is_floating_point():
+                dist.all_reduce(buffer)
+                buffer /= ranks
+
+
+def check_weights(networks: dict[str, nn.Module], ranks: int) -> None:
+    """Compares the bits of all weights over the ranks.
+
+    Raises:
+        RuntimeError: ranks have drifted apart.
+        FloatingPointError: a network holds NaN or infinity.
+    """
+    sums = torch.stack([bits_of(network) for network in networks.values()])
+    low, high = sums.clone(), sums.clone()
+    if ranks > 1:
+        dist.all_reduce(low, dist.ReduceOp.MIN)
+        dist.all_reduce(high, dist.ReduceOp.MAX)
+    for name, network, same in zip(networks, networks.values(), (low == high).tolist(), strict=True):
+        if not same:
+            raise RuntimeError(f"the weights of {name} differ between processes; nothing was saved")
+        if not all(bool(value.isfinite().all()) for value in network.state_dict().values()):
+            raise FloatingPointError(f"the weights of {name} are not finite")
+
+
+LOST = re.compile(r"gloo|nccl|connection (closed|reset|refused)|broken pipe|store", re.IGNORECASE)
+
+
+@contextlib.contextmanager
+def reasons_first(ranks: int, delay: float = 3.0) -> Iterator[None]:
+    """Lets a process whose partners have died speak after them, and in one line, for the reason is theirs.
+
+    Raises:
+        ConnectionError: a collective operation failed because others are gone.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if ranks == 1 or not LOST.search(f"{type(error).__name__} {error}"):
+            raise
+        time.sleep(delay)
+        lines = str(error).splitlines() or [type(error).__name__]
+        raise ConnectionError(f"another process has ended, see what it said ({lines[0][:160]})") from None
