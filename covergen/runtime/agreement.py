@@ -93,4 +93,5 @@ def reasons_first(ranks: int, delay: float = 3.0) -> Iterator[None]:
             raise
         time.sleep(delay)
         lines = str(error).splitlines() or [type(error).__name__]
-        raise ConnectionError(f"another process has ended, see what it said ({lines[0][:160]})") from None
+        raise ConnectionError("another process has ended: the reason is what that one said, or what the "
+                              f"launcher says of it ({lines[0][:160]})") from None

@@ -161,6 +161,7 @@ def _open_wandb(folder: Path, config: dict[str, Any]) -> Any:
                 raise
             warnings.warn(f"W&B can't be reached ({type(error).__name__}: {error}); going on offline", stacklevel=2)
             mode = "offline"
+            wandb.teardown()  # its service holds the run's id
             run = _start(wandb, folder, config, mode)
     except Exception as error:  # boundary: no disk for it, a broken installation
         warnings.warn(f"W&B can't be used ({type(error).__name__}: {error}); going on without it", stacklevel=2)
@@ -173,8 +174,11 @@ def _open_wandb(folder: Path, config: dict[str, Any]) -> Any:
 
 
 def _start(wandb: Any, folder: Path, config: dict[str, Any], mode: str) -> Any:
+    settings = {"init_timeout": 60}
+    if "finish_timeout" in wandb.Settings.model_fields:  # of newer versions: a run must end without a network too
+        settings["finish_timeout"] = 60
     run = wandb.init(project=config["project"], name=config["name"], id=_run_id(folder), dir=str(folder), config=config,
-                     mode=mode, resume="allow", settings=wandb.Settings(init_timeout=60))
+                     mode=mode, resume="allow", settings=wandb.Settings(**settings))
     run.define_metric("images")
     for section in ("loss", "val", "samples", "speed", "optim", "eval", "test"):
         run.define_metric(f"{section}/*", step_metric="images")
