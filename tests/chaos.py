@@ -1,9 +1,9 @@
 """Kills a run again and again at bad moments, and proves what is left: ``python tests/chaos.py --kills 30 --ranks 2``.
 
 A random rank, the launcher or everything at once dies by SIGKILL: between two steps, while a checkpoint is written, or
-while rank 0 evaluates. The same command goes on, with as many ranks as before or (``--ranks 1,2,4``) with others. In the
-end every step is in the log once, every global batch was trained on once by those steps that count, and with a fixed
-number of ranks the weights are bit for bit those of a run that nobody disturbed.
+while rank 0 evaluates. The same command goes on, with as many ranks as before or (``--ranks 1,2,4``) with others. In
+the end every step is in the log once, every global batch was trained on once by those steps that count, and with a
+fixed number of ranks the weights are bit for bit those of a run that nobody disturbed.
 """
 
 from __future__ import annotations
@@ -93,10 +93,10 @@ def disturb(folder: Path, kills: int, ranks: list[int], seed: int, shards: str |
         done[victim, moment] += 1
     check(folder, starts, flags, ranks)
     told = ", ".join(f"{victim} during a {moment} {number}" for (victim, moment), number in sorted(done.items()))
-    return (f"{kills} kills ({told}); ranks {ranks}; steps lost in all "
-            f"{sum(last_of(folder, i) - starts[i + 1] for i in range(kills)):,}; {time.monotonic() - began:.0f} s: every "
-            f"step once, every global batch once" + ("; weights bitwise those of an undisturbed run"
-                                                     if len(set(ranks)) == 1 else ""))
+    lost = sum(last_of(folder, i) - starts[i + 1] for i in range(kills))
+    return (f"{kills} kills ({told}); ranks {ranks}; {lost:,} steps done again; {time.monotonic() - began:.0f} s: every "
+            "step once, every global batch once"
+            + ("; weights bitwise those of an undisturbed run" if len(set(ranks)) == 1 else ""))
 
 
 def launch(folder: Path, count: int, start: int, flags: list[str]) -> subprocess.Popen:
@@ -139,7 +139,7 @@ def kill(process: subprocess.Popen, victim: str, draw: random.Random) -> None:
         if one.is_running():
             one.kill()
     process.communicate(timeout=100)  # whoever is left has to end by itself
-    gone, alive = psutil.wait_procs(members, timeout=60)
+    _, alive = psutil.wait_procs(members, timeout=60)
     assert not alive, f"still there 60 s after the {victim} was killed: {alive}"
 
 

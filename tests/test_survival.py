@@ -8,6 +8,7 @@ import threading
 import time
 from pathlib import Path
 
+import chaos
 import psutil
 import pytest
 import torch
@@ -287,3 +288,9 @@ train.validate = stopped
     assert found[0] == found[1] and [row["step"] for row in log_of(calm)] == [row["step"] for row in log_of(cut)]
     names = [sorted(path.name for path in (run / "checkpoints").glob("best_*")) for run in (calm, cut)]
     assert names[0] == names[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [[2], [1, 2, 4]], ids=["two ranks", "1, 2 and 4 ranks"])
+def test_a_run_that_is_killed_again_and_again_sees_every_batch_once(tmp_path: Path, ranks: list[int]) -> None:
+    print(chaos.disturb(tmp_path, 30, ranks, seed=len(ranks)))
