@@ -23,6 +23,7 @@ from covergen.nn.turn import Model
 from covergen.runtime.config import Training
 from covergen.runtime.data import Batch
 from covergen.runtime.ema import Average, bits_of, with_averages
+from covergen.runtime.heartbeat import Heartbeat
 from covergen.runtime.machine import processes
 from covergen.runtime.order import seed_of
 
@@ -84,6 +85,7 @@ class Engine:
         self.generator = torch.Generator(self.device)
         # A side group on the host: agreeing on a stop must never wait for the GPU's queue.
         self.host_group = dist.new_group(backend="gloo") if self.ranks > 1 else None
+        self.heartbeat = Heartbeat(self.rank, self.ranks, self.host_group) if self.ranks > 1 else None
         self._agreement: tuple[Any, Tensor] | None = None
         self._open_window()
 
@@ -271,6 +273,8 @@ class Engine:
         """Leaves the process group."""
         if self._agreement:
             self._agreement[0].wait()
+        if self.heartbeat:
+            self.heartbeat.close()
         self.accelerator.end_training()
 
     @torch.no_grad()
