@@ -207,6 +207,7 @@ def train(run: config.Config) -> int:
             if stopping and not last:
                 say(f"stopped after step {step} ({stop.reason or 'another process was asked to'}); "
                     "the same command goes on from there")
+                status = stop.status(timed=engine.total(torch.tensor(float(stop.out_of_time))).item() > 0)
                 break
             clock, waited, since = time.perf_counter(), loader.waited, step
         else:

@@ -1,4 +1,4 @@
-"""Two network namespaces in the place of two machines: one training run in, of which one machine dies and comes back.
+"""Two network namespaces as two machines: a training run in, one of whose machines dies, returns and is sent away.
 
     python tests/two_hosts.py FOLDER        # as root; prints what happens when, and keeps everything in FOLDER
 
@@ -38,12 +38,14 @@ class Story:
         folder: holds ``runs/elastic``, the notes of all processes, the launchers' outputs and the shards.
         events: what, and when (seconds since the beginning).
         silence: seconds from the death of a host to the end of the process on the other.
+        left: the first step after the host was asked to leave.
     """
 
     folder: Path
     events: list[tuple[float, str]] = field(default_factory=list)
     began: float = field(default_factory=time.monotonic)
     silence: float = 0.0
+    left: int = 0
 
     def tell(self, event: str) -> None:
         self.events.append((time.monotonic() - self.began, event))
@@ -133,7 +135,7 @@ def make_shards(out: Path) -> None:
 
 
 def play(folder: Path) -> Story:
-    """Trains on two hosts, of which one dies and returns.
+    """Trains on two hosts, of which one dies, returns, and is then asked to leave as one that is preempted.
 
     Raises:
         RuntimeError: something that must happen did not.
@@ -152,7 +154,9 @@ def play(folder: Path) -> Story:
         kill_all(spaces[OTHER])
         other.wait()
         died = time.monotonic()
-        assert not alive(workers[0]) and alive(workers[1])
+        wait_for("rank 0 is dead", lambda: not alive(workers[0]), [head], 10)
+        if not alive(workers[1]):
+            raise RuntimeError("rank 1 died with the other host, so nothing can be learnt of silence")
         story.tell(f"the host with rank 0 is dead, after step {story.notes()[-1]['step']}")
         wait_for("the process on the other host ends", lambda: not alive(workers[1]), [head], 120)
         story.silence = time.monotonic() - died
@@ -164,10 +168,18 @@ def play(folder: Path) -> Story:
         other = launch(spaces[OTHER], OTHER, folder)
         wait_for("the host returns", lambda: story.notes()[-1]["ranks"] == 2, [head, other], 120)
         story.tell(f"the host is back, two ranks go on with step {story.notes()[-1]['step']}")
+
+        stayed = story.notes()[-1]["step"]
+        wait_for("both train on", lambda: story.notes()[-1]["step"] >= stayed + 5, [head, other], 60)
+        other.terminate()
+        other.wait(timeout=60)
+        story.tell(f"the host was asked to leave, and has left after step {story.notes()[-1]['step']}")
+        wait_for("the other host goes on alone", lambda: story.notes()[-1]["ranks"] == 1, [head], 120)
+        story.left = story.notes()[-1]["step"]
+        story.tell(f"the other one goes on alone, with step {story.left}")
         (folder / "notes/hurry").touch()
-        for launcher in (head, other):
-            if launcher.wait(timeout=120):
-                raise RuntimeError(f"a launcher ended with status {launcher.returncode}")
+        if head.wait(timeout=120):
+            raise RuntimeError(f"the launcher ended with status {head.returncode}")
         story.tell("the run is complete")
     return story
 
