@@ -12,6 +12,8 @@ from shard_tools import cli
 
 BENCHMARKS = {
     "step": "whole training steps against the thesis's notebook",
+    "cost": "what a run costs on 1 to 512 GPUs, and what limits it there",
+    "reduce": "an all-reduce among processes of this machine",
     "loader": "loading of covers and vectors against torchvision's ImageFolder",
 }
 

@@ -194,6 +194,7 @@ def train(run: config.Config) -> int:
             if stopping and not last:
                 say(f"stopped after step {step} ({stop.reason or 'another process was asked to'}); "
                     "the same command goes on from there")
+                status = stop.status(timed=engine.total(torch.tensor(float(stop.out_of_time))).item() > 0)
                 break
             clock, waited, since = time.perf_counter(), loader.waited, step
         else:
@@ -206,6 +207,9 @@ def train(run: config.Config) -> int:
         say(f"stopped: {error}. {checkpoint.last_good(folder)}. A smaller --lr, --grad_clip 1 or --mixed_precision no "
             "may help (as a run with another --name), or --on_nan skip 10 here.")
         status = 1
+    except Exception as error:  # boundary: whatever it is, the other processes must hear of it
+        engine.tell(error)
+        raise
     finally:
         bar.close()
         loader.close()

@@ -94,8 +94,8 @@ def disturb(folder: Path, kills: int, ranks: list[int], seed: int, shards: str |
     check(folder, starts, flags, ranks)
     told = ", ".join(f"{victim} during a {moment} {number}" for (victim, moment), number in sorted(done.items()))
     lost = sum(last_of(folder, i) - starts[i + 1] for i in range(kills))
-    return (f"{kills} kills ({told}); ranks {ranks}; {lost:,} steps done again; {time.monotonic() - began:.0f} s: every "
-            "step once, every global batch once"
+    return (f"{kills} kills ({told}); ranks {ranks}; {lost:,} steps done again; {time.monotonic() - began:.0f} s: "
+            "every step once, every global batch once"
             + ("; weights bitwise those of an undisturbed run" if len(set(ranks)) == 1 else ""))
 
 

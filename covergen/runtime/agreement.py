@@ -1,10 +1,9 @@
-"""What the processes of a run agree on: wishes, a name, weights and statistics of each in, the same on all out."""
+"""What the processes of a run agree on: wishes, weights and statistics of each in, the same on all out."""
 
 from __future__ import annotations
 
 import contextlib
 import re
-import secrets
 import time
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -35,12 +34,6 @@ class Agreement:
             return False
         before[0].wait()
         return bool(before[1])
-
-    def on_a_name(self) -> str:
-        """A new name, the same on all ranks."""
-        name = [secrets.token_hex(8)]
-        dist.broadcast_object_list(name, group=self.group)
-        return name[0]
 
     def close(self) -> None:
         """Hears the last answer, which somebody may still be giving."""
@@ -79,6 +72,11 @@ def check_weights(networks: dict[str, nn.Module], ranks: int) -> None:
 LOST = re.compile(r"gloo|nccl|connection (closed|reset|refused)|broken pipe|store", re.IGNORECASE)
 
 
+def is_loss(error: Exception) -> bool:
+    """Whether an error says that other processes are gone."""
+    return isinstance(error, RuntimeError) and bool(LOST.search(f"{type(error).__name__} {error}"))
+
+
 @contextlib.contextmanager
 def reasons_first(ranks: int, delay: float = 3.0) -> Iterator[None]:
     """Lets a process whose partners have died speak after them, and in one line, for the reason is theirs.
@@ -89,7 +87,7 @@ def reasons_first(ranks: int, delay: float = 3.0) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if ranks == 1 or not LOST.search(f"{type(error).__name__} {error}"):
+        if ranks == 1 or not is_loss(error):
             raise
         time.sleep(delay)
         lines = str(error).splitlines() or [type(error).__name__]

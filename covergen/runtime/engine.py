@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from covergen.nn.schedules import decay_of_average, learning_rate
 from covergen.nn.turn import Model
-from covergen.runtime.agreement import Agreement, check_weights, mean_buffers
+from covergen.runtime.agreement import Agreement, check_weights, is_loss, mean_buffers
 from covergen.runtime.config import Training
 from covergen.runtime.data import Batch
 from covergen.runtime.ema import Average, with_averages
@@ -90,7 +90,7 @@ class Engine:
             self.optimizers.append(optimizer)
         self.generator = torch.Generator(self.device)
         self.agree = Agreement(self.ranks)
-        self.heart = Heartbeat(self.rank, self.ranks, self.agree.on_a_name()) if self.ranks > 1 else None
+        self.heartbeat = Heartbeat(self.rank, self.ranks, self.agree.group) if self.ranks > 1 else None
         self.forgiven = training.forgiven
         self.window = Window([turn.name for turn in model.turns], self.device, self.ranks, self.forgiven is not None)
         self.skipped = torch.zeros((), dtype=torch.int64, device=self.device)
@@ -259,12 +259,16 @@ class Engine:
         """Waits until every rank is here."""
         self.accelerator.wait_for_everyone()
 
+    def tell(self, error: Exception) -> None:
+        """Lets the other ranks know why this one is about to die, unless it is because they have."""
+        if self.heartbeat and not is_loss(error):
+            self.heartbeat.fail(str(error) or type(error).__name__)
+
     def close(self) -> None:
         """Leaves the process group."""
         self.agree.close()
-        if self.heart:
-            self.wait()  # nobody is missed who only ends a little earlier
-            self.heart.close()
+        if self.heartbeat:
+            self.heartbeat.close()
         self.accelerator.end_training()
 
     @torch.no_grad()

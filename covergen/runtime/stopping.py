@@ -65,6 +65,17 @@ class Stop:
             self.reason = f"{self.minutes:g} minutes are over"
         return self.reason is not None
 
+    def status(self, timed: bool) -> int:
+        """The exit status after all processes stopped together, some of them of their own accord.
+
+        An elastic launcher takes 0 for the end of the run. If only other machines were told to go, it is not: with
+        status 1 this one's launcher starts its processes again, and the run goes on without the others.
+
+        Args: timed: the time limit of one of them was the reason.
+        """
+        left_behind = self.reason is None and not timed
+        return int(left_behind and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)) > 0)
+
 
 @dataclass
 class Patience:
