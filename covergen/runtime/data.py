@@ -165,10 +165,10 @@ class IndexedShards:
             raise ValueError(f"{self.index.root}/{failure} (shard_tools.verify --full {self.index.root} names all)")
         return self.labelled(rows, cover, raw)
 
-    def labelled(self, rows: np.ndarray, cover: np.ndarray, raw: np.ndarray) -> Batch:
+    def labelled(self, rows: np.ndarray, cover: Tensor, raw: np.ndarray) -> Batch:
         """A batch of the covers and raw vectors of given rows."""
         samples = self.index.rows[rows]
-        return Batch(torch.from_numpy(cover), torch.from_numpy(self.scale(raw)) if self.scale else None,
+        return Batch(cover, torch.from_numpy(self.scale(raw)) if self.scale else None,
                      torch.from_numpy(samples["genre"].astype(np.int64)), torch.from_numpy(samples["group"].copy()))
 
     def hear(self, rows: np.ndarray) -> Tensor:

@@ -6,6 +6,7 @@ import zlib
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from covergen.runtime.damage import DamagedSample, is_damage
 from covergen.runtime.reading import decode
@@ -28,37 +29,42 @@ class Members:
         self.resolution, audio = index.facts["resolution"], index.facts["audio"]
         self.dimension = audio["dimension"] if audio else 0
         self.checked = np.zeros(len(self.rows), bool)  # rows whose checksum was seen to fit
+        self.pinned = False
 
-    def room(self, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """Where ``load`` puts covers, uint8 ``[count, 3, R, R]``, and vectors, float32 ``[count, D]``."""
-        return (np.empty((count, 3, self.resolution, self.resolution), np.uint8),
-                np.zeros((count, self.dimension), np.float32))
+    def room(self, count: int) -> tuple[Tensor, np.ndarray]:
+        """Where ``load`` puts covers, uint8 ``[count, 3, R, R]``, and vectors, float32 ``[count, D]``.
 
-    def load(self, rows: np.ndarray, slots: np.ndarray, cover: np.ndarray, raw: np.ndarray) -> Failures:
+        For a GPU the covers lie in pinned memory and as the decoder gives them, colour beside colour: the GPU turns
+        them around in no time.
+        """
+        side = self.resolution
+        cover = (torch.empty(count, side, side, 3, dtype=torch.uint8, pin_memory=True).permute(0, 3, 1, 2)
+                 if self.pinned else torch.empty(count, 3, side, side, dtype=torch.uint8))
+        return cover, np.zeros((count, self.dimension), np.float32)
+
+    def load(self, rows: np.ndarray, slots: np.ndarray, cover: Tensor, raw: np.ndarray) -> Failures:
         """Reads and decodes rows ``[n]`` into slots ``[n]`` of ``room``; tells which of them are damaged.
 
         What is read for the first time must fit its checksum: a flipped bit that still decodes would go unseen.
         """
         failures: Failures = {}
+        decoded: list[tuple[int, np.ndarray]] = []
         samples, checked = self.rows[rows], self.checked[rows].tolist()
-        planes = cover.reshape(len(cover), 3, -1)
+        shape = cover.shape[1:]
         places = zip(rows.tolist(), slots.tolist(), checked, *(samples[name].tolist() for name in PLACE), strict=True)
         for row, slot, sound, shard, start, size, audio, length in places:
             try:
                 data = self._bytes(shard, start, audio + length - start if length else size)
                 if not sound:
                     self._check(row, data, size, audio - start, length)
-                pixels = decode(torch.frombuffer(data, dtype=torch.uint8, count=size)).numpy()
-                if pixels.shape != cover.shape[1:]:
-                    raise ValueError(f"a cover of {pixels.shape[1:]}, expected {cover.shape[2:]}")
-                pixels = pixels.reshape(3, -1)
-                # Decoded pixels lie colour beside colour. All at once numpy would copy three bytes at a time, which
-                # takes twice as long; torch would start compute threads from every decoding thread.
-                for plane in range(3):
-                    planes[slot, plane] = pixels[plane]
+                pixels = decode(torch.frombuffer(data, dtype=torch.uint8, count=size))
+                if pixels.shape != shape:
+                    raise ValueError(f"a cover of {tuple(pixels.shape[1:])}, expected {tuple(shape[1:])}")
                 raw[slot] = codec.parse_vector(data[audio - start:], self.dimension) if length else 0
+                decoded.append((slot, pixels.numpy()))
             except Exception as error:  # boundary to bytes that may be anything
                 failures[slot] = self._failure(error, shard, start)
+        spread(decoded, cover.numpy())
         self._refuse_infinite(rows, slots, raw, failures)
         return failures
 
@@ -115,3 +121,20 @@ class Members:
         except (OSError, ValueError, IndexError, OverflowError):
             return None  # that, too, is damaged
         return name.rpartition(".")[0] if name.isprintable() else None
+
+
+def spread(decoded: list[tuple[int, np.ndarray]], cover: np.ndarray) -> None:
+    """Copies decoded covers ``[3, R, R]``, which lie colour beside colour, into their slots of ``[B, 3, R, R]``.
+
+    By numpy, since torch would start compute threads from every decoding thread; after all of a batch are decoded, so
+    that copies don't drive the decoder's tables out of the processor's cache.
+    """
+    if not cover.flags.c_contiguous:  # the same order on both sides
+        for slot, pixels in decoded:
+            cover[slot] = pixels
+        return
+    planes = cover.reshape(len(cover), 3, -1)
+    for slot, pixels in decoded:
+        pixels = pixels.reshape(3, -1)
+        for plane in range(3):  # in one go numpy would copy three bytes at a time
+            planes[slot, plane] = pixels[plane]
