@@ -7,6 +7,7 @@ without an index are streamed through the ``webdataset`` package, in ``covergen.
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Callable
 from functools import cached_property, lru_cache
 from itertools import zip_longest
@@ -27,6 +28,7 @@ from shard_tools.formats.index import open_index, splits_in
 from shard_tools.formats.layout import UNKNOWN
 
 ORDER_BLOCK = 4096
+COLUMN_BLOCK = 1_000_000  # rows
 
 
 class Batch(NamedTuple):
@@ -116,8 +118,8 @@ class IndexedShards:
         if not self.samples:
             raise ValueError(f"--albums_for {albums}: none of the {split} albums of {root} is among them; pack more "
                              "albums, or train with --albums_for all")
-        self.order = (GroupOrder(rows["group"] if self.some is None else rows["group"][self.some], seed)
-                      if order == "group" else SampleOrder(self.samples, seed))
+        self.order = (GroupOrder(self._column("group"), seed) if order == "group"
+                      else SampleOrder(self.samples, seed))
         self.seed, self.partners = seed, None
         self.epoch, self.damage = self.order.size, Damage(max_damaged, self.samples)
         # One vectorised call orders the samples of many small batches.
@@ -143,6 +145,16 @@ class IndexedShards:
     def _chosen(self, places: np.ndarray) -> np.ndarray:
         return places if self.some is None else self.some[places]
 
+    def _column(self, name: str) -> np.ndarray:
+        """One field of all rows that are read, of whose index no more than a block stays in memory."""
+        rows = self.index.rows
+        found = np.empty(len(rows), rows.dtype[name])
+        for start in range(0, len(rows), COLUMN_BLOCK):
+            found[start:start + COLUMN_BLOCK] = rows[start:start + COLUMN_BLOCK][name]
+            if mapped := getattr(rows, "_mmap", None):
+                mapped.madvise(mmap.MADV_DONTNEED)
+        return found if self.some is None else found[self.some]
+
     @cached_property
     def chosen(self) -> np.ndarray:
         """The rows that are read, in the order of the index."""
@@ -150,9 +162,9 @@ class IndexedShards:
 
     def mismatch(self) -> None:
         """From now on batches also hold audio that does not belong to their covers, see ``Partners``."""
-        rows, audible = self.index.rows, self.chosen[self.index.rows["audio_bytes"][self.chosen] > 0]
-        self.audible_ones = audible
-        self.partners = Partners(rows["group"][audible], rows["genre"][audible], self.seed)
+        audible = self._column("audio_bytes") > 0
+        self.audible_ones = self._chosen(np.flatnonzero(audible))
+        self.partners = Partners(self._column("group")[audible], self._column("genre")[audible], self.seed)
 
     def read(self, rows: np.ndarray) -> Batch:
         """The samples of given rows ``[B]``; safe from many threads.
