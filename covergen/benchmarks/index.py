@@ -36,12 +36,13 @@ print(json.dumps({"open_seconds": opened - began, "rows_seconds": time.perf_coun
 """
 
 
-def run(rows: int = 10_000_000, shard_samples: int = 1_000) -> int:
+def run(rows: int = 10_000_000, shard_samples: int = 1_000, orders: tuple[str, ...] = ("sample", "group")) -> int:
     """Measures, in a process of its own, how long an index takes to open and how much memory, in either order.
 
     Args:
         rows: samples in the index, which is made up and lies in a temporary folder.
         shard_samples: samples in a shard.
+        orders: of which --order, sample and group.
     """
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
@@ -49,7 +50,7 @@ def run(rows: int = 10_000_000, shard_samples: int = 1_000) -> int:
         size = (root / "train.index.npy").stat().st_size
         print(f"{rows:,} rows, {size / 1e6:,.0f} MB, {-(-rows // shard_samples):,} shards; rows of {BATCHES} batches "
               f"of {BATCH}\n{'order':8}{'open':>10}{'rows':>10}{'peak':>12}{'of that, the imports':>24}")
-        measured = {order: open_apart(root, order) for order in ("sample", "group")}
+        measured = {order: open_apart(root, order) for order in orders}
     for order, found in measured.items():
         print(f"{order:8}{found['open_seconds']:>8.2f} s{found['rows_seconds']:>8.2f} s{found['peak_gib']:>8.2f} GiB"
               f"{found['before_gib']:>20.2f} GiB")

@@ -17,6 +17,7 @@ from covergen.benchmarks import report, take_turns
 from covergen.runtime import data
 from covergen.runtime.loader import Loader
 from covergen.runtime.machine import keep_memory, use_threads
+from covergen.runtime.reading import decode
 
 PASSES = 10  # over the data in each turn of the cache, which is that much faster
 
@@ -54,7 +55,6 @@ def time_loaders(resolution: int, batch_size: int, samples: int, rounds: int, th
     """Samples a second of every contender, over one pass of a data set that is made for it."""
     from torch.utils.data import DataLoader
     from torchvision.datasets import ImageFolder
-    from torchvision.io import ImageReadMode, decode_jpeg
     from torchvision.transforms import PILToTensor
 
     from shard_tools.demo import make
@@ -79,7 +79,7 @@ def time_loaders(resolution: int, batch_size: int, samples: int, rounds: int, th
 
         def decode_all(pool: ThreadPoolExecutor) -> float:
             began = time.perf_counter()
-            for _ in pool.map(lambda some: [decode_jpeg(jpeg, mode=ImageReadMode.RGB) for jpeg in some], portions):
+            for _ in pool.map(lambda some: [decode(jpeg) for jpeg in some], portions):
                 pass
             return len(jpegs) / (time.perf_counter() - began)
 
