@@ -55,7 +55,8 @@ def train(run: config.Config) -> int:
     rank, ranks, _ = processes()
     cut = {"batch_size": training.batch_size, "seed": training.seed, "audio_scale": training.audio_scale, "rank": rank,
            "ranks": ranks}
-    stream = data.open_stream(shards, "train", order=training.order, albums=training.albums_for, **cut)
+    stream = data.open_stream(shards, "train", order=training.order, albums=training.albums_for,
+                              max_damaged=training.max_damaged, **cut)
     resolution = training.resolution or stream.resolution
     if resolution > stream.resolution:
         raise ValueError(f"--resolution {resolution} is above the {stream.resolution} px of {shards}; train at that or "
@@ -109,10 +110,11 @@ def train(run: config.Config) -> int:
         f"{threads} thread{'s' if threads > 1 else ''} each ({source})\n"
         f"{model.sizes()} parameters\n"
         f"run folder {folder}" + (f", going on from {start}" if start else ""))
+    stream.damage.keep(folder / "damaged.jsonl")
     tracker = Tracker(folder, run.flat(), begin) if main else None
     saver = Saver(folder, training.keep) if main else None
     loader = Loader(stream, begin * engine.batches_per_step, device=engine.device, resolution=resolution,
-                         threads=training.loader_threads, ahead=engine.batches_per_step)
+                         threads=training.loader_threads, ahead=engine.batches_per_step, cache=training.cache, say=say)
     preview = Preview(model, (held_out or stream).examples(EXAMPLES), stream.facts["genres"], resolution, engine)
     glance = None
     if training.eval_every and main:
@@ -161,7 +163,7 @@ def train(run: config.Config) -> int:
             seconds = time.perf_counter() - clock
             row |= {"speed/images_per_second": (step - since) * images_per_step / seconds,
                     "speed/data_wait_seconds": loader.waited - waited, "speed/memory_gib": peak_memory(engine.device),
-                    "optim/lr": engine.learning_rate(step)}
+                    "optim/lr": engine.learning_rate(step), "data/damaged": stream.damage.total()}
             bar.set_postfix({"images/s": f"{row['speed/images_per_second']:.0f}"} | {
                 name.removeprefix("loss/"): f"{value:.3g}" for name, value in row.items() if name.startswith("loss/")})
             if sampling or saving or validating or glancing or stopping:

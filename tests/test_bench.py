@@ -11,8 +11,9 @@ from covergen import bench
 
 @pytest.mark.parametrize(("what", "options", "contenders"), [
     ("step", {"batch_size": 2, "width": 4}, {"notebook fp32", "covergen fp32", "covergen bf16"}),
-    ("loader", {"batch_size": 8, "samples": 80},
-     {"ImageFolder + DataLoader", "covergen (with vectors)", "decoding alone"}),
+    ("loader", {"batch_size": 8, "samples": 80, "threads": (1, 2)},
+     {"ImageFolder + DataLoader", "covergen, 1 thread", "decoding alone, 1 thread", "covergen, 2 threads",
+      "decoding alone, 2 threads", "first reading, 2 threads", "--cache ram, 2 threads"}),
 ])
 def test_every_contender_is_measured(what: str, options: dict, contenders: set, capsys) -> None:
     assert bench.load(what).run(resolution=32, rounds=1, **options) == 0
@@ -24,3 +25,10 @@ def test_every_contender_is_measured(what: str, options: dict, contenders: set, 
     if what == "step":  # the same weights, covers and noise: all three compute the same loss
         losses = [float(part.split()[-1]) for part in output.splitlines()[0].partition(": ")[2].split(", ")]
         assert losses[1] == pytest.approx(losses[0], rel=1e-3) and losses[2] == pytest.approx(losses[0], rel=5e-2)
+
+
+def test_a_process_of_its_own_opens_an_index(capsys) -> None:
+    assert bench.load("index").run(rows=3000, orders=("group",)) == 0
+    figures = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert figures["bytes"] > 3000 * 50
+    assert figures["group"]["open_seconds"] > 0 and figures["group"]["peak_gib"] > figures["group"]["before_gib"] > 0

@@ -16,38 +16,50 @@ import torch
 from covergen.benchmarks import report, take_turns
 from covergen.runtime import data
 from covergen.runtime.loader import Loader
-from covergen.runtime.machine import use_threads
+from covergen.runtime.machine import keep_memory, use_threads
+from covergen.runtime.reading import decode
+
+PASSES = 10  # over the data in each turn of the cache, which is that much faster
 
 
-def run(resolution: int = 128, batch_size: int = 32, rounds: int = 3, threads: int = 2, samples: int = 2000) -> int:
+def run(resolution: int = 128, batch_size: int = 32, rounds: int = 3, threads: tuple[int, ...] = (1, 2, 4),
+        workers: int = 2, samples: int = 2000) -> int:
     """Times the loading of covers and vectors against torchvision's ImageFolder in a DataLoader, and decoding alone.
 
     Args:
         resolution: side of the covers in pixels.
         batch_size: covers in a batch.
         rounds: how often every contender takes its turn.
-        threads: that decode; the DataLoader has as many worker processes.
+        threads: numbers of threads that decode, as 1,2,4.
+        workers: processes of the DataLoader, and threads of covergen where only one number is measured.
         samples: covers and vectors in the data set made for it.
     """
     use_threads(0)
-    rates = time_loaders(resolution, batch_size, samples, rounds, threads)
-    share = statistics.median(rates["covergen (with vectors)"]) / statistics.median(rates["decoding alone"])
-    print(f"covergen reaches {share:.0%} of the speed of decoding alone")
+    keep_memory()  # as training does
+    rates = time_loaders(resolution, batch_size, samples, rounds, threads, workers)
+    median = {name: statistics.median(values) for name, values in rates.items()}
+    shares = {count: median[f"covergen, {of(count)}"] / median[f"decoding alone, {of(count)}"] for count in threads}
+    print("covergen reaches " + ", ".join(f"{share:.0%} with {of(count)}" for count, share in shares.items())
+          + " of the speed of decoding alone")
     report("loader", rates, unit="samples/s", base="ImageFolder + DataLoader", faster_is="more",
-           about={"resolution": resolution, "batch_size": batch_size, "threads": threads, "share_of_decoding": share})
+           about={"resolution": resolution, "batch_size": batch_size, "workers": workers, "share_of_decoding": shares})
     return 0
 
 
-def time_loaders(resolution: int, batch_size: int, samples: int, rounds: int, threads: int) -> dict[str, list[float]]:
+def of(count: int) -> str:
+    return f"{count} thread{'s' if count > 1 else ''}"
+
+
+def time_loaders(resolution: int, batch_size: int, samples: int, rounds: int, threads: tuple[int, ...],
+                 workers: int) -> dict[str, list[float]]:
     """Samples a second of every contender, over one pass of a data set that is made for it."""
     from torch.utils.data import DataLoader
     from torchvision.datasets import ImageFolder
-    from torchvision.io import ImageReadMode, decode_jpeg
     from torchvision.transforms import PILToTensor
 
     from shard_tools.demo import make
     from shard_tools.pack import pack
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         raw, shards = Path(folder) / "raw", Path(folder) / "shards"
         make(raw, tier="toy", resolution=resolution, albums=max(40, int(samples / 1.9)))
         with contextlib.redirect_stdout(None):
@@ -58,28 +70,37 @@ def time_loaders(resolution: int, batch_size: int, samples: int, rounds: int, th
                  for path in sorted(raw.glob("audio-cover_dataset/cover/train/*/*.jpg"))]
         print(f"{len(jpegs):,} covers of {resolution} px, {sum(map(len, jpegs)) / len(jpegs) / 1000:.1f} kB each, "
               f"with vectors of {stream.dimension}")
-        loader = Loader(stream, 0, device=torch.device("cpu"), resolution=resolution, threads=threads)
-        folders = ImageFolder(str(raw / "audio-cover_dataset/cover/train"), transform=PILToTensor(), allow_empty=True)
-        baseline = DataLoader(folders, batch_size=batch_size, shuffle=True, drop_last=True, num_workers=threads,
-                              persistent_workers=True)
-        pool = ThreadPoolExecutor(threads)
+        portions = [jpegs[i:i + 64] for i in range(0, len(jpegs), 64)]
 
-        def decode_all() -> float:
+        def loader(count: int, cache: str = "none") -> Loader:
+            made = Loader(stream, 0, device=torch.device("cpu"), resolution=resolution, threads=count, cache=cache)
+            stack.callback(made.close)
+            return made
+
+        def decode_all(pool: ThreadPoolExecutor) -> float:
             began = time.perf_counter()
-            portions = [jpegs[i:i + 64] for i in range(0, len(jpegs), 64)]
-            for _ in pool.map(lambda some: [decode_jpeg(jpeg, mode=ImageReadMode.RGB) for jpeg in some], portions):
+            for _ in pool.map(lambda some: [decode(jpeg) for jpeg in some], portions):
                 pass
             return len(jpegs) / (time.perf_counter() - began)
 
-        try:
-            return take_turns({
-                "ImageFolder + DataLoader": lambda: rate(iter(baseline), batches, batch_size),
-                "covergen (with vectors)": lambda: rate(loader, batches, batch_size),
-                "decoding alone": decode_all,
-            }, rounds)
-        finally:
-            loader.close()
-            pool.shutdown()
+        def read_first(batches_of: Loader) -> float:
+            stream.members.checked[:] = False
+            return rate(batches_of, batches, batch_size)
+
+        folders = ImageFolder(str(raw / "audio-cover_dataset/cover/train"), transform=PILToTensor(), allow_empty=True)
+        baseline = DataLoader(folders, batch_size=batch_size, shuffle=True, drop_last=True, num_workers=workers,
+                              persistent_workers=True)
+        contenders = {"ImageFolder + DataLoader": lambda: rate(iter(baseline), batches, batch_size)}
+        for count in threads:
+            mine, pool = loader(count), stack.enter_context(ThreadPoolExecutor(count))
+            contenders |= {f"covergen, {of(count)}": lambda mine=mine: rate(mine, batches, batch_size),
+                           f"decoding alone, {of(count)}": lambda pool=pool: decode_all(pool)}
+        first, kept = loader(workers), loader(workers, "ram")
+        for _ in itertools.islice(kept, 2 * batches):  # fills it
+            pass
+        return take_turns(contenders | {
+            f"first reading, {of(workers)}": lambda: read_first(first),
+            f"--cache ram, {of(workers)}": lambda: rate(kept, PASSES * batches, batch_size)}, rounds)
 
 
 def rate(batches: Iterator, count: int, batch_size: int) -> float:

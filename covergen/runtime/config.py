@@ -83,6 +83,12 @@ class Training:
     project: str = _option("covergen", "project on Weights & Biases")
     threads: int = _option(0, "threads a process computes with; 0: the cores shared by the processes of this machine")
     loader_threads: int = _option(2, "threads a process decodes with")
+    cache: Literal["none", "ram", "device"] = _option(
+        "none", "keep decoded covers and vectors once they were read, if they fit into half of the free memory: ram, "
+                "shared by the processes of a machine, or device, covers in each GPU's memory")
+    max_damaged: float = _option(0.01, "stop when more than this share of the samples read is damaged; up to it, "
+                                       "others take their places (damaged.jsonl of the run lists them); 0: stop at the "
+                                       "first")
 
     @property
     def forgiven(self) -> int | None:
@@ -95,7 +101,7 @@ SKIP = r"skip[ ,=:](\d{1,9})"
 # May differ when a run is resumed: they change where and how long it runs and what it reports, not what it computes.
 FREE = {"shards", "out", "name", "steps", "epochs", "patience", "log_every", "sample_every", "save_every", "eval_every",
         "judge", "keep", "minutes", "resume", "tracker", "project", "threads", "loader_threads", "micro_batch",
-        "on_nan"}
+        "on_nan", "cache", "max_damaged"}
 
 POSITIVE = {"steps", "batch_size", "grad_accum", "lr", "log_every", "save_every", "keep", "loader_threads", "width",
             "latent", "critic_steps", "critic_width", "critic_every", "real_label", "blocks", "penalty_every",
@@ -103,7 +109,7 @@ POSITIVE = {"steps", "batch_size", "grad_accum", "lr", "log_every", "save_every"
 NOT_NEGATIVE = {"epochs", "patience", "weight_decay", "grad_clip", "ema", "ema_halflife", "sample_every", "eval_every",
                 "minutes", "threads", "penalty", "penalty_last", "penalty_images", "seed", "lr_warmup", "lr_images",
                 "lr_last", "micro_batch", "group", "mismatch", "audio_blur", "attention", "guidance"}
-SHARES = {"audio_dropped", "unheard"}  # from 0 to below 1
+SHARES = {"audio_dropped", "unheard", "max_damaged"}  # from 0 to below 1
 
 # The demo world on two CPU cores in a few minutes; the model's recipe adds its own, the rest is the thesis's.
 DEMO = {"sample_every": 100, "save_every": 100, "minutes": 4.4}

@@ -7,7 +7,9 @@ without an index are streamed through the ``webdataset`` package, in ``covergen.
 
 from __future__ import annotations
 
-from functools import lru_cache
+import mmap
+from collections.abc import Callable
+from functools import cached_property, lru_cache
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -17,16 +19,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from covergen.runtime.order import GroupOrder, Partners, SampleOrder, of_albums
-from covergen.runtime.reading import decode
+from covergen.runtime.damage import Damage, until_sound
+from covergen.runtime.members import Failures, Members
+from covergen.runtime.order import GroupOrder, Partners, SampleOrder, keys, of_albums, scramble
 from covergen.runtime.scale import AudioScale
 from covergen.runtime.shelf import LocalShelf
-from shard_tools.formats import codec
 from shard_tools.formats.index import open_index, splits_in
 from shard_tools.formats.layout import UNKNOWN
 
 ORDER_BLOCK = 4096
-PLACE = ("shard", "cover_offset", "cover_bytes", "audio_offset", "audio_bytes")  # where a sample lies
+COLUMN_BLOCK = 1_000_000  # rows
 
 
 class Batch(NamedTuple):
@@ -50,7 +52,7 @@ class Stream(Protocol):
     resolution: side of the covers; samples: that are read; epoch: samples in an epoch, 0 if unknown; scale: of the
     audio, None without it; facts: as in an index (samples, genres, audio); identity: the same for the same samples;
     pure: whether batches may be asked for in any order and from several threads; notice: what people should know of it,
-    or None.
+    or None; damage: samples that were replaced because they can't be read.
     """
 
     resolution: int
@@ -61,6 +63,7 @@ class Stream(Protocol):
     identity: str
     pure: bool
     notice: str | None
+    damage: Damage
 
     def batch(self, number: int) -> Batch: ...
 
@@ -85,7 +88,8 @@ class IndexedShards:
     pure, notice = True, None
 
     def __init__(self, root: str | Path, split: str, *, batch_size: int, seed: int = 0, order: str = "sample",
-                 audio_scale: str = "standard", albums: str = "all", rank: int = 0, ranks: int = 1) -> None:
+                 audio_scale: str = "standard", albums: str = "all", rank: int = 0, ranks: int = 1,
+                 max_damaged: float = 0.0) -> None:
         """Args:
             root: folder of the shards.
             split: ``train``, ``val`` or ``test``.
@@ -96,6 +100,7 @@ class IndexedShards:
             albums: of whom batches are, see ``of_albums``.
             rank: this process among ``ranks``.
             ranks: how many there are; they share a batch as evenly as can be.
+            max_damaged: largest share of samples that ``batch`` may replace because they can't be read.
         """
         self.batch_size, self.rank, self.ranks = batch_size, rank, ranks
         places = share_of(batch_size, rank, ranks) or range(1)  # a rank without a share reads what does not count
@@ -107,20 +112,22 @@ class IndexedShards:
         if missing := [shard.name for shard in shards if not shard.is_file()]:
             raise ValueError(f"{root}: {len(missing)} shards of the index are missing, the first is {missing[0]}")
         self.shards, self.shelf = shards, LocalShelf(shards)
-        self.chosen = of_albums(rows["group"], albums)
-        if not len(self.chosen):
+        self.some = None if albums == "all" else of_albums(rows["group"], albums)  # no list of all rows is built
+        self.samples = len(rows) if self.some is None else len(self.some)
+        if not self.samples:
             raise ValueError(f"--albums_for {albums}: none of the {split} albums of {root} is among them; pack more "
                              "albums, or train with --albums_for all")
-        self.order = (GroupOrder(rows["group"][self.chosen], seed) if order == "group"
-                      else SampleOrder(len(self.chosen), seed))
-        self.samples, self.seed, self.partners = len(self.chosen), seed, None
-        self.epoch = self.order.size
+        self.order = (GroupOrder(self._column("group"), seed) if order == "group"
+                      else SampleOrder(self.samples, seed))
+        self.seed, self.partners = seed, None
+        self.epoch, self.damage = self.order.size, Damage(max_damaged, self.samples)
         # One vectorised call orders the samples of many small batches.
         self._ordered = lru_cache(maxsize=8)(
             lambda block: self.order(np.arange(block * ORDER_BLOCK, (block + 1) * ORDER_BLOCK)))
         audio = self.facts["audio"]
         self.scale = AudioScale(audio, audio_scale) if audio else None
-        self.dimension = audio["dimension"] if audio else 0
+        self.members = Members(self.index, self.shelf)
+        self.dimension = self.members.dimension
 
     def rows(self, number: int) -> np.ndarray:
         """This rank's rows ``[batch_size / ranks]`` of the global batch with this number."""
@@ -128,31 +135,58 @@ class IndexedShards:
         start = number * self.batch_size + self.first
         blocks = range(start // ORDER_BLOCK, (start + share - 1) // ORDER_BLOCK + 1)
         first = start - blocks.start * ORDER_BLOCK
-        return self.chosen[np.concatenate([self._ordered(block) for block in blocks])[first : first + share]]
+        return self._chosen(np.concatenate([self._ordered(block) for block in blocks])[first : first + share])
+
+    def positions(self, number: int) -> np.ndarray:
+        """Places in the endless stream of this rank's part of a global batch."""
+        return number * self.batch_size + self.first + np.arange(self.share)
+
+    def _chosen(self, places: np.ndarray) -> np.ndarray:
+        return places if self.some is None else self.some[places]
+
+    def _column(self, name: str) -> np.ndarray:
+        """One field of all rows that are read, of whose index no more than a block stays in memory."""
+        rows = self.index.rows
+        found = np.empty(len(rows), rows.dtype[name])
+        for start in range(0, len(rows), COLUMN_BLOCK):
+            found[start:start + COLUMN_BLOCK] = rows[start:start + COLUMN_BLOCK][name]
+            if mapped := getattr(rows, "_mmap", None):
+                mapped.madvise(mmap.MADV_DONTNEED)
+        return found if self.some is None else found[self.some]
+
+    @cached_property
+    def chosen(self) -> np.ndarray:
+        """The rows that are read, in the order of the index."""
+        return np.arange(self.samples) if self.some is None else self.some
 
     def mismatch(self) -> None:
         """From now on batches also hold audio that does not belong to their covers, see ``Partners``."""
-        rows, audible = self.index.rows, self.chosen[self.index.rows["audio_bytes"][self.chosen] > 0]
-        self.audible_ones = audible
-        self.partners = Partners(rows["group"][audible], rows["genre"][audible], self.seed)
+        audible = self._column("audio_bytes") > 0
+        self.audible_ones = self._chosen(np.flatnonzero(audible))
+        self.partners = Partners(self._column("group")[audible], self._column("genre")[audible], self.seed)
 
     def read(self, rows: np.ndarray) -> Batch:
-        """The samples of given rows ``[B]``; safe from many threads."""
+        """The samples of given rows ``[B]``; safe from many threads.
+
+        Raises:
+            ValueError: names a damaged one.
+        """
+        cover, raw = self.members.room(len(rows))
+        for failure in self.members.load(rows, np.arange(len(rows)), cover, raw).values():
+            raise ValueError(f"{self.index.root}/{failure} (shard_tools.verify --full {self.index.root} names all)")
+        return self.labelled(rows, cover, raw)
+
+    def labelled(self, rows: np.ndarray, cover: Tensor, raw: np.ndarray) -> Batch:
+        """A batch of the covers and raw vectors of given rows."""
         samples = self.index.rows[rows]
-        cover = np.empty((len(rows), 3, self.resolution, self.resolution), np.uint8)
-        raw = np.zeros((len(rows), self.dimension), np.float32)
-        places = zip(*(samples[name].tolist() for name in PLACE), strict=True)
-        for slot, place in enumerate(places):
-            self._fill(cover[slot], raw[slot], *place)
-        return Batch(torch.from_numpy(cover), torch.from_numpy(self.scale(raw)) if self.scale else None,
+        return Batch(cover, torch.from_numpy(self.scale(raw)) if self.scale else None,
                      torch.from_numpy(samples["genre"].astype(np.int64)), torch.from_numpy(samples["group"].copy()))
 
     def hear(self, rows: np.ndarray) -> Tensor:
-        """The audio alone of given rows ``[B]``, all of which have a vector."""
+        """The audio alone of given rows ``[B]``, all of which have a vector; ValueError names a damaged one."""
         raw = np.empty((len(rows), self.dimension), np.float32)
-        places = zip(*(self.index.rows[rows][name].tolist() for name in PLACE), strict=True)
-        for slot, (shard, _, _, start, length) in enumerate(places):
-            raw[slot] = codec.parse_vector(self.shelf.read(shard, start, length), self.dimension)
+        for failure in self.members.listen(rows, np.arange(len(rows)), raw).values():
+            raise failure
         return torch.from_numpy(self.scale(raw))
 
     def genres(self, rows: np.ndarray) -> np.ndarray:
@@ -162,18 +196,49 @@ class IndexedShards:
         return np.where(np.isin(genres, nameless), -1, genres)
 
     def batch(self, number: int) -> Batch:
-        """This rank's part of a global batch."""
-        rows = self.rows(number)
-        batch = self.read(rows)
+        """This rank's part of a global batch, in which sound samples have taken the places of damaged ones."""
+        positions, (cover, raw) = self.positions(number), self.members.room(self.share)
+        rows = self.sound(positions, self.rows(number), lambda rows, slots: self.members.load(rows, slots, cover, raw))
+        batch = self.labelled(rows, cover, raw)
         if self.partners is None:
             return batch
-        positions = number * self.batch_size + self.first + np.arange(self.share)
-        others = self.partners(positions, batch.group.numpy(), batch.genre.numpy())
-        return batch._replace(mismatched=self.hear(self.audible_ones[others]))
+        raw = np.empty_like(raw)
+        self.others(positions, rows, lambda rows, slots: self.members.listen(rows, slots, raw))
+        return batch._replace(mismatched=torch.from_numpy(self.scale(raw)))
+
+    def sound(self, positions: np.ndarray, rows: np.ndarray,
+              load: Callable[[np.ndarray, np.ndarray], Failures]) -> np.ndarray:
+        """Rows of which every one could be read, those given except for damaged ones; others depend on the place alone.
+
+        Args: positions, rows: ``[B]`` of a batch; load: reads rows into slots and tells which failed.
+
+        Raises:
+            ValueError: too many are damaged.
+        """
+        def another(slots: np.ndarray, attempt: int) -> np.ndarray:
+            key = keys("damaged", self.seed, attempt, count=1)
+            draws = scramble(scramble(positions[slots].astype(np.uint64)) + key)
+            return self._chosen((draws % np.uint64(self.samples)).astype(np.int64))
+        return until_sound(rows, load, another, self.damage)
+
+    def others(self, positions: np.ndarray, rows: np.ndarray,
+               listen: Callable[[np.ndarray, np.ndarray], Failures]) -> np.ndarray:
+        """Rows of other albums, whose audio does not belong to the covers of the rows given; likewise."""
+        groups, genres = (self.index.rows[name][rows] for name in ("group", "genre"))
+
+        def another(slots: np.ndarray, attempt: int) -> np.ndarray:
+            places = positions[slots] + (attempt << 48)  # even: a place keeps or ignores the genre as before
+            return self.audible_ones[self.partners(places, groups[slots], genres[slots].astype(np.int64))]
+        return until_sound(another(np.arange(len(rows)), 0), listen, another, self.damage)
 
     def examples(self, count: int) -> Batch:
-        """At most ``count`` samples, always the same: one of every genre, in the genres' order, then further ones."""
-        return self.read(np.array(varied(self.index.rows["genre"], count)))
+        """At most ``count`` samples, always the same: one of every genre, in the genres' order, then further ones.
+
+        Damaged ones are left out, unless all of them are.
+        """
+        rows = np.array(varied(self.index.rows["genre"], count))
+        damaged = self.members.load(rows, np.arange(len(rows)), *self.members.room(len(rows)))
+        return self.read(np.delete(rows, list(damaged)) if len(damaged) < len(rows) else rows)
 
     def audible(self) -> np.ndarray:
         """The rows that have a vector; ValueError if none has."""
@@ -181,22 +246,6 @@ class IndexedShards:
         if not len(rows):
             raise ValueError(f"{self.index.root}: no sample of {self.index.split} has audio")
         return rows
-
-    def _fill(self, cover: np.ndarray, raw: np.ndarray, shard: int, start: int, size: int, audio: int,
-              length: int) -> None:
-        """Reads and decodes one sample into its slots; the vector lies beside the cover, so one read fetches both."""
-        data = self.shelf.read(shard, start, audio + length - start if length else size)
-        try:
-            jpeg = torch.frombuffer(data, dtype=torch.uint8, count=size)
-            pixels = decode(jpeg).numpy()
-            if pixels.shape != cover.shape:
-                raise ValueError(f"a cover of {pixels.shape[1:]}, expected {cover.shape[1:]}")
-            np.copyto(cover, pixels)  # numpy, because torch would start compute threads from every decoding thread
-            if length:
-                raw[:] = codec.parse_vector(data[audio - start:], self.dimension)
-        except (RuntimeError, ValueError) as error:
-            raise ValueError(f"{self.shards[shard]}: damaged sample at byte {start}: {error} (shard_tools.verify "
-                             f"--full {self.index.root} names all of them)") from None
 
 
 def shrink(cover: Tensor, resolution: int) -> Tensor:

@@ -11,7 +11,6 @@ import hashlib
 import itertools
 import json
 import random
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,9 @@ import numpy as np
 import torch
 import webdataset
 
-from covergen.runtime.data import Batch, decode, share_of
+from covergen.runtime.damage import SOON, Damage, DamagedSample
+from covergen.runtime.data import Batch, share_of
+from covergen.runtime.reading import decode
 from covergen.runtime.scale import AudioScale
 from shard_tools.formats import blocks, codec
 from shard_tools.formats.index import hash64
@@ -36,7 +37,8 @@ class ForeignShards:
     pure, epoch = False, 0
 
     def __init__(self, root: str | Path, split: str, *, batch_size: int, seed: int = 0, order: str = "sample",
-                 audio_scale: str = "standard", albums: str = "all", rank: int = 0, ranks: int = 1) -> None:
+                 audio_scale: str = "standard", albums: str = "all", rank: int = 0, ranks: int = 1,
+                 max_damaged: float = 1.0) -> None:
         """Args: as of ``IndexedShards``; shards are those whose name starts with the split, or all when none does.
 
         Raises:
@@ -54,10 +56,11 @@ class ForeignShards:
             raise ValueError(f"--albums_for {albums} needs shards with an index; pack the covers with "
                              "shard_tools.pack, or give --albums_for all")
         self.share, self.rank, self.seed = max(1, len(share_of(batch_size, rank, ranks))), rank, seed
-        self.next, self.stream, self.scale, self.damaged = None, None, None, 0
+        self.next, self.stream, self.scale = None, None, None
+        self.damage, self.failures = Damage(max_damaged, SOON), []
         stat = [(Path(url).name, Path(url).stat().st_size) for url in self.urls]
         self.identity = hashlib.sha256(repr(stat).encode()).hexdigest()
-        self._look(audio_scale, list(itertools.islice(self._samples(webdataset.SimpleShardList(self.urls)), HEAD)))
+        self._look(audio_scale, self._take(self._samples(webdataset.SimpleShardList(self.urls)), HEAD))
 
     def _look(self, audio_scale: str, head: list[dict[str, Any]]) -> None:
         if not head:
@@ -88,7 +91,7 @@ class ForeignShards:
             shards = webdataset.ResampledShards(self.urls, seed=seed, deterministic=True)
             self.stream = self._samples(shards, webdataset.shuffle(BUFFER, rng=random.Random(seed)))
         self.next = number + 1
-        samples = list(itertools.islice(self.stream, self.share))
+        samples = self._take(self.stream, self.share)
         covers = torch.stack([self._decode(sample) for sample in samples])
         audio = torch.from_numpy(self.scale(np.stack([s["audio"] for s in samples]))) if self.scale else None
         place = {genre: i for i, genre in enumerate(self.genres)}
@@ -122,13 +125,23 @@ class ForeignShards:
                     raise ValueError(f"an audio vector of {self.scale.dimension} numbers is missing")
                 yield {"cover": cover, "audio": audio, "genre": genre_of(raw), "group": hash64(cover) >> 1}
             except ValueError as error:
-                self._skip(error, f"{raw.get('__url__')}: {raw.get('__key__')}")
+                self._skip(error, str(raw.get("__url__")), str(raw.get("__key__")))
 
-    def _skip(self, error: Exception, where: str = "") -> bool:
-        self.damaged += 1
-        if self.damaged <= 10:
-            warnings.warn(f"left out {where} {error}", stacklevel=2)
+    def _skip(self, error: Exception, url: str = "a shard", key: str | None = None) -> bool:
+        self.failures.append(DamagedSample(url, None, str(error), key))
+        if len(self.failures) >= SOON:  # of an endless stream
+            raise RuntimeError(f"{SOON:,} samples in a row are damaged, the last: {self.failures[-1]}")
         return True
+
+    def _take(self, samples: Iterator[dict[str, Any]], count: int) -> list[dict[str, Any]]:
+        """The next samples; ValueError when too many were left out on the way."""
+        try:
+            found = list(itertools.islice(samples, count))
+        except RuntimeError as error:
+            raise ValueError(f"{error}; pack the covers again with shard_tools.pack") from None
+        failures, self.failures = self.failures, []
+        self.damage.seen(len(found) + len(failures), failures)
+        return found
 
 
 def genre_of(raw: dict[str, Any]) -> str | None:

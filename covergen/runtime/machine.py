@@ -72,6 +72,33 @@ def keep_memory(keep: bool = True) -> None:
         pass
 
 
+def free_memory() -> int:
+    """Bytes of memory that can still be taken here, by all processes together; caches of files count as free.
+
+    Limits of containers and batch systems (cgroups of either version) count; 0 where the system doesn't tell.
+    """
+    try:
+        facts = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        free = int(facts["MemAvailable"].split()[0]) * 1024
+        groups = [line.split(":", 2)[1:] for line in Path("/proc/self/cgroup").read_text().splitlines()]
+    except (OSError, KeyError, ValueError):
+        return 0
+    for kinds, name in groups:
+        if kinds and "memory" not in kinds.split(","):
+            continue
+        root, limit, used = (("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes") if kinds else
+                             ("/sys/fs/cgroup", "memory.max", "memory.current"))
+        group = Path(root, name.lstrip("/"))
+        for folder in (group, *group.parents):
+            try:
+                most, taken = int((folder / limit).read_text()), int((folder / used).read_text())  # "max": no limit
+                stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+                free = min(free, most - taken + int(stat.get("inactive_file", 0)))
+            except (OSError, ValueError):
+                pass
+    return max(0, free)
+
+
 def peak_memory(device: torch.device) -> float:
     """Peak memory of this process in GiB: the GPU's where there is one, else resident."""
     if device.type == "cuda":

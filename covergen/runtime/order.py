@@ -84,7 +84,9 @@ class GroupOrder:
     def __init__(self, groups: np.ndarray, seed: int) -> None:
         """Args: groups: ``[N]`` album of every row; seed: of the whole order."""
         self.members = np.argsort(groups, kind="stable")
-        _, self.starts, self.counts = np.unique(groups[self.members], return_index=True, return_counts=True)
+        ordered = groups[self.members]
+        self.starts = np.flatnonzero(np.append(True, ordered[1:] != ordered[:-1]))
+        self.counts = np.diff(self.starts, append=len(groups))
         self.albums = SampleOrder(len(self.starts), seed)
         self.size, self.seed = len(self.starts), seed
 

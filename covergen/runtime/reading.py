@@ -21,7 +21,7 @@ def _decoder() -> Callable[[Tensor, int], Tensor]:
     torchvision takes two seconds to import, which nobody who only generates covers needs to wait for.
     """
     import torchvision.io  # noqa: F401  (registers the operator)
-    return torch.ops.image.decode_jpeg
+    return torch.ops.image.decode_jpeg.default
 
 
 def decode(jpeg: Tensor) -> Tensor:

@@ -34,7 +34,9 @@ class AudioScale:
             return raw
         out = np.empty((len(raw), self.size), np.float32)
         dimension = raw.shape[1]
-        out[:, :dimension] = np.clip((raw - self.mean) / self.std, -STANDARD_LIMIT, STANDARD_LIMIT)
+        standard = raw - self.mean
+        standard /= self.std
+        out[:, :dimension] = np.clip(standard, -STANDARD_LIMIT, STANDARD_LIMIT, out=standard)
         for number, (start, stop) in enumerate(self.blocks):
             present = raw[:, start:stop].any(axis=1)
             out[~present, start:stop] = 0.0

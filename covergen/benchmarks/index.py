@@ -1,0 +1,92 @@
+"""Opening an index of many rows: a made-up index in, seconds and memory until the first batches are known out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from shard_tools.formats.index import ROW, SCHEMA, facts_bytes, file_sha256
+
+BLOCK = 500_000  # rows that are made at once
+COVER, VECTOR, TAR = 10_700, 4_768, 512  # bytes of a cover, of a vector and of a tar's header
+TRACKS = 10  # of an album, about
+BATCHES, BATCH = 100, 256
+
+LOOK = """
+import json, sys, time
+from covergen.runtime.data import IndexedShards
+def memory():
+    lines = open("/proc/self/status").read().splitlines()
+    return {line.split(":")[0]: int(line.split()[1]) / 2**20 for line in lines if line.startswith(("VmHWM", "VmRSS"))}
+before, began = memory()["VmHWM"], time.perf_counter()
+stream = IndexedShards(sys.argv[1], "train", batch_size=int(sys.argv[4]), order=sys.argv[2])
+opened = time.perf_counter()
+for number in range(int(sys.argv[3])):
+    stream.rows(10**6 + 97 * number)
+print(json.dumps({"open_seconds": opened - began, "rows_seconds": time.perf_counter() - opened,
+                  "peak_gib": memory()["VmHWM"], "before_gib": before}))
+"""
+
+
+def run(rows: int = 10_000_000, shard_samples: int = 1_000, orders: tuple[str, ...] = ("sample", "group")) -> int:
+    """Measures, in a process of its own, how long an index takes to open and how much memory, in either order.
+
+    Args:
+        rows: samples in the index, which is made up and lies in a temporary folder.
+        shard_samples: samples in a shard.
+        orders: of which --order, sample and group.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        make_index(root, rows, shard_samples)
+        size = (root / "train.index.npy").stat().st_size
+        print(f"{rows:,} rows, {size / 1e6:,.0f} MB, {-(-rows // shard_samples):,} shards; rows of {BATCHES} batches "
+              f"of {BATCH}\n{'order':8}{'open':>10}{'rows':>10}{'peak':>12}{'of that, the imports':>24}")
+        measured = {order: open_apart(root, order) for order in orders}
+    for order, found in measured.items():
+        print(f"{order:8}{found['open_seconds']:>8.2f} s{found['rows_seconds']:>8.2f} s{found['peak_gib']:>8.2f} GiB"
+              f"{found['before_gib']:>20.2f} GiB")
+    print(json.dumps({"bench": "index", "rows": rows, "bytes": size, **measured}))
+    return 0
+
+
+def open_apart(root: Path, order: str) -> dict[str, float]:
+    """Seconds and GiB of a fresh process that opens the train split and asks for the rows of some batches."""
+    done = subprocess.run([sys.executable, "-c", LOOK, str(root), order, str(BATCHES), str(BATCH)], check=True,
+                          capture_output=True, text=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
+    return json.loads(done.stdout)
+
+
+def make_index(root: Path, rows: int, shard_samples: int) -> None:
+    """Writes a train index of so many rows block by block, and its shards as empty files."""
+    table = np.lib.format.open_memmap(root / "train.index.npy", "w+", ROW, (rows,))
+    draws = np.random.default_rng(0)
+    for start in range(0, rows, BLOCK):
+        numbers = np.arange(start, min(start + BLOCK, rows))
+        block = table[start:start + BLOCK]
+        block["shard"] = numbers // shard_samples
+        block["cover_offset"] = TAR + numbers % shard_samples * (COVER + VECTOR + 2 * TAR)
+        block["audio_offset"] = block["cover_offset"] + COVER + TAR
+        block["cover_bytes"], block["audio_bytes"] = COVER, VECTOR
+        block["genre"] = draws.integers(0, 14, len(numbers))
+        block["group"] = draws.integers(0, max(2, rows // TRACKS), len(numbers)) * 2_654_435_761
+        table.flush()
+    del table
+    shards = [{"name": f"train-{number:05d}-of-{-(-rows // shard_samples):05d}.tar", "samples": shard_samples,
+               "bytes": shard_samples * (COVER + VECTOR), "sha256": "0" * 64}
+              for number in range(-(-rows // shard_samples))]
+    for shard in shards:
+        (root / shard["name"]).touch()
+    facts: dict[str, Any] = {"schema": SCHEMA, "split": "train", "samples": rows, "resolution": 128, "audio": None,
+                             "genres": [f"genre {number}" for number in range(14)], "shards": shards,
+                             "rows_sha256": file_sha256(root / "train.index.npy")}
+    facts["self_sha256"] = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    (root / "train.index.json").write_bytes(facts_bytes(facts))

@@ -1,0 +1,140 @@
+"""Samples of shards: rows of an index in, covers and vectors in arrays out, and which of the rows are damaged."""
+
+from __future__ import annotations
+
+import zlib
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from covergen.runtime.damage import DamagedSample, is_damage
+from covergen.runtime.reading import decode
+from covergen.runtime.shelf import LocalShelf
+from shard_tools.formats import codec
+from shard_tools.formats.index import Index
+
+PLACE = ("shard", "cover_offset", "cover_bytes", "audio_offset", "audio_bytes")  # where a sample lies
+LARGEST = codec.COVER_BYTES + codec.VECTOR_BYTES  # that a sample can be
+HEADER = 512  # bytes of a tar's header before a member; the name is the first hundred
+Failures = dict[int, DamagedSample]  # by their slots in a batch
+
+
+class Members:
+    """The samples of an opened index, whose bytes come from a shelf; safe from many threads."""
+
+    def __init__(self, index: Index, shelf: LocalShelf) -> None:
+        self.rows, self.shelf = index.rows, shelf
+        self.names = [shard["name"] for shard in index.facts["shards"]]
+        self.resolution, audio = index.facts["resolution"], index.facts["audio"]
+        self.dimension = audio["dimension"] if audio else 0
+        self.checked = np.zeros(len(self.rows), bool)  # rows whose checksum was seen to fit
+        self.pinned = False
+
+    def room(self, count: int) -> tuple[Tensor, np.ndarray]:
+        """Where ``load`` puts covers, uint8 ``[count, 3, R, R]``, and vectors, float32 ``[count, D]``.
+
+        For a GPU the covers lie in pinned memory and as the decoder gives them, colour beside colour: the GPU turns
+        them around in no time.
+        """
+        side = self.resolution
+        cover = (torch.empty(count, side, side, 3, dtype=torch.uint8, pin_memory=True).permute(0, 3, 1, 2)
+                 if self.pinned else torch.empty(count, 3, side, side, dtype=torch.uint8))
+        return cover, np.zeros((count, self.dimension), np.float32)
+
+    def load(self, rows: np.ndarray, slots: np.ndarray, cover: Tensor, raw: np.ndarray) -> Failures:
+        """Reads and decodes rows ``[n]`` into slots ``[n]`` of ``room``; tells which of them are damaged.
+
+        What is read for the first time must fit its checksum: a flipped bit that still decodes would go unseen.
+        """
+        failures: Failures = {}
+        decoded: list[tuple[int, np.ndarray]] = []
+        samples, checked = self.rows[rows], self.checked[rows].tolist()
+        shape = cover.shape[1:]
+        places = zip(rows.tolist(), slots.tolist(), checked, *(samples[name].tolist() for name in PLACE), strict=True)
+        for row, slot, sound, shard, start, size, audio, length in places:
+            try:
+                data = self._bytes(shard, start, audio + length - start if length else size)
+                if not sound:
+                    self._check(row, data, size, audio - start, length)
+                pixels = decode(torch.frombuffer(data, dtype=torch.uint8, count=size))
+                if pixels.shape != shape:
+                    raise ValueError(f"a cover of {tuple(pixels.shape[1:])}, expected {tuple(shape[1:])}")
+                raw[slot] = codec.parse_vector(data[audio - start:], self.dimension) if length else 0
+                decoded.append((slot, pixels.numpy()))
+            except Exception as error:  # boundary to bytes that may be anything
+                failures[slot] = self._failure(error, shard, start)
+        spread(decoded, cover.numpy())
+        self._refuse_infinite(rows, slots, raw, failures)
+        return failures
+
+    def listen(self, rows: np.ndarray, slots: np.ndarray, raw: np.ndarray) -> Failures:
+        """Reads the vectors alone of rows ``[n]`` that have one into slots ``[n]``; tells which are damaged."""
+        failures: Failures = {}
+        samples = self.rows[rows]
+        places = zip(slots.tolist(), *(samples[name].tolist() for name in PLACE), strict=True)
+        for slot, shard, start, _, audio, length in places:
+            try:
+                raw[slot] = codec.parse_vector(self._bytes(shard, audio, length), self.dimension)
+            except Exception as error:  # boundary to bytes that may be anything
+                failures[slot] = self._failure(error, shard, start)
+        self._refuse_infinite(rows, slots, raw, failures)
+        return failures
+
+    def _bytes(self, shard: int, start: int, size: int) -> bytearray:
+        if not 0 < size <= LARGEST:
+            raise ValueError(f"a sample of {size:,} bytes, at most {LARGEST:,} are possible")
+        return self.shelf.read(shard, start, size)
+
+    def _check(self, row: int, data: bytearray, size: int, audio: int, length: int) -> None:
+        """Raises ValueError unless the sample has its checksum and says that it is of the right size."""
+        parts = memoryview(data)
+        crc = zlib.crc32(parts[:size])
+        if length:
+            crc = zlib.crc32(parts[audio:], crc)
+        if crc != self.rows["crc"][row]:
+            raise ValueError("its checksum does not fit")
+        width, height = codec.claimed_size(data)
+        if (width, height) != (self.resolution, self.resolution):  # before memory is taken for what it says
+            raise ValueError(f"a cover of {width} x {height}, expected {self.resolution} x {self.resolution}")
+        self.checked[row] = True
+
+    def _refuse_infinite(self, rows: np.ndarray, slots: np.ndarray, raw: np.ndarray, failures: Failures) -> None:
+        if np.isfinite(raw).all():
+            return
+        for row, slot in zip(rows.tolist(), slots.tolist(), strict=True):
+            if slot not in failures and not np.isfinite(raw[slot]).all():
+                place = self.rows[row]
+                failures[slot] = self._failure(ValueError("its vector is not finite"), int(place["shard"]),
+                                               int(place["cover_offset"]))
+
+    def _failure(self, error: Exception, shard: int, start: int) -> DamagedSample:
+        """What is damaged and why; raises the error itself where it is not the sample's fault."""
+        if not is_damage(error):
+            raise error
+        name = self.names[shard] if shard < len(self.names) else f"shard {shard} of {len(self.names)}"
+        return DamagedSample(name, start, str(error) or type(error).__name__, self._key(shard, start))
+
+    def _key(self, shard: int, start: int) -> str | None:
+        try:
+            name = bytes(self.shelf.read(shard, start - HEADER, 100)).split(b"\0")[0].decode("ascii")
+        except (OSError, ValueError, IndexError, OverflowError):
+            return None  # that, too, is damaged
+        return name.rpartition(".")[0] if name.isprintable() else None
+
+
+def spread(decoded: list[tuple[int, np.ndarray]], cover: np.ndarray) -> None:
+    """Copies decoded covers ``[3, R, R]``, which lie colour beside colour, into their slots of ``[B, 3, R, R]``.
+
+    By numpy, since torch would start compute threads from every decoding thread; after all of a batch are decoded, so
+    that copies don't drive the decoder's tables out of the processor's cache.
+    """
+    if not cover.flags.c_contiguous:  # the same order on both sides
+        for slot, pixels in decoded:
+            cover[slot] = pixels
+        return
+    planes = cover.reshape(len(cover), 3, -1)
+    for slot, pixels in decoded:
+        pixels = pixels.reshape(3, -1)
+        for plane in range(3):  # in one go numpy would copy three bytes at a time
+            planes[slot, plane] = pixels[plane]
