@@ -76,11 +76,6 @@ def test_a_smaller_resolution_averages_areas(shards: Path) -> None:
     assert shrink(cover, 1).item() == 3 and shrink(cover, 2) is cover
 
 
-def test_a_batch_that_ranks_can_not_share_is_refused_with_the_nearest(shards: Path) -> None:
-    with pytest.raises(ValueError, match=r"batch_size 64 can't be shared by 3 processes; nearest: 63"):
-        IndexedShards(shards, "train", batch_size=64, ranks=3)
-
-
 def test_missing_folders_splits_and_shards_are_named(shards: Path, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no such folder"):
         open_stream(str(tmp_path / "none"), "train", batch_size=2)
