@@ -110,8 +110,8 @@ def all_reduce(size: float, gpus: int, machine: Machine) -> float:
 def reducing(work: Work, gpus: int, machine: Machine) -> tuple[float, float]:
     """Seconds of a step in which gradients are on their way, and the part of them that no backward hides."""
     step = work.step
-    # Turns take about the same time.
-    hidden = BACKWARD * step.batches * work.batch / machine.images / sum(step.repeats.values())
+    turns = sum(step.repeats.values())  # that take about as long as each other
+    hidden = BACKWARD * step.batches * work.batch / machine.images / turns
     reduce = exposed = 0.0
     for name, size in step.gradients.items():
         seconds = [all_reduce(min(BUCKET, size - begun), gpus, machine) for begun in range(0, size, BUCKET)]
