@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import mmap
 import subprocess
 import sys
 from pathlib import Path
@@ -92,6 +93,28 @@ def test_where_they_do_not_fit_it_says_so_with_numbers_and_goes_on(shards: Path,
     monkeypatch.setattr(kept, "free_memory", lambda: 10_200_000_000)
     assert kept.keep(IndexedShards(shards, "train", batch_size=12), "ram", 32, CPU, print) is None
     assert "12.3 GB of decoded covers and vectors, 5.1 GB are there" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("resolution", [32, 16])
+def test_covers_that_are_kept_on_a_device_are_the_same(shards: Path, resolution: int) -> None:
+    stream = IndexedShards(shards, "train", batch_size=12)
+    memory = mmap.mmap(-1, kept.bytes_of(stream, resolution)[1])
+    device = kept.Kept(stream, resolution, memory, CPU)  # the way of a GPU, on a CPU
+    for number, plain in enumerate(batches(shards, "none", resolution=resolution)):
+        drawn = device.draw(number)
+        assert drawn.batch.cover is None and torch.equal(device.collect(drawn), plain.cover)
+        assert torch.equal(drawn.batch.audio, plain.audio) and torch.equal(drawn.batch.group, plain.group)
+    assert device.share == 1.0 and not drawn.fresh and not device.covers.size
+
+
+def test_covers_as_the_decoder_gives_them_are_the_same(shards: Path) -> None:
+    stream = IndexedShards(shards, "train", batch_size=12)
+    rows, slots = np.arange(12), np.arange(12)
+    cover, raw = stream.members.room(12)
+    turned = torch.zeros(12, 32, 32, 3, dtype=torch.uint8).permute(0, 3, 1, 2)  # as for a GPU
+    for where in (cover, turned):
+        assert not stream.members.load(rows, slots, where, raw)
+    assert torch.equal(cover, turned) and cover.stride() != turned.stride()
 
 
 def test_foreign_shards_are_not_kept(tmp_path: Path, capsys) -> None:

@@ -79,10 +79,17 @@ class Kept:
     def collect(self, drawn: Drawn) -> Tensor:
         """The covers of a batch that are kept on the device; for one thread, in the order of the batches."""
         for places, covers in drawn.fresh:
-            covers = shrink(covers.to(self.device, non_blocking=True).contiguous(), self.resolution)
-            self.on_device.index_copy_(0, torch.from_numpy(places).to(self.device), covers)
+            covers = shrink(self._there(covers).contiguous(), self.resolution)
+            self.on_device.index_copy_(0, self._there(places), covers)
             self.filled[places] = True
-        return self.on_device.index_select(0, torch.from_numpy(drawn.places).to(self.device))
+        return self.on_device.index_select(0, self._there(drawn.places))
+
+    def _there(self, values: Tensor | np.ndarray) -> Tensor:
+        """Values on the device; from pinned memory, since any other copy to a GPU waits for all that it has to do."""
+        values = torch.as_tensor(values)
+        if self.device.type == "cuda" and not values.is_pinned():
+            values = values.pin_memory()
+        return values.to(self.device, non_blocking=True)
 
     def _places(self, rows: np.ndarray) -> np.ndarray:
         return rows if self.stream.some is None else np.searchsorted(self.stream.some, rows)
