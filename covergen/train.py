@@ -24,6 +24,7 @@ from covergen.runtime.loader import Loader
 from covergen.runtime.machine import keep_memory, peak_memory, processes, use_threads
 from covergen.runtime.order import seed_of
 from covergen.runtime.preview import Preview
+from covergen.runtime.profile import Profile
 from covergen.runtime.run import Run, start_hearing
 from covergen.runtime.stopping import Patience, Stop
 from covergen.runtime.tracking import Tracker
@@ -152,6 +153,7 @@ def train(run: config.Config) -> int:
 
     bar = tqdm(total=steps, initial=begin, unit="step", disable=not main, dynamic_ncols=True)
     clock, waited, since, status = time.perf_counter(), 0.0, begin, 0
+    compiled, profile = engine.compiling.seconds, Profile(folder, training.profile if main else 0, engine.device, say)
     try:
         for step in range(begin + 1, steps + 1):
             last = step == steps
@@ -163,13 +165,17 @@ def train(run: config.Config) -> int:
             logging = sampling or saving or validating or glancing or step % training.log_every == 0
             batches = [next(loader) for _ in range(engine.batches_per_step)]
             engine.step(step, batches, measure=logging)
+            profile.step()
             stopping = engine.agree(bool(stop))
             bar.update()
             if not (logging or stopping):
                 continue
 
             row = engine.close_window()
-            seconds = time.perf_counter() - clock
+            seconds = time.perf_counter() - clock - (engine.compiling.seconds - compiled)  # speed is of trained images
+            if costs := engine.compiling.news():
+                say(engine.compiling.text())
+            row |= costs
             row |= {"speed/images_per_second": (step - since) * images_per_step / seconds,
                     "speed/data_wait_seconds": loader.waited - waited, "speed/memory_gib": peak_memory(engine.device),
                     "optim/lr": engine.learning_rate(step)}
@@ -208,7 +214,7 @@ def train(run: config.Config) -> int:
                 say(f"stopped after step {step} ({stop.reason or 'another process was asked to'}); "
                     "the same command goes on from there")
                 break
-            clock, waited, since = time.perf_counter(), loader.waited, step
+            clock, waited, since, compiled = time.perf_counter(), loader.waited, step, engine.compiling.seconds
         else:
             say(f"done: {steps} steps; grids in {folder / 'grids'}, weights in {folder / 'checkpoints'}")
         if patience.best_step:
@@ -221,6 +227,7 @@ def train(run: config.Config) -> int:
     finally:
         bar.close()
         loader.close()
+        profile.close()
         if tracker:
             tracker.finish()
     engine.close()
