@@ -11,7 +11,8 @@ import sys
 from shard_tools import cli
 
 BENCHMARKS = {
-    "step": "whole training steps against the thesis's notebook",
+    "step": "whole training steps, eager and compiled, against the thesis's notebook",
+    "train": "whole training runs, eager against compiled",
     "loader": "loading of covers and vectors against torchvision's ImageFolder",
 }
 
@@ -24,7 +25,7 @@ def main() -> None:
     if what in ("", "-h", "--help"):
         print(usage, end="")
         sys.exit(0 if what else 2)
-    cli.guarded(lambda: cli.run(load(what).run, sys.argv[2:]))
+    cli.guarded(lambda: cli.run(load(what).run, sys.argv[2:], name=f"{cli.command_name()} {what}"))
 
 
 def load(what: str):
