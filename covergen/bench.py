@@ -11,7 +11,8 @@ import sys
 from shard_tools import cli
 
 BENCHMARKS = {
-    "step": "whole training steps against the thesis's notebook",
+    "step": "whole training steps, eager and compiled, against the thesis's notebook",
+    "train": "whole training runs, eager against compiled",
     "cost": "what a run costs on 1 to 512 GPUs, and what limits it there",
     "reduce": "an all-reduce among processes of this machine",
     "loader": "loading of covers and vectors against torchvision's ImageFolder",
@@ -27,7 +28,7 @@ def main() -> None:
     if what in ("", "-h", "--help"):
         print(usage, end="")
         sys.exit(0 if what else 2)
-    cli.guarded(lambda: cli.run(load(what).run, sys.argv[2:]))
+    cli.guarded(lambda: cli.run(load(what).run, sys.argv[2:], name=f"{cli.command_name()} {what}"))
 
 
 def load(what: str):

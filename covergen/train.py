@@ -7,7 +7,6 @@ in ``runtime.engine``, which covers it sees in ``runtime.data``.
 from __future__ import annotations
 
 import sys
-import time
 
 import torch
 from tqdm import tqdm
@@ -20,10 +19,12 @@ from covergen.runtime.demo import demo_shards
 from covergen.runtime.engine import Engine
 from covergen.runtime.folder import lock, start_from, write_run
 from covergen.runtime.loader import Loader
-from covergen.runtime.machine import keep_memory, peak_memory, processes, use_threads
+from covergen.runtime.machine import keep_memory, processes, use_threads
+from covergen.runtime.meter import Meter
 from covergen.runtime.order import seed_of
-from covergen.runtime.preparation import check, facts_of
+from covergen.runtime.preparation import check, facts_of, say
 from covergen.runtime.preview import Preview
+from covergen.runtime.profile import Profile
 from covergen.runtime.run import Run, start_hearing
 from covergen.runtime.saver import Saver
 from covergen.runtime.stopping import Patience, Stop
@@ -32,13 +33,6 @@ from covergen.runtime.validation import validate
 from shard_tools import cli
 
 EXAMPLES = 32  # covers of the validation split that grids show
-
-
-def say(text: str) -> None:
-    """A line for the person who watches, from the main process only, beside a progress bar."""
-    if processes()[0] == 0:
-        tqdm.write(text, file=sys.stdout)
-        sys.stdout.flush()
 
 
 def train(run: config.Config) -> int:
@@ -127,6 +121,7 @@ def train(run: config.Config) -> int:
         return Run(folder, run, known, model, networks, folder, engine.device, stream.scale)
 
     bar = tqdm(total=steps, initial=begin, unit="step", disable=not main, dynamic_ncols=True)
+
     def save(step: int, kinds: list[str]) -> None:
         engine.check_weights()
         if main:
@@ -134,7 +129,8 @@ def train(run: config.Config) -> int:
             saver.save(step, model.networks, engine.averaged, engine.state(step) | {"validation": patience.state()},
                        kinds)
 
-    clock, waited, saving_took, since, status = time.perf_counter(), 0.0, 0.0, begin, 0
+    meter, status = Meter(engine, loader, saver, begin), 0
+    profile = Profile(folder, training.profile if main else 0, engine.device, say)
     try:
         if patience.due and validated and (losses := validate(validated, engine, held_out, resolution, stop)):
             patience.due = False
@@ -152,6 +148,7 @@ def train(run: config.Config) -> int:
             logging = sampling or saving or validating or glancing or step % training.log_every == 0
             batches = [next(loader) for _ in range(engine.batches_per_step)]
             engine.step(step, batches, measure=logging)
+            profile.step()
             if main and saver.failure:
                 stop.reason = stop.reason or "a checkpoint could not be written"
             stopping = engine.agree(bool(stop))
@@ -160,10 +157,10 @@ def train(run: config.Config) -> int:
                 continue
 
             row = engine.close_window()
-            seconds = time.perf_counter() - clock
-            row |= {"speed/images_per_second": (step - since) * images_per_step / seconds,
-                    "speed/data_wait_seconds": loader.waited - waited, "speed/memory_gib": peak_memory(engine.device),
-                    "optim/lr": engine.learning_rate(step), "data/damaged": stream.damage.total()}
+            if costs := engine.compiling.news():
+                say(engine.compiling.text())
+            row |= {**meter.row(step), **costs, "optim/lr": engine.learning_rate(step),
+                    "data/damaged": stream.damage.total()}
             bar.set_postfix({"images/s": f"{row['speed/images_per_second']:.0f}"} | {
                 name.removeprefix("loss/"): f"{value:.3g}" for name, value in row.items() if name.startswith("loss/")})
             if sampling or saving or validating or glancing or stopping:
@@ -183,8 +180,6 @@ def train(run: config.Config) -> int:
                 row |= found
                 tracker.table(step, step * images_per_step, *songs)
             if main and not broken_off:  # it is logged when the run goes on
-                row["speed/checkpoint_seconds"] = saver.waited - saving_took
-                saving_took = saver.waited
                 tracker.log(step, step * images_per_step, row)
             saved_as = [kind for kind, wanted in (("best", better), ("step", saving or stopping or patience.over))
                         if wanted]
@@ -198,7 +193,7 @@ def train(run: config.Config) -> int:
                     "the same command goes on from there")
                 status = stop.status(timed=engine.total(torch.tensor(float(stop.out_of_time))).item() > 0)
                 break
-            clock, waited, since = time.perf_counter(), loader.waited, step
+            meter.start(step)
         else:
             if main:
                 saver.wait()
@@ -215,6 +210,7 @@ def train(run: config.Config) -> int:
     finally:
         bar.close()
         loader.close()
+        profile.close()
         if main:
             saver.wait()
             tracker.finish()

@@ -179,10 +179,11 @@ def joined(argv: Sequence[str], several: Sequence[str], bare: Sequence[str] = ()
 
 
 def run(function: Callable[..., int | None], argv: Sequence[str] | None = None, several: Sequence[str] = (),
-        bare: Sequence[str] = ()) -> typing.NoReturn:
+        bare: Sequence[str] = (), name: str | None = None) -> typing.NoReturn:
     """Runs ``function`` as the command that this process is, with ``--help`` made from its signature and docstring.
 
-    ``several``: flags that take several words. ``bare``: those that may stand without any.
+    ``several``: flags that take several words. ``bare``: those that may stand without any. ``name``: of the command,
+    where it is more than the module's.
     """
     def call() -> int | None:
         words, flags = read_words(joined(sys.argv[1:] if argv is None else argv, several, bare))
@@ -190,7 +191,8 @@ def run(function: Callable[..., int | None], argv: Sequence[str] | None = None, 
             intro = inspect.getdoc(function).partition("Args:\n")[0].strip()
             options = options_of(function)
             needed = " ".join(f"--{o.name} {o.name.upper()}" for o in options if o.default is inspect.Parameter.empty)
-            print(f"usage: python -m {command_name()} {needed} [options]\n"
+            command = " ".join(filter(None, [name or command_name(), needed, "[options]"]))
+            print(f"usage: python -m {command}\n"
                   f"(words without a flag fill the options in their order)\n\n{intro}\n\n{describe(options)}")
             return 0
         return function(**bind(function, words, flags))

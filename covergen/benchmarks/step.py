@@ -1,131 +1,175 @@
-"""Whole training steps of WGAN-GP against a plain loop written as the thesis's notebook has it."""
+"""Whole training steps of a model, eager and compiled; those of WGAN-GP against a plain loop as the thesis had it."""
 
 from __future__ import annotations
 
 import contextlib
+import statistics
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from covergen import models
 from covergen.benchmarks import report, take_turns
-from covergen.models import wgan_gp
+from covergen.benchmarks.notebook import notebook_loop
 from covergen.nn.turn import Model, Sizes
 from covergen.runtime import data
+from covergen.runtime.compiling import Compiling, optimizer_of
+from covergen.runtime.config import Training
 from covergen.runtime.machine import keep_memory, use_threads
 
+AUDIO = 1162  # numbers in a vector of the demo world with its presence bits
+PICTURES = 20  # batches of covers that the steps go through
 
-def run(resolution: int = 128, batch_size: int = 32, width: int = 64, rounds: int = 3, threads: int = 0) -> int:
-    """Times whole training steps of WGAN-GP against the thesis's notebook's loop.
+
+def run(model: Literal["wgan_gp", "r3gan", "flow"] = "wgan_gp", resolution: int = 0, batch_size: int = 0,
+        width: int = 0, rounds: int = 3, threads: int = 0, curve: int = 0, compile: bool = True) -> int:
+    """Times whole training steps: fp32, bf16 and compiled bf16, and of wgan_gp the thesis's notebook's loop.
 
     Args:
-        resolution: side of the covers in pixels.
-        batch_size: covers in a batch.
-        width: of the networks.
+        model: whose steps.
+        resolution: side of the covers in pixels; 0: 128 for wgan_gp, 32 for the others.
+        batch_size: covers in a batch; 0: 32 for wgan_gp, 64 for the others.
+        width: of the networks; 0: the preset's.
         rounds: how often every contender takes its turn.
         threads: that compute; 0: the machine's cores.
+        curve: steps of every contender on the same covers before that, whose losses are compared; 0: none.
+        compile: also time the compiled steps.
     """
     use_threads(threads)
-    times = time_steps(resolution, batch_size, width, rounds)
-    report("step", times, unit="s/step", base="notebook fp32", faster_is="less",
-           about={"resolution": resolution, "batch_size": batch_size, "width": width})
+    thesis = model == "wgan_gp"
+    sizes = Sizes(resolution or (128 if thesis else 32), 0 if thesis else AUDIO)
+    bench = Bench(model, {"width": width} if width else {}, sizes, batch_size or (32 if thesis else 64))
+    contenders = bench.contenders(compile)
+    losses = {name: one.losses(max(curve, bench.kinds_of_step)) for name, one in contenders.items()}
+    print("loss of the first step: " + ", ".join(f"{name} {some[0]:.3f}" for name, some in losses.items()))
+    times = take_turns({name: one.seconds for name, one in contenders.items()}, rounds)
+    about = {"model": model, "resolution": sizes.resolution, "batch_size": bench.batch_size, "width": width}
+    for name, one in contenders.items():
+        if one.compiling:
+            print(f"{name}: {one.compiling.text()}")
+            about |= {cost.removeprefix("speed/"): round(value, 1) for cost, value in one.compiling.costs().items()}
+    if curve:
+        about["curve"] = compare_curves(losses)
+    report("step", times, unit="s/step", base=next(iter(contenders)), faster_is="less", about=about)
     return 0
 
 
-def time_steps(resolution: int, batch_size: int, width: int, rounds: int) -> dict[str, list[float]]:
-    """Seconds for one whole step (five critic updates, one generator update) of every contender."""
-    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
-    options, sizes = wgan_gp.PlainOptions(width=width), Sizes(resolution)
-    noise = torch.Generator(device).manual_seed(0)
-    covers = torch.randint(0, 256, (batch_size, 3, resolution, resolution), generator=noise, device=device).byte()
-    batch = data.Batch(covers, None, None, None)
-    torch.manual_seed(0)
-    start = {name: network.state_dict() for name, network in wgan_gp.build(options, sizes).networks.items()}
-    contenders, losses = {}, {}
+@dataclass
+class Contender:
+    """One way to take a step: ``step`` takes one and returns a loss, on the device."""
 
-    def add(name: str, make: Callable[[Model], Callable[[], Tensor]]) -> None:
-        model = wgan_gp.build(options, sizes)
-        for network in model.networks:
-            model.networks[network].load_state_dict(start[network])
-            model.networks[network].to(device)
-        step = make(model)
+    step: Callable[[], Tensor]
+    ours: bool  # our settings of the allocator, not the defaults, which a notebook has
+    kinds: int  # steps after which all has been done once
+    compiling: Compiling | None = None
 
-        def timed() -> float:
-            keep_memory(not name.startswith("notebook"))  # a notebook has the allocator's defaults
-            began = time.perf_counter()
-            loss = float(step())  # waits for the device
-            losses.setdefault(name, loss)
-            return time.perf_counter() - began
+    def losses(self, steps: int) -> list[float]:
+        """Of the next steps."""
+        keep_memory(self.ours)
+        return torch.stack([self.step() for _ in range(steps)]).tolist()
 
-        contenders[name] = timed
-
-    add("notebook fp32", lambda model: notebook_loop(model, batch, options))
-    add("covergen fp32", lambda model: turns_loop(model, batch, noise, contextlib.nullcontext))
-    add("covergen bf16", lambda model: turns_loop(model, batch, noise,
-                                                  lambda: torch.autocast(device.type, torch.bfloat16)))
-    measured = take_turns(contenders, rounds)
-    print("critic loss after the first step: " + ", ".join(f"{name} {loss:.3f}" for name, loss in losses.items()))
-    return measured
+    def seconds(self) -> float:
+        """Of a step: the mean over one of every kind."""
+        began = time.perf_counter()
+        self.losses(self.kinds)  # waits for the device
+        return (time.perf_counter() - began) / self.kinds
 
 
-def turns_loop(model: Model, batch: data.Batch, noise: torch.Generator, precision: Callable) -> Callable[[], Tensor]:
-    """The project's step: the turns as training takes them, without Accelerate's wrapping around them."""
-    optimizers = [torch.optim.Adam(turn.parameters(), lr=1e-4, betas=(0.0, 0.999)) for turn in model.turns]
+class Bench:
+    """A model with the weights, covers and noise that all contenders begin with."""
 
-    def step() -> Tensor:
-        noise.manual_seed(1)
-        last = torch.zeros(())
-        for turn, optimizer in zip(model.turns, optimizers, strict=True):
-            for _ in range(turn.repeats):
-                with precision():
-                    loss, scalars = turn(batch, turn.draw(len(batch.cover), noise))
-                loss.backward()
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
-                last = scalars.get("critic", last)
-        return last
+    def __init__(self, model: str, options: dict, sizes: Sizes, batch_size: int) -> None:
+        self.device = (torch.accelerator.current_accelerator() if torch.accelerator.is_available()
+                       else torch.device("cpu"))
+        self.recipe, self.sizes, self.batch_size = models.load(model), sizes, batch_size
+        self.options = self.recipe.options(**options)
+        torch.manual_seed(0)
+        first = self.recipe.build(self.options, sizes)
+        self.start = {name: network.state_dict() for name, network in first.networks.items()}
+        self.kinds_of_step = max(getattr(self.options, "penalty_every", 1), *(turn.every for turn in first.turns))
+        self.batches = [self._batch(number, first.mismatched) for number in range(PICTURES)]
+        preset = {name: self.recipe.preset[name] for name in ("lr", "betas")}
+        self.training = Training(**preset)
 
-    return step
+    def _batch(self, number: int, mismatched: bool) -> data.Batch:
+        """Pictures with structure: blobs of colour, and vectors that tell of them."""
+        noise, side = torch.Generator().manual_seed(number), self.sizes.resolution
+        coarse = torch.rand(self.batch_size, 3, 4, 4, generator=noise)
+        covers = torch.nn.functional.interpolate(coarse, (side, side), mode="bilinear")
+        covers = (covers + 0.05 * torch.randn(covers.shape, generator=noise)).clamp(0, 1).mul(255).byte()
+        audio = wrong = None
+        if self.sizes.audio:
+            heard = torch.randn(48, self.sizes.audio, generator=torch.Generator().manual_seed(0))
+            audio = (coarse.flatten(1) - 0.5) @ heard
+            wrong = audio.roll(1, 0) if mismatched else None
+        group = torch.arange(self.batch_size)
+        return data.Batch(*(None if part is None else part.to(self.device)
+                            for part in (covers, audio, group, group, wrong)))
+
+    def contenders(self, compile: bool) -> dict[str, Contender]:
+        """By name, each with networks of its own; the first is what the others are compared with."""
+        def low() -> contextlib.AbstractContextManager:
+            return torch.autocast(self.device.type, torch.bfloat16)
+        found = {}
+        if self.recipe is models.load("wgan_gp"):
+            model = self.model()
+            found["notebook fp32"] = Contender(notebook_loop(model, self.batches, self.options), False, 1)
+        for name, precision, compiled in (("covergen fp32", contextlib.nullcontext, False),
+                                          ("covergen bf16", low, False), ("covergen bf16 compiled", low, True)):
+            if compiled and not compile:
+                continue
+            model = self.model()
+            compiling = Compiling(model.turns, Training(compile=True), self.device) if compiled else None
+            found[name] = Contender(self.turns_loop(model, precision), True, self.kinds_of_step, compiling)
+        return found
+
+    def model(self) -> Model:
+        """A copy of the model."""
+        model = self.recipe.build(self.options, self.sizes)
+        for name, network in model.networks.items():
+            network.load_state_dict(self.start[name])
+            network.to(self.device)
+        return model
+
+    def turns_loop(self, model: Model, precision: Callable) -> Callable[[], Tensor]:
+        """The project's step: the turns as training takes them, without Accelerate's wrapping around them."""
+        optimizers = [optimizer_of(turn, self.training, "bf16") for turn in model.turns]
+        noise, count = torch.Generator(self.device).manual_seed(1), 0
+
+        def step() -> Tensor:
+            nonlocal count
+            count += 1
+            first = None
+            for turn, optimizer in zip(model.turns, optimizers, strict=True):
+                if count % turn.every:
+                    continue
+                turn.begin(count, count * self.batch_size)
+                for repeat in range(turn.repeats):
+                    batch = self.batches[(count * turn.repeats + repeat) % PICTURES]
+                    with precision():
+                        loss, _ = turn(batch, turn.draw(self.batch_size, noise))
+                    loss.backward()
+                    optimizer.step()
+                    optimizer.zero_grad(set_to_none=True)
+                first = loss.detach() if first is None else first
+            return first
+
+        return step
 
 
-def notebook_loop(model: Model, batch: data.Batch, options: wgan_gp.Options) -> Callable[[], Tensor]:
-    """The same numbers as a plain notebook has them: instance norm layers, one backward per loss term, no autocast."""
-    generator, critic = model.networks["generator"], model.networks["critic"]
-    for i, layer in enumerate(critic.blocks):
-        if isinstance(layer, nn.GroupNorm):
-            norm = nn.InstanceNorm2d(layer.num_channels, affine=True).to(layer.weight.device)
-            norm.load_state_dict(layer.state_dict())
-            critic.blocks[i] = norm
-    adam = {net: torch.optim.Adam(net.parameters(), lr=1e-4, betas=(0.0, 0.999)) for net in (generator, critic)}
-    noise = torch.Generator(batch.cover.device)
-
-    def step() -> Tensor:
-        noise.manual_seed(1)
-        count = len(batch.cover)
-
-        def normal() -> Tensor:
-            return torch.randn(count, options.latent, generator=noise, device=noise.device)
-
-        for _ in range(options.critic_steps):
-            critic.zero_grad()
-            real = batch.cover.float() / 127.5 - 1
-            real_loss = -critic(real).mean()
-            real_loss.backward()
-            fake = generator(normal())
-            fake_loss = critic(fake.detach()).mean()
-            fake_loss.backward()
-            mix = torch.rand(count, 1, 1, 1, generator=noise, device=noise.device)
-            between = (mix * real + (1 - mix) * fake.detach()).requires_grad_(True)
-            scores = critic(between)
-            slope = torch.autograd.grad(scores, between, torch.ones_like(scores), create_graph=True)[0]
-            penalty = options.penalty * ((slope.flatten(1).norm(2, dim=1) - 1) ** 2).mean()
-            penalty.backward()
-            adam[critic].step()
-            loss = (real_loss + fake_loss + penalty).detach()
-        generator.zero_grad()
-        (-critic(generator(normal())).mean()).backward()
-        adam[generator].step()
-        return loss
-
-    return step
+def compare_curves(losses: dict[str, list[float]]) -> dict[str, list[float]]:
+    """Each contender's mean loss over the last quarter of its steps, with its standard error; printed too."""
+    found = {}
+    for name, values in losses.items():
+        late = values[-max(2, len(values) // 4):]
+        # Neighbouring steps resemble each other: the error is that of means of ten of them.
+        size = max(1, min(10, len(late) // 2))
+        groups = [statistics.mean(late[i:i + size]) for i in range(0, len(late) - size + 1, size)]
+        mean, error = statistics.mean(groups), statistics.stdev(groups) / len(groups)**0.5
+        print(f"{name:32} loss of the last {len(late)} of {len(values)} steps: {mean:.4f} +- {error:.4f}")
+        found[name] = [mean, error]
+    return found

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from covergen.nn.layers import EMBEDDING, AudioEncoder, audio_noise, check_resolution
+from covergen.nn.layers import EMBEDDING, AudioEncoder, audio_noise, check_resolution, without_gradient
 from covergen.nn.turn import Model, Recipe, Sizes, Turn, normal_latents, signed
 
 GROUPS, HEAD = 8, 32  # of the network's norms, and channels of an attention head
@@ -59,8 +59,8 @@ class Flow(nn.Module):
             add_attention=options.attention > 0, attention_head_dim=HEAD, norm_num_groups=GROUPS,
             resnet_time_scale_shift="scale_shift", class_embed_type="identity" if sizes.audio else None)
         for name, parameter in self.unet.named_parameters():
-            if name.endswith("to_k.bias"):  # it cancels in the softmax: its gradient is rounding, which Adam blows up
-                parameter.register_hook(torch.zeros_like)
+            if name.endswith("to_k.bias"):
+                without_gradient(parameter)  # it cancels in the softmax
         self.audio = AudioEncoder(sizes.audio) if sizes.audio else None
         if self.audio:
             self.head = nn.Linear(EMBEDDING, 4 * widths[0])

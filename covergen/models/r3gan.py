@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from covergen.nn.augment import augment, check_kinds, draw_augmentation
-from covergen.nn.layers import EMBEDDING, AudioEncoder, Modulation, audio_noise, check_resolution
+from covergen.nn.layers import EMBEDDING, AudioEncoder, Modulation, audio_noise, check_resolution, without_gradient
 from covergen.nn.losses import pairing, zero_centred_penalty
 from covergen.nn.schedules import half_cosine
 from covergen.nn.turn import Latents, Model, Recipe, Sizes, Turn, adversarial, frozen, normal_latents, signed
@@ -131,10 +131,8 @@ class Discriminator(nn.Module):
         self.audio = AudioEncoder(sizes.audio) if sizes.audio else None
         self.direction = nn.Parameter(torch.randn(EMBEDDING))
         if not (sizes.audio and options.mismatch):
-            # They cancel in real minus generated (the first while blocks are the identity): their gradients are
-            # rounding, which Adam would blow up.
             for layer in (self.from_rgb, self.features):
-                layer.bias.register_hook(torch.zeros_like)
+                without_gradient(layer.bias)  # it cancels in real minus generated, the first while blocks are nothing
         self.stem = options.stem
 
     def see(self, images: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ from covergen.nn.layers import (
     instance_norm,
     level_width,
     trunk_widths,
+    without_gradient,
 )
 from covergen.nn.turn import GeneratorTurn, Latents, Model, Recipe, Sizes, Turn, adversarial, normal_latents, signed
 
@@ -62,8 +63,7 @@ class Critic(StridedScore):
 
     def __init__(self, resolution: int, width: int, norm: str) -> None:
         super().__init__(resolution, width, instance_norm, norm)
-        # It cancels in a difference of scores; what is left of its gradient is rounding, which Adam would blow up.
-        self.score.bias.register_hook(torch.zeros_like)
+        without_gradient(self.score.bias)  # it cancels in a difference of scores
 
     def forward(self, images: Tensor, audio: Tensor | None = None) -> Tensor:
         return super().forward(images)

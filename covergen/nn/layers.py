@@ -78,6 +78,14 @@ def init_gan_weights(network: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
+def without_gradient(parameter: nn.Parameter) -> None:
+    """Sets the gradient of a parameter to 0, of one whose true gradient is 0 and whose computed one is rounding.
+
+    Adam would blow it up. A compiled turn that only reads the parameter's network hands on None.
+    """
+    parameter.register_hook(lambda gradient: None if gradient is None else torch.zeros_like(gradient))
+
+
 # -- GANs ---
 
 

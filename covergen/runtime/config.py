@@ -62,8 +62,9 @@ class Training:
     seed: int = _option(0, "of initial weights, order, noise and everything else")
     mixed_precision: Literal["no", "bf16", "fp16"] | None = _option(
         None, "autocast precision; default: what accelerate launch was told; fp16 needs a GPU")
-    compile: bool = _option(False, "compile every turn with torch.compile: a minute at the start, then faster steps; "
-                                   "pays for r3gan, on CPUs too")
+    compile: bool = _option(False, "compile every turn with torch.compile: a minute or two at the start, then faster "
+                                   "steps, on CPUs too")
+    cuda_graphs: bool = _option(False, "compile, and replay each turn as a CUDA graph (mode reduce-overhead)")
     sync_bn: bool = _option(False, "batch norm over the batches of all GPUs")
     ema: float = _option(0.999, "decay per step of the averaged weights (shorter at the start); 0 keeps none; "
                                 "autoencoders have none")
@@ -80,6 +81,8 @@ class Training:
     resume: str = _option("auto", "auto goes on from the run's newest checkpoint; never refuses a run that has one; "
                                   "else the path of a checkpoint (or run) to start from")
     tracker: Literal["wandb", "none"] = _option("wandb", "wandb is offline unless an API key is configured")
+    profile: int = _option(0, "write a torch profiler trace of so many steps, after warm ones, and a table of the ten "
+                              "operations that cost most, to RUN/profile; 0: none")
     project: str = _option("covergen", "project on Weights & Biases")
     threads: int = _option(0, "threads a process computes with; 0: the cores shared by the processes of this machine")
     loader_threads: int = _option(2, "threads a process decodes with")
@@ -101,14 +104,14 @@ SKIP = r"skip[ ,=:](\d{1,9})"
 # May differ when a run is resumed: they change where and how long it runs and what it reports, not what it computes.
 FREE = {"shards", "out", "name", "steps", "epochs", "patience", "log_every", "sample_every", "save_every", "eval_every",
         "judge", "keep", "minutes", "resume", "tracker", "project", "threads", "loader_threads", "micro_batch",
-        "on_nan", "cache", "max_damaged"}
+        "on_nan", "cache", "max_damaged", "profile"}
 
 POSITIVE = {"steps", "batch_size", "grad_accum", "lr", "log_every", "save_every", "keep", "loader_threads", "width",
             "latent", "critic_steps", "critic_width", "critic_every", "real_label", "blocks", "penalty_every",
             "sampling_steps"}
 NOT_NEGATIVE = {"epochs", "patience", "weight_decay", "grad_clip", "ema", "ema_halflife", "sample_every", "eval_every",
                 "minutes", "threads", "penalty", "penalty_last", "penalty_images", "seed", "lr_warmup", "lr_images",
-                "lr_last", "micro_batch", "group", "mismatch", "audio_blur", "attention", "guidance"}
+                "lr_last", "micro_batch", "profile", "group", "mismatch", "audio_blur", "attention", "guidance"}
 SHARES = {"audio_dropped", "unheard", "max_damaged"}  # from 0 to below 1
 
 # The demo world on two CPU cores in a few minutes; the model's recipe adds its own, the rest is the thesis's.

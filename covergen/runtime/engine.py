@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from covergen.nn.schedules import decay_of_average, learning_rate
 from covergen.nn.turn import Model
 from covergen.runtime.agreement import Agreement, check_weights, is_loss, mean_buffers
+from covergen.runtime.compiling import Compiling, load_optimizer, optimizer_of
 from covergen.runtime.config import Training
 from covergen.runtime.data import Batch
 from covergen.runtime.ema import Average, with_averages
@@ -78,11 +79,9 @@ class Engine:
             raise ValueError(f"--ema {training.ema:g}: this model has no averaged networks; leave it at 0")
         self.average = Average(averaged, training.ema) if training.ema else None
         self.turns, self.optimizers = [], []
+        self.compiling = Compiling(model.turns, training, self.device)
         for turn in model.turns:
-            optimizer = torch.optim.Adam(turn.parameters(), lr=training.lr, betas=training.betas,
-                                         weight_decay=training.weight_decay)
-            if training.compile:
-                turn.compile()  # in place: names in checkpoints stay
+            optimizer = optimizer_of(turn, training, precision)
             with warnings.catch_warnings():  # torch 2.15 renamed broadcast_buffers, which Accelerate still passes
                 warnings.simplefilter("ignore", FutureWarning)
                 turn, optimizer = self.accelerator.prepare(turn, optimizer)
@@ -243,7 +242,7 @@ class Engine:
     def restore(self, state: dict[str, Any]) -> int:
         """Takes over what ``state`` gave; returns its step. The networks are loaded already."""
         for turn, optimizer in zip(self.model.turns, self.optimizers, strict=True):
-            optimizer.load_state_dict(state["optimizers"][turn.name])
+            load_optimizer(optimizer, state["optimizers"][turn.name])
         if self.accelerator.scaler and state["scaler"]:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         if self.average:

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
+
+from tqdm import tqdm
 
 from covergen.nn.layers import AudioEncoder
 from covergen.nn.turn import Model
 from covergen.runtime.config import Training
 from covergen.runtime.data import Stream
+from covergen.runtime.machine import processes
 from shard_tools.formats.index import splits_in
+
+
+def say(text: str) -> None:
+    """A line for the person who watches, from the main process only, beside a progress bar."""
+    if processes()[0] == 0:
+        tqdm.write(text, file=sys.stdout)
+        sys.stdout.flush()
 
 
 def facts_of(shards: str, stream: Stream, resolution: int) -> dict[str, Any]:

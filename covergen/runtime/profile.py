@@ -1,0 +1,67 @@
+"""Where the time of training steps goes: steps in, a trace and a table of the ten costliest operations out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+WARM = 5  # steps before it begins: compiling is over by then, also of what happens every few steps only
+ROWS = 10
+
+
+class Profile:
+    """Records some steps of a run with torch's profiler.
+
+    ``step`` is called after every step; what is recorded are the steps after ``WARM`` of them.
+    """
+
+    def __init__(self, folder: Path, steps: int, device: torch.device, say: Callable[[str], None]) -> None:
+        """Args: folder: ``profile/`` is made in it; steps: to record, 0: none; device; say: gets the table."""
+        self.folder, self.steps, self.device, self.say = folder / "profile", steps, device, say
+        self.seen, self.profiler = 0, None
+
+    def step(self) -> None:
+        """A step is over."""
+        self.seen += 1
+        if self.steps and self.seen == WARM:
+            kinds = [torch.profiler.ProfilerActivity.CPU]
+            if self.device.type == "cuda":
+                kinds.append(torch.profiler.ProfilerActivity.CUDA)
+            self.profiler = torch.profiler.profile(activities=kinds)
+            self.profiler.start()
+        elif self.profiler and self.seen == WARM + self.steps:
+            self.close()
+
+    def close(self) -> None:
+        """Writes what was recorded, if anything was; the end of a run calls it too."""
+        profiler, self.profiler = self.profiler, None
+        if profiler is None:
+            if self.steps and self.seen < WARM:
+                self.say(f"note: --profile begins after {WARM} steps, and there were only {self.seen}: nothing is "
+                         "recorded")
+            return
+        profiler.stop()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        profiler.export_chrome_trace(str(self.folder / "trace.json.gz"))
+        steps = min(self.steps, self.seen - WARM)
+        table = table_of(profiler.key_averages(), max(1, steps), self.device.type == "cuda")
+        (self.folder / "top10.txt").write_text(table)
+        self.say(f"{table}trace of {steps} steps: {self.folder / 'trace.json.gz'} (opens in chrome://tracing or "
+                 "ui.perfetto.dev)")
+
+
+def table_of(events: Any, steps: int, on_gpu: bool) -> str:
+    """The ten operations with the most time of their own, without what they call, as text."""
+    # A range that code names ("Optimizer.step") has a time of its own on the GPU as well, that of all kernels in it.
+    times = {event.key: (event.self_device_time_total if on_gpu else event.self_cpu_time_total, event.count)
+             for event in events if not (on_gpu and getattr(event, "is_user_annotation", False))}
+    whole = max(1e-9, sum(time for time, _ in times.values()))
+    costliest = sorted(times.items(), key=lambda item: -item[1][0])[:ROWS]
+    where = "the GPU" if on_gpu else "the CPU"
+    lines = [f"{'ms/step':>10}{'share':>8}{'calls/step':>12}  operation (own time on {where}, {steps} steps)"]
+    lines += [f"{time / 1000 / steps:>10.2f}{time / whole:>8.1%}{count / steps:>12.1f}  {name}"
+              for name, (time, count) in costliest]
+    return "\n".join(lines) + "\n"
