@@ -29,7 +29,7 @@ from covergen.runtime.stopping import Patience, Stop
 from covergen.runtime.tracking import Tracker
 from covergen.runtime.validation import validate
 from shard_tools import cli
-from shard_tools.formats.index import splits_in
+from shard_tools.formats.index import local_root, splits_in
 
 EXAMPLES = 32  # covers of the validation split that grids show
 
@@ -48,7 +48,7 @@ def facts_of(shards: str, stream: data.Stream, resolution: int) -> dict[str, Any
             "genres": facts["genres"], "audio": facts["audio"]}
 
 
-def check(model: Model, training: config.Training, shards: str) -> None:
+def check(model: Model, training: config.Training, shards: Path) -> None:
     """Raises ValueError for options that don't fit the model or the data, before anything is written."""
     hears = any(isinstance(part, AudioEncoder) for network in model.networks.values() for part in network.modules())
     if hears and training.audio_scale == "raw":
@@ -79,10 +79,11 @@ def train(run: config.Config) -> int:
     threads, source = use_threads(training.threads)
     keep_memory()
     shards = training.shards or demo_shards(say)
+    root = local_root(shards, training.cache_dir, training.cache_gb)  # of a URL: where its index is kept
     rank, ranks, _ = processes()
     cut = {"batch_size": training.batch_size, "seed": training.seed, "audio_scale": training.audio_scale, "rank": rank,
-           "ranks": ranks}
-    stream = data.open_stream(shards, "train", order=training.order, albums=training.albums_for, **cut)
+           "ranks": ranks, "window": training.shard_window}
+    stream = data.open_stream(root, "train", order=training.order, albums=training.albums_for, **cut)
     resolution = training.resolution or stream.resolution
     if resolution > stream.resolution:
         raise ValueError(f"--resolution {resolution} is above the {stream.resolution} px of {shards}; train at that or "
@@ -92,8 +93,8 @@ def train(run: config.Config) -> int:
     model = models.load(run.model).build(run.options, sizes)
     if model.mismatched:
         stream.mismatch()
-    check(model, training, shards)
-    held_out = data.open_split(shards, "val", needed=model.validated is not None, **cut)
+    check(model, training, root)
+    held_out = data.open_split(root, "val", needed=model.validated is not None, **cut)
     validated = model.validated if held_out else None
     if training.condition and not checkpoint.checkpoints(folder):
         start_hearing(model, training.condition, stream.scale, training.albums_for)
@@ -103,6 +104,7 @@ def train(run: config.Config) -> int:
     images_per_step = engine.images_per_step
     epoch = stream.epoch
     steps = min(training.steps, -(-training.epochs * epoch // images_per_step) or training.steps)
+    stream.ends(steps * images_per_step)
 
     known = facts_of(shards, stream, resolution)
     with engine.main_first():
@@ -138,13 +140,14 @@ def train(run: config.Config) -> int:
         f"run folder {folder}" + (f", going on from {start}" if start else ""))
     tracker = Tracker(folder, run.flat(), begin) if main else None
     loader = Loader(stream, begin * engine.batches_per_step, device=engine.device, resolution=resolution,
-                         threads=training.loader_threads, ahead=engine.batches_per_step)
+                    threads=training.loader_threads, ahead=engine.batches_per_step,
+                    stop=steps * engine.batches_per_step)
     preview = Preview(model, (held_out or stream).examples(EXAMPLES), stream.facts["genres"], resolution, engine)
     glance = None
     if training.eval_every and main:
         from covergen.evaluation.glance import Glance  # torchmetrics and others, which take seconds to load
         from covergen.evaluation.judge import open_judge
-        glance = Glance(data.IndexedShards(shards, "val", batch_size=1, audio_scale="raw"), resolution,
+        glance = Glance(data.IndexedShards(root, "val", batch_size=1, audio_scale="raw"), resolution,
                         open_judge(training.judge) if training.judge else None, training.seed)
 
     def live(networks: dict[str, torch.nn.Module]) -> Run:

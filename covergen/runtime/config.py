@@ -17,6 +17,7 @@ import yaml
 
 from covergen import models
 from shard_tools import cli
+from shard_tools.formats.remote import check_url, is_remote
 
 
 def _option(default: Any, text: str) -> Any:
@@ -27,7 +28,13 @@ def _option(default: Any, text: str) -> Any:
 class Training:
     """Options of every model; ``None`` means: see the help of the option."""
 
-    shards: str | None = _option(None, "folder of shards; without it the toy demo world is made, packed and trained on")
+    shards: str | None = _option(None, "folder of shards, or its URL (s3://, gs://, https://, hf://); without it the "
+                                       "toy demo world is made, packed and trained on")
+    shard_window: int | None = _option(
+        None, "shards whose samples are mixed at a time, 0 for all; default: all where they are 32 GB or less, else 64")
+    cache_dir: str | None = _option(None, "where copies of shards from URLs are kept, for all processes of a machine; "
+                                          "default: the user's cache folder")
+    cache_gb: float = _option(50.0, "most GB that --cache_dir may hold")
     out: str = _option("runs", "where run folders live")
     name: str | None = _option(None, "the run folder's name; default: the model's, with -demo on the demo world")
     steps: int = _option(50_000, "training steps: one update of the last network of the model")
@@ -82,14 +89,15 @@ class Training:
 
 # May differ when a run is resumed: they change where and how long it runs and what it reports, not what it computes.
 FREE = {"shards", "out", "name", "steps", "epochs", "patience", "log_every", "sample_every", "save_every", "eval_every",
-        "judge", "keep", "minutes", "resume", "tracker", "project", "threads", "loader_threads"}
+        "judge", "keep", "minutes", "resume", "tracker", "project", "threads", "loader_threads", "cache_dir",
+        "cache_gb"}
 
 POSITIVE = {"steps", "batch_size", "grad_accum", "lr", "log_every", "save_every", "keep", "loader_threads", "width",
             "latent", "critic_steps", "critic_width", "critic_every", "real_label", "blocks", "penalty_every",
-            "sampling_steps"}
+            "sampling_steps", "cache_gb"}
 NOT_NEGATIVE = {"epochs", "patience", "weight_decay", "grad_clip", "ema", "ema_halflife", "sample_every", "eval_every",
                 "minutes", "threads", "penalty", "penalty_last", "penalty_images", "seed", "lr_warmup", "lr_images",
-                "lr_last", "group", "mismatch", "audio_blur", "attention", "guidance"}
+                "lr_last", "group", "mismatch", "audio_blur", "attention", "guidance", "shard_window"}
 SHARES = {"audio_dropped", "unheard"}  # from 0 to below 1
 
 # The demo world on two CPU cores in a few minutes; the model's recipe adds its own, the rest is the thesis's.
@@ -155,6 +163,8 @@ def read_file(path: str) -> dict[str, Any]:
 
 def check_range(name: str, value: Any) -> None:
     """Raises ValueError for a number that an option can't be."""
+    if value is None:
+        return
     if name in POSITIVE and not value > 0:
         raise ValueError(f"--{name} {value}: must be above 0")
     if name in NOT_NEGATIVE and not value >= 0:
@@ -184,6 +194,9 @@ def resolve(flags: dict[str, Any]) -> Config:
         check_range(name, value)
     if not 0 <= values.get("ema", 0) < 1:
         raise ValueError(f"--ema {values['ema']}: a decay per step, from 0 (none) to below 1")
+    for name in ("shards", "out", "condition", "judge"):
+        if is_remote(values.get(name)):
+            check_url(name, values[name])
     values["name"] = values.get("name") or (f"{model}-demo" if demo else model)
     if values["name"] in (".", "..") or Path(values["name"]).name != values["name"]:
         raise ValueError(f"--name {values['name']}: one folder name is expected; say where with --out")

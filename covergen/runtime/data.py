@@ -17,12 +17,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from covergen.runtime.order import GroupOrder, Partners, SampleOrder, of_albums
+from covergen.runtime.order import Partners, of_albums
 from covergen.runtime.reading import decode
 from covergen.runtime.scale import AudioScale
-from covergen.runtime.shelf import LocalShelf
+from covergen.runtime.shelf import open_shelf
+from covergen.runtime.windows import WindowOrder, WindowPartners, first_rows, make_order, window_at
 from shard_tools.formats import codec
-from shard_tools.formats.index import open_index, splits_in
+from shard_tools.formats.index import local_root, open_index, splits_in
 from shard_tools.formats.layout import UNKNOWN
 
 ORDER_BLOCK = 4096
@@ -67,6 +68,9 @@ class Stream(Protocol):
     def mismatch(self) -> None:
         """From now on batches hold mismatched audio; ValueError where that can't be."""
 
+    def ends(self, position: int) -> None:
+        """No sample of the stream from this position on will be read."""
+
 
 def varied(genres: np.ndarray, count: int) -> list[int]:
     """At most ``count`` rows, round by round one of every genre, from the genre ``[N]`` of all rows."""
@@ -88,15 +92,17 @@ class IndexedShards:
     pure, notice = True, None
 
     def __init__(self, root: str | Path, split: str, *, batch_size: int, seed: int = 0, order: str = "sample",
-                 audio_scale: str = "standard", albums: str = "all", rank: int = 0, ranks: int = 1) -> None:
+                 audio_scale: str = "standard", albums: str = "all", window: int | None = None, rank: int = 0,
+                 ranks: int = 1) -> None:
         """Args:
-            root: folder of the shards.
+            root: folder or URL of the shards.
             split: ``train``, ``val`` or ``test``.
             batch_size: of the global batch, over all ranks.
             seed: of the order and of mismatched pairs.
             order: ``sample``, every sample once an epoch, or ``group``, every album once with a random track.
             audio_scale: kind of ``AudioScale``.
             albums: of whom batches are, see ``of_albums``.
+            window: shards that are mixed, 0 for all; None by the rule of ``shards_mixed``.
             rank: this process among ``ranks``.
             ranks: must divide batch_size.
         """
@@ -104,16 +110,14 @@ class IndexedShards:
         self.index = open_index(root, split)
         self.facts, self.resolution = self.index.facts, self.index.facts["resolution"]
         self.identity = self.facts["self_sha256"]
-        rows, shards = self.index.rows, self.index.shards
-        if missing := [shard.name for shard in shards if not shard.is_file()]:
-            raise ValueError(f"{root}: {len(missing)} shards of the index are missing, the first is {missing[0]}")
-        self.shards, self.shelf = shards, LocalShelf(shards)
+        rows = self.index.rows
+        self.shelf, self.shards = open_shelf(self.index)
         self.chosen = of_albums(rows["group"], albums)
         if not len(self.chosen):
             raise ValueError(f"--albums_for {albums}: none of the {split} albums of {root} is among them; pack more "
                              "albums, or train with --albums_for all")
-        self.order = (GroupOrder(rows["group"][self.chosen], seed) if order == "group"
-                      else SampleOrder(len(self.chosen), seed))
+        groups = rows["group"][self.chosen] if order == "group" else None
+        self.order = make_order(self.facts, self.chosen, groups, seed, window)
         self.samples, self.seed, self.partners = len(self.chosen), seed, None
         self.epoch = self.order.size
         # One vectorised call orders the samples of many small batches.
@@ -127,6 +131,7 @@ class IndexedShards:
         """This rank's rows ``[batch_size / ranks]`` of the global batch with this number."""
         share = self.share
         start = number * self.batch_size + self.rank * share
+        self.shelf.at(number * self.batch_size, self.batch_size)
         blocks = range(start // ORDER_BLOCK, (start + share - 1) // ORDER_BLOCK + 1)
         first = start - blocks.start * ORDER_BLOCK
         return self.chosen[np.concatenate([self._ordered(block) for block in blocks])[first : first + share]]
@@ -135,11 +140,21 @@ class IndexedShards:
         """From now on batches also hold audio that does not belong to their covers, see ``Partners``."""
         rows, audible = self.index.rows, self.chosen[self.index.rows["audio_bytes"][self.chosen] > 0]
         self.audible_ones = audible
-        self.partners = Partners(rows["group"][audible], rows["genre"][audible], self.seed)
+
+        def among(places: np.ndarray) -> Partners:
+            return Partners(rows["group"][audible[places]], rows["genre"][audible[places]], self.seed)
+
+        self.partners = (WindowPartners(self.order, np.searchsorted(audible, first_rows(self.facts)), among)
+                         if isinstance(self.order, WindowOrder) else among(np.arange(len(audible))))
+
+    def ends(self, position: int) -> None:
+        """Shards that are needed from this position of the stream on are not fetched ahead."""
+        self.shelf.last = position
 
     def read(self, rows: np.ndarray) -> Batch:
         """The samples of given rows ``[B]``; safe from many threads."""
         samples = self.index.rows[rows]
+        self.shelf.expect(samples["shard"].tolist())
         cover = np.empty((len(rows), 3, self.resolution, self.resolution), np.uint8)
         raw = np.zeros((len(rows), self.dimension), np.float32)
         places = zip(*(samples[name].tolist() for name in PLACE), strict=True)
@@ -207,7 +222,7 @@ def shrink(cover: Tensor, resolution: int) -> Tensor:
     return F.interpolate(cover.float(), size=(resolution, resolution), mode="area").round_().to(torch.uint8)
 
 
-def open_split(root: str, split: str, *, needed: bool, **options: Any) -> IndexedShards | None:
+def open_split(root: str | Path, split: str, *, needed: bool, **options: Any) -> IndexedShards | None:
     """A split beside the one that is trained on, in its own order, or None where the shards have none.
 
     One that is not needed may be incomplete, and counts as none then.
@@ -223,16 +238,19 @@ def open_split(root: str, split: str, *, needed: bool, **options: Any) -> Indexe
     return found if found.facts["samples"] else None
 
 
-def open_stream(root: str, split: str, **options: Any) -> Stream:
-    """The stream over a folder of shards: by index where there is one, else as foreign shards.
+def open_stream(root: str | Path, split: str, **options: Any) -> Stream:
+    """The stream over a folder (or URL) of shards: by index where there is one, else as foreign shards.
 
     Raises:
         FileNotFoundError: no such folder, or no shards in it.
     """
-    folder = Path(root)
+    folder, window = local_root(root), options.pop("window", None)
     if not folder.is_dir():
         raise FileNotFoundError(f"--shards {root}: no such folder")
     if any(folder.glob("*.index.json")) or (folder / ".pack").exists():
-        return IndexedShards(root, split, **options)
+        stream = IndexedShards(root, split, window=window, **options)
+        largest = stream.order.shards if isinstance(stream.order, WindowOrder) else len(stream.shards)
+        stream.shelf.plan(lambda at: window_at(stream.order, stream.chosen, stream.facts, at), largest)
+        return stream
     from covergen.runtime.foreign import ForeignShards
     return ForeignShards(root, split, **options)

@@ -20,7 +20,7 @@ class Loader:
     """
 
     def __init__(self, stream: Stream, start: int, *, device: torch.device, resolution: int, threads: int,
-                 ahead: int = 2) -> None:
+                 ahead: int = 2, stop: int | None = None) -> None:
         """Args:
             stream: what is read.
             start: number of the first batch.
@@ -28,9 +28,10 @@ class Loader:
             resolution: side of the covers in pixels, the stream's or below.
             threads: that read and decode; each makes whole batches, so that none waits for another.
             ahead: batches made ahead beside those in the making: at least what is taken at once.
+            stop: number of the first batch that will never be asked for; None = there is none.
         """
         self.stream, self.number, self.device, self.resolution = stream, start, device, resolution
-        self.waited = 0.0
+        self.waited, self.stop = 0.0, stop
         threads = threads if stream.pure else 1
         self.threads, self.ahead = ThreadPoolExecutor(threads, "batch"), threads + ahead
         self.pending: deque[Future[Batch]] = deque()
@@ -45,7 +46,7 @@ class Loader:
         return self
 
     def __next__(self) -> Batch:
-        while len(self.pending) < self.ahead:
+        while len(self.pending) < self.ahead and (self.stop is None or self.number < self.stop):
             self.pending.append(self.threads.submit(self._make, self.number))
             self.number += 1
         began = time.perf_counter()
