@@ -22,6 +22,7 @@ from covergen.runtime.demo import demo_shards
 from covergen.runtime.engine import Engine
 from covergen.runtime.loader import Loader
 from covergen.runtime.machine import keep_memory, peak_memory, processes, use_threads
+from covergen.runtime.mirror import in_step
 from covergen.runtime.order import seed_of
 from covergen.runtime.preview import Preview
 from covergen.runtime.run import Run, start_hearing
@@ -108,6 +109,7 @@ def train(run: config.Config) -> int:
 
     known = facts_of(shards, stream, resolution)
     with engine.main_first():
+        mirror = in_step(training.out, training.name, training.keep, main)
         lock = checkpoint.lock(folder) if main else None
         start = checkpoint.start_from(run)
         complete = start is not None and checkpoint.step_of(start) >= steps
@@ -137,7 +139,8 @@ def train(run: config.Config) -> int:
         f"{ranks} process{'es' if ranks > 1 else ''} on {engine.device.type}, precision {engine.precision}, "
         f"{threads} thread{'s' if threads > 1 else ''} each ({source})\n"
         f"{model.sizes()} parameters\n"
-        f"run folder {folder}" + (f", going on from {start}" if start else ""))
+        f"run folder {folder}" + (f", uploaded to {training.out}" if mirror else "")
+        + (f", going on from {start}" if start else ""))
     tracker = Tracker(folder, run.flat(), begin) if main else None
     loader = Loader(stream, begin * engine.batches_per_step, device=engine.device, resolution=resolution,
                     threads=training.loader_threads, ahead=engine.batches_per_step,
@@ -203,6 +206,8 @@ def train(run: config.Config) -> int:
                     state = engine.state(step) | {"validation": patience.state()}
                     for kind in saved_as:
                         checkpoint.save(folder, step, model.networks, engine.averaged, state, training.keep, kind)
+                    if mirror:
+                        mirror.push()
                 engine.wait()
             if patience.over:
                 say(f"stopped early at step {step}, after {patience.waited} epochs without a better validation loss")
@@ -226,6 +231,9 @@ def train(run: config.Config) -> int:
         loader.close()
         if tracker:
             tracker.finish()
+        if mirror:
+            mirror.push()
+            mirror.wait()
     engine.close()
     if lock:
         lock.close()

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import yaml
 
 from covergen import models
+from covergen.runtime.mirror import local_folder
 from shard_tools import cli
 from shard_tools.formats.remote import check_url, is_remote
 
@@ -35,7 +36,8 @@ class Training:
     cache_dir: str | None = _option(None, "where copies of shards from URLs are kept, for all processes of a machine; "
                                           "default: the user's cache folder")
     cache_gb: float = _option(50.0, "most GB that --cache_dir may hold")
-    out: str = _option("runs", "where run folders live")
+    out: str = _option("runs", "where run folders live: a folder, or a URL (s3://, gs://) to which checkpoints are "
+                               "uploaded")
     name: str | None = _option(None, "the run folder's name; default: the model's, with -demo on the demo world")
     steps: int = _option(50_000, "training steps: one update of the last network of the model")
     epochs: int = _option(0, "stop after so many passes over the covers, if --steps does not end sooner; 0: no limit")
@@ -114,7 +116,8 @@ class Config:
 
     @property
     def folder(self) -> Path:
-        return Path(self.training.out) / self.training.name
+        """On this machine; of a URL what stands for it here."""
+        return local_folder(f"{self.training.out.rstrip('/')}/{self.training.name}")
 
     def flat(self) -> dict[str, Any]:
         """All options by name, as plain YAML values."""
