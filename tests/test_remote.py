@@ -55,7 +55,7 @@ def web(tmp_path: Path) -> Iterator[tuple[str, Faults, list[Stored]]]:
         (tmp_path / "web" / f"{number}.tar").write_bytes(data)
         stored.append(Stored(f"{number}.tar", SIZE, hashlib.sha256(data).hexdigest()))
     faults, server = Faults(), serve(tmp_path / "web")
-    with proxy("http://127.0.0.1:{}".format(server.server_address[1]), faults) as url:
+    with proxy(f"http://127.0.0.1:{server.server_address[1]}", faults) as url:
         yield url, faults, stored
     server.shutdown()
     server.server_close()

@@ -58,7 +58,8 @@ class Cache:
         self.shards = self.folder / SHARDS
         self.shards.mkdir(parents=True, exist_ok=True)
         if gigabytes is not None and int(gigabytes * GIGABYTE) != self.bound():
-            write_atomically(self.folder / BOUND, str(int(gigabytes * GIGABYTE)).encode())
+            with locked(self.folder / ".lock"):
+                write_atomically(self.folder / BOUND, str(int(gigabytes * GIGABYTE)).encode())
         self._sound: set[str] = set()  # copies that this process has seen whole
 
     def bound(self) -> int:

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from shard_tools.formats.cache import GIGABYTE, INDEXES, Cache, FullError, locked
@@ -57,16 +58,11 @@ def _fetched_once(url: str, folder: Path) -> Path:
     root = folder / INDEXES / folder_name(url)
     found = _facts_at(remote)
     with locked(root / ".lock"):
-        for split, data in found.items():
-            path = root / f"{split}.index.json"
-            if not path.is_file() or path.read_bytes() != data:
-                path.unlink(missing_ok=True)  # from here on it is not finished
-                temporary = root / f".{path.name}.tmp"
-                _take(cache, temporary, data)
-                facts = read_facts(temporary)
-                _take_rows(cache, remote, root, split, facts["rows_sha256"])
-                _take_truth(cache, remote, root)
-                os.replace(temporary, path)
+        changed = [split for split, data in found.items() if not _is_there(root / f"{split}.index.json", data)]
+        if changed:
+            _take_truth(cache, remote, root)
+        with ThreadPoolExecutor(len(found)) as threads:
+            list(threads.map(lambda split: _take_split(cache, remote, root, split, found[split]), changed))
         for path in root.glob("*.index.json"):
             if path.name.removesuffix(".index.json") not in found:
                 path.unlink()
@@ -85,22 +81,48 @@ def _fetched(url: str, cache: Cache) -> Path:
 def _facts_at(remote: Remote) -> dict[str, bytes]:
     """The JSON of every split; plain web servers can't be asked which there are."""
     found: dict[str, bytes] = {}
-    names, failed = list(SPLITS), None
-    for split in names:
+    failed: OSError | None = None
+
+    def ask(split: str) -> bytes | OSError:
         try:
-            found[split] = remote.read(f"{split}.index.json")
+            return remote.read(f"{split}.index.json")
         except (FileNotFoundError, PermissionError) as error:  # S3 denies what is not there to who may not list
-            failed = error if failed is None or isinstance(error, PermissionError) else failed
-            continue
-        with contextlib.suppress(ValueError, KeyError, TypeError):  # damaged ones are told by who reads them
-            names += [name for name in json.loads(found[split])["splits"]
-                      if name not in names and re.fullmatch("[a-z]+", name)]
+            return error
+
+    asked: list[str] = []
+    names = list(SPLITS)
+    while names:
+        with ThreadPoolExecutor(len(names)) as threads:
+            answers = list(zip(names, threads.map(ask, names), strict=True))
+        asked, names = asked + names, []
+        for split, answer in answers:
+            if isinstance(answer, OSError):
+                failed = answer if failed is None or isinstance(answer, PermissionError) else failed
+                continue
+            found[split] = answer
+            with contextlib.suppress(ValueError, KeyError, TypeError):  # damaged ones are told by who reads them
+                names += [name for name in json.loads(answer)["splits"]
+                          if name not in asked + names and re.fullmatch("[a-z]+", name)]
     if not found:
         if isinstance(failed, PermissionError):
             raise failed
         raise FileNotFoundError(f"{shown(remote.url)}: no shards with an index there (train.index.json, "
                                 "val.index.json or test.index.json); make them with shard_tools.pack")
     return found
+
+
+def _is_there(path: Path, data: bytes) -> bool:
+    return path.is_file() and path.read_bytes() == data
+
+
+def _take_split(cache: Cache, remote: Remote, root: Path, split: str, data: bytes) -> None:
+    path = root / f"{split}.index.json"
+    path.unlink(missing_ok=True)  # from here on it is not finished
+    temporary = root / f".{path.name}.tmp"
+    _take(cache, temporary, data)
+    facts = read_facts(temporary)
+    _take_rows(cache, remote, root, split, facts["rows_sha256"])
+    os.replace(temporary, path)
 
 
 def _take(cache: Cache, path: Path, data: bytes) -> None:
