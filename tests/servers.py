@@ -18,6 +18,9 @@ from pathlib import Path
 
 import pytest
 
+from shard_tools.formats.cache import Cache, Stored
+from shard_tools.formats.remote import Remote
+
 
 def free_port() -> int:
     with socket.socket() as found:
@@ -164,6 +167,13 @@ def s3() -> Iterator[str]:
         yield url
     finally:
         server.stop()
+
+
+def fetch_all(folder: str, url: str, stored: list[Stored]) -> None:
+    """Has every file in a cache."""
+    cache = Cache(folder)
+    for one in stored:
+        cache.open(Remote(url), one).close()
 
 
 KEYS = {"AWS_ACCESS_KEY_ID": "known", "AWS_SECRET_ACCESS_KEY": "hidden-words", "AWS_DEFAULT_REGION": "us-east-1"}

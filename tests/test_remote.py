@@ -16,13 +16,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from servers import Faults, proxy
+from servers import Faults, fetch_all, proxy
 
 from covergen.runtime.data import open_stream
+from covergen.runtime.remote import RemoteShelf
 from shard_tools.formats import remote as far
 from shard_tools.formats.cache import BusyError, Cache, FullError, Stored
 from shard_tools.formats.index import local_root, open_index, splits_in
 from shard_tools.formats.remote import Remote, check_url, shown
+from shard_tools.inspect import inspect
 from shard_tools.pack import pack
 
 pytest.importorskip("fsspec")
@@ -109,12 +111,6 @@ def test_a_copy_that_was_damaged_or_cut_is_fetched_again(tmp_path: Path, web) ->
     assert faults.whole["/0.tar"] == 3
 
 
-def fetch_all(folder: str, url: str, stored: list[Stored]) -> None:
-    cache = Cache(folder)
-    for one in stored:
-        cache.open(Remote(url), one).close()
-
-
 def test_processes_that_want_the_same_at_once_download_it_once(tmp_path: Path, web) -> None:
     url, faults, stored = web
     faults.latency = 0.05
@@ -145,6 +141,7 @@ def test_failures_and_cut_bodies_are_tried_again(tmp_path: Path, web, hasty: Non
     faults.failed, faults.cut = 0.3, 0.3
     fetch_all(str(tmp_path / "cache"), url, stored)
     assert faults.broken >= 3
+    assert [Remote(url).size("0.tar") for _ in range(10)] == [SIZE] * 10 and Remote(url).size("9.tar") is None
 
 
 def test_a_wrong_hash_is_tried_again_and_then_refused(tmp_path: Path, web, hasty: None) -> None:
@@ -172,6 +169,14 @@ def test_errors_say_what_to_do_and_no_secret(tmp_path: Path, web, monkeypatch: p
         local_root("gs://bucket/x", tmp_path / "cache")
     with pytest.raises(ValueError, match="give a path, s3://"):
         local_root("s4://bucket/x", tmp_path / "cache")
+
+
+def test_an_index_elsewhere_names_no_files_of_this_machine(tmp_path: Path) -> None:
+    sound = {"name": "train-00000-of-00001.tar", "bytes": 5, "sha256": "0" * 64}
+    RemoteShelf("memory://x", {"shards": [sound]}, Cache(tmp_path))
+    for wrong in ({"sha256": "../../../x"}, {"name": "../x"}, {"bytes": -1}, {"bytes": "5"}, {"sha256": None}):
+        with pytest.raises(ValueError, match="which packing does not write"):
+            RemoteShelf("memory://x", {"shards": [sound | wrong]}, Cache(tmp_path))
 
 
 def put(folder: Path, url: str) -> str:
@@ -230,6 +235,7 @@ def test_a_url_has_splits_and_rows_and_is_packed_anew_when_it_changed(many: Path
     url = put(many, f"memory://{tmp_path.name}")
     assert list(splits_in(url)) == ["train", "val", "test"]
     assert (open_index(url, "train").rows == open_index(many, "train").rows).all()
+    assert inspect(url) == 0
     put(shards, url)
     elsewhere._fetched_once.cache_clear()  # as another process
     assert open_index(url, "train").facts == open_index(shards, "train").facts

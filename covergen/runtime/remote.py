@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 
 from covergen.runtime.reading import read_from
 from covergen.runtime.windows import Window
-from shard_tools.formats.cache import GIGABYTE, BusyError, Cache, FullError, Stored, wait_a_little
+from shard_tools.formats.cache import GIGABYTE, BusyError, Cache, FullError, stored_shard, wait_a_little
 from shard_tools.formats.remote import Remote
 
 THREADS = 4  # that fetch
@@ -40,9 +40,12 @@ class RemoteShelf:
             url: of their folder.
             facts: of the index: name, bytes and sha256 of every shard.
             cache: where copies go.
+
+        Raises:
+            ValueError: these are no names, sizes and hashes of shards.
         """
         self.remote, self.cache = Remote(url), cache
-        self.stored = [Stored(shard["name"], shard["bytes"], shard["sha256"]) for shard in facts["shards"]]
+        self.stored = [stored_shard(shard, url) for shard in facts["shards"]]
         self.last: int | None = None
         self._window_at: Callable[[int], Window] | None = None
         self._now: Window | None = None
@@ -164,8 +167,7 @@ class RemoteShelf:
                 file = self._fetch(shard)
             except BusyError as busy:
                 again = True
-                if isinstance(busy, FullError):
-                    time.sleep(0.2)
+                time.sleep(0.3 if isinstance(busy, FullError) else 0.1)
             except Exception as failure:  # whatever it is, the reader who needs the shard is told
                 error = failure
             with self._change:
@@ -178,8 +180,6 @@ class RemoteShelf:
                     self._failed[shard] = error
                     self._urgent.discard(shard)
                 self._change.notify_all()
-            if again:
-                time.sleep(0.02)
 
     def _fetch(self, shard: int) -> BinaryIO:
         began = time.monotonic()

@@ -11,21 +11,23 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import time
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from platformdirs import user_cache_path
 
-from shard_tools.formats.index import file_sha256, write_atomically
+from shard_tools.formats.index import SHARD_NAME, file_sha256, write_atomically
 from shard_tools.formats.remote import Remote
 
 GIGABYTE = 10**9
 DEFAULT_GB = 50.0
 SHARDS, INDEXES, BOUND = "shards", "indexes", "bound"
 WHOLE, PART = ".tar", ".part"
+POLL = 0.05  # seconds between looks at a lock or for room
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,16 @@ class Stored:
     name: str
     bytes: int
     sha256: str
+
+
+def stored_shard(shard: dict[str, Any], url: str) -> Stored:
+    """A shard as an index names it; ValueError for what no index of ours says, for it becomes the name of a file."""
+    name, size, sha256 = (shard.get(key) for key in ("name", "bytes", "sha256"))
+    if not (SHARD_NAME.fullmatch(str(name)) and isinstance(size, int) and 0 < size < 2**50
+            and re.fullmatch("[0-9a-f]{64}", str(sha256))):
+        raise ValueError(f"{url}: its index names a shard {str(name)[:80]!r} of {str(size)[:20]} bytes with SHA-256 "
+                         f"{str(sha256)[:70]!r}, which packing does not write; pack again")
+    return Stored(name, size, sha256)
 
 
 class BusyError(Exception):
@@ -96,10 +108,16 @@ class Cache:
             part = open(whole.with_suffix(PART), "a+b")
             try:
                 try:
-                    fcntl.flock(part, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+                    fcntl.flock(part, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
-                    raise BusyError(stored.name) from None
-                if not _is(part, whole.with_suffix(PART)) or whole.exists():  # somebody was faster
+                    if not wait:
+                        raise BusyError(stored.name) from None
+                    time.sleep(POLL)  # not in the lock: what is waited for becomes the copy, which readers hold
+                    continue
+                if not _is(part, whole.with_suffix(PART)):  # somebody was faster
+                    continue
+                if whole.exists():
+                    os.unlink(part.name)
                     continue
                 try:
                     self.set_aside(part, stored.bytes, spare)
@@ -172,7 +190,7 @@ def wait_a_little(since: float, patience: float, why: object) -> None:
     if time.monotonic() - since > patience:
         raise ValueError(f"{why}, all of it in use for {patience:.0f} s; give a larger --cache_gb, or another "
                          "--cache_dir than the other processes")
-    time.sleep(0.05)
+    time.sleep(POLL)
 
 
 def _files(folder: Path) -> Iterator[os.DirEntry]:

@@ -233,11 +233,15 @@ class Remote:
         for attempt in range(1, self.attempts + 1):
             try:
                 return call()
-            except FileNotFoundError:
-                raise FileNotFoundError(f"{where}: no such file (404)") from None
             except DamagedError:
                 raise
-            except Exception as error:  # every library behind fsspec has errors of its own
+            except Exception as failure:  # every library behind fsspec has errors of its own
+                error = failure
+                if isinstance(error, FileNotFoundError):
+                    error = error.__cause__ if self.protocol in HTTP and error.__cause__ else error
+                    # fsspec says that of a web server's file too when it could not ask for it
+                    if isinstance(error, FileNotFoundError) or getattr(error, "status", None) in (404, 410):
+                        raise FileNotFoundError(f"{where}: no such file (404)") from None
                 status = getattr(error, "status", None)
                 if isinstance(error, PermissionError) or status in (401, 403) or "Credential" in type(error).__name__:
                     raise PermissionError(f"{where}: access denied ({_said(error)}); credentials come from the "
