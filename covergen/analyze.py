@@ -16,6 +16,7 @@ from covergen.analyses import curves, interpolate, latent, matrix, neighbours, r
 from covergen.nn.turn import Model
 from covergen.runtime import config, tracking
 from covergen.runtime.machine import use_threads
+from covergen.runtime.mirror import fetched_run
 from covergen.runtime.run import open_run
 from shard_tools import cli
 
@@ -100,7 +101,7 @@ def main(what: Literal["reconstruct", "latent", "matrix", "interpolate", "curves
     check(what, run, path, given, wandb)
     use_threads(threads)
     options = {name: given.get(name, default) for name, default in analysis.takes.items()}
-    folders = [Path(folder) for folder in run]
+    folders = [fetched_run(folder) for folder in run]
     if what == "curves":
         report = analysis.draw(folders, path, **options)
     else:

@@ -21,6 +21,7 @@ from covergen.runtime.folder import lock, start_from, write_run
 from covergen.runtime.loader import Loader
 from covergen.runtime.machine import keep_memory, processes, use_threads
 from covergen.runtime.meter import Meter
+from covergen.runtime.mirror import in_step
 from covergen.runtime.order import seed_of
 from covergen.runtime.preparation import check, facts_of, say
 from covergen.runtime.preview import Preview
@@ -31,6 +32,7 @@ from covergen.runtime.stopping import Patience, Stop
 from covergen.runtime.tracking import Tracker
 from covergen.runtime.validation import validate
 from shard_tools import cli
+from shard_tools.formats.index import local_root
 
 EXAMPLES = 32  # covers of the validation split that grids show
 
@@ -46,10 +48,11 @@ def train(run: config.Config) -> int:
     threads, source = use_threads(training.threads)
     keep_memory()
     shards = training.shards or demo_shards(say)
+    root = local_root(shards, training.cache_dir, training.cache_gb)  # of a URL: where its index is kept
     rank, ranks, _ = processes()
     cut = {"batch_size": training.batch_size, "seed": training.seed, "audio_scale": training.audio_scale, "rank": rank,
-           "ranks": ranks}
-    stream = data.open_stream(shards, "train", order=training.order, albums=training.albums_for,
+           "ranks": ranks, "window": training.shard_window}
+    stream = data.open_stream(root, "train", order=training.order, albums=training.albums_for,
                               max_damaged=training.max_damaged, **cut)
     resolution = training.resolution or stream.resolution
     if resolution > stream.resolution:
@@ -60,20 +63,21 @@ def train(run: config.Config) -> int:
     model = models.load(run.model).build(run.options, sizes)
     if model.mismatched:
         stream.mismatch()
-    check(model, training, shards)
-    held_out = data.open_split(shards, "val", needed=model.validated is not None, **cut)
+    check(model, training, root)
+    held_out = data.open_split(root, "val", needed=model.validated is not None, **cut)
     validated = model.validated if held_out else None
     if training.condition and not checkpoint.checkpoints(folder):
         start_hearing(model, training.condition, stream.scale, training.albums_for)
     engine = Engine(model, training)
     main = engine.rank == 0
 
-    images_per_step = engine.images_per_step
-    epoch = stream.epoch
+    images_per_step, epoch = engine.images_per_step, stream.epoch
     steps = min(training.steps, -(-training.epochs * epoch // images_per_step) or training.steps)
+    stream.ends(steps * images_per_step)
 
     known = facts_of(shards, stream, resolution)
     with engine.main_first():
+        mirror = in_step(training.out, training.name, training.keep, main)
         held = lock(folder) if main else None
         start = start_from(run, say)
         complete = start is not None and checkpoint.step_of(start) >= steps
@@ -103,18 +107,20 @@ def train(run: config.Config) -> int:
         f"{ranks} process{'es' if ranks > 1 else ''} on {engine.device.type}, precision {engine.precision}, "
         f"{threads} thread{'s' if threads > 1 else ''} each ({source})\n"
         f"{model.sizes()} parameters\n"
-        f"run folder {folder}" + (f", going on from {start}" if start else ""))
+        f"run folder {folder}" + (f", uploaded to {training.out}" if mirror else "")
+        + (f", going on from {start}" if start else ""))
     stream.damage.keep(folder / "damaged.jsonl")
     tracker = Tracker(folder, run.flat(), begin) if main else None
-    saver = Saver(folder, training.keep) if main else None
+    saver = Saver(folder, training.keep, mirror) if main else None
     loader = Loader(stream, begin * engine.batches_per_step, device=engine.device, resolution=resolution,
-                         threads=training.loader_threads, ahead=engine.batches_per_step, cache=training.cache, say=say)
+                    threads=training.loader_threads, ahead=engine.batches_per_step,
+                    stop=steps * engine.batches_per_step, cache=training.cache, say=say)
     preview = Preview(model, (held_out or stream).examples(EXAMPLES), stream.facts["genres"], resolution, engine)
     glance = None
     if training.eval_every and main:
         from covergen.evaluation.glance import Glance  # torchmetrics and others, which take seconds to load
         from covergen.evaluation.judge import open_judge
-        glance = Glance(data.IndexedShards(shards, "val", batch_size=1, audio_scale="raw"), resolution,
+        glance = Glance(data.IndexedShards(root, "val", batch_size=1, audio_scale="raw"), resolution,
                         open_judge(training.judge) if training.judge else None, training.seed)
 
     def live(networks: dict[str, torch.nn.Module]) -> Run:
@@ -214,6 +220,7 @@ def train(run: config.Config) -> int:
         if main:
             saver.wait()
             tracker.finish()
+            saver.close()
     if main and saver.failure:
         say(f"stopped: {saver.failure}. {checkpoint.last_good(folder)}. Make room, and the same command goes on from "
             "there")

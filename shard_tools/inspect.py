@@ -13,8 +13,9 @@ from tqdm import tqdm
 
 from shard_tools.formats.codec import read_cover
 from shard_tools.formats.facts import check_facts, is_plain_name, row_problems
-from shard_tools.formats.index import Index, open_index, splits_in, write_atomically
+from shard_tools.formats.index import Index, local_root, open_index, splits_in, write_atomically
 from shard_tools.formats.layout import make_key, read_key
+from shard_tools.formats.remote import is_remote
 from shard_tools.formats.shards import read_sample
 from shard_tools.formats.source import BadFileError
 from shard_tools.formats.truth import TRUTH
@@ -27,12 +28,14 @@ def inspect(shards: str, preview: str | None = None, unpack: str | None = None, 
     """Tells what a folder of shards holds: samples, genres, sizes of groups (albums), audio, drops.
 
     Args:
-        shards: the folder.
+        shards: the folder, or its URL (without preview and unpack).
         preview: also draw 48 covers with their genres into this PNG.
         unpack: also write every sample back as <split>/<genre>/<stem>.jpg and .npy below this new or empty folder.
         split: only this one; none = all (the preview shows the first).
     """
-    root = Path(shards)
+    if is_remote(shards) and (preview or unpack):
+        raise ValueError(f"{shards}: --preview and --unpack read covers; copy the shards to this machine first")
+    root = local_root(shards)
     have = list(splits_in(root))
     if not have:
         raise ValueError(f"{root} holds no <split>.index.json; expected a folder that shard_tools.pack has finished")

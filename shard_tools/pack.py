@@ -26,9 +26,11 @@ from shard_tools.formats.plan import Plan, choose_blocks, make_plan, read_rows, 
 from shard_tools.formats.pool import available_workers, run_tasks
 from shard_tools.formats.probe import probe_chunk
 from shard_tools.formats.quarantine import show_reasons, verdict, write_quarantine
+from shard_tools.formats.remote import is_remote
 from shard_tools.formats.schema import Schema
 from shard_tools.formats.shards import ShardTask, SourceChangedError, pack_shard, read_result
 from shard_tools.formats.source import open_source
+from shard_tools.formats.staging import pack_to
 from shard_tools.formats.truth import TRUTH, copy_truth
 
 
@@ -44,7 +46,8 @@ def pack(source: str, out: str, dataset: Literal["auto", "audio-cover", "cover"]
 
     Args:
         source: folder or zip (read in place): the thesis' data sets, <split>/<genre>/, <genre>/, or plain files.
-        out: folder to write to; new, empty, or left by the same command.
+        out: folder to write to; new, empty, or left by the same command. A URL (s3://, gs://): shards are uploaded as
+            each is finished, the index last.
         dataset: audio-cover, cover (covers without vectors), or auto: audio-cover where there is one.
         resolution: side of the covers in pixels; none = as found, the commonest size of square ones.
         samples_per_shard: at most so many samples in a shard.
@@ -58,6 +61,9 @@ def pack(source: str, out: str, dataset: Literal["auto", "audio-cover", "cover"]
     Raises:
         ValueError: nothing to pack, or OUT holds something else.
     """
+    if is_remote(out):
+        asked = dict(locals())
+        return pack_to(out, overwrite, lambda folder: pack(**{**asked, "out": str(folder)}))
     started = time.monotonic()
     for name, value, low, high in (
             ("samples_per_shard", samples_per_shard, 1, 10**6), ("resolution", resolution, 1, 8192),

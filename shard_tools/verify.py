@@ -17,6 +17,7 @@ from shard_tools.formats.facts import check_facts, row_problems
 from shard_tools.formats.index import Index, facts_bytes, file_sha256, open_index, read_facts, splits_in
 from shard_tools.formats.leaks import NEAR, find_leaks, look_at_shards, near_pairs, show_leaks
 from shard_tools.formats.pool import available_workers, run_tasks
+from shard_tools.formats.remote import is_remote
 from shard_tools.formats.shards import read_sample
 from shard_tools.formats.truth import TRUTH, read_columns
 from shard_tools.formats.work import FOLDER, QUARANTINE
@@ -33,6 +34,9 @@ def verify(shards: str, full: bool = False, leaks: bool = False, workers: int | 
         workers: processes; none = one a core.
     """
     root = Path(shards)
+    if is_remote(shards):
+        raise ValueError(f"{shards}: expected a folder of this machine; what training reads from a URL is checked by "
+                         "its SHA-256 as it comes")
     if not root.is_dir():
         raise ValueError(f"{root} is not a folder; expected one that shard_tools.pack has written")
     problems, indexes = _check_folder(root)

@@ -71,6 +71,8 @@ def test_imports_go_one_way(path: Path) -> None:
     ("httpx", {"shard_tools/formats/polite.py"}),
     ("tenacity", {"shard_tools/formats/polite.py"}),
     ("imagehash", {"shard_tools/formats/fingerprints.py"}),
+    ("fsspec", {"shard_tools/formats/remote.py"}),
+    ("aiohttp", {"shard_tools/formats/remote.py"}),
     ("diffusers", {"covergen/models/flow.py"}),
     ("torchmetrics", {"covergen/evaluation/quality.py"}),
 ])

@@ -17,7 +17,9 @@ from typing import Any, Literal
 import yaml
 
 from covergen import models
+from covergen.runtime.mirror import local_folder
 from shard_tools import cli
+from shard_tools.formats.remote import check_url, is_remote
 
 
 def _option(default: Any, text: str) -> Any:
@@ -28,8 +30,15 @@ def _option(default: Any, text: str) -> Any:
 class Training:
     """Options of every model; ``None`` means: see the help of the option."""
 
-    shards: str | None = _option(None, "folder of shards; without it the toy demo world is made, packed and trained on")
-    out: str = _option("runs", "where run folders live")
+    shards: str | None = _option(None, "folder of shards, or its URL (s3://, gs://, https://, hf://); without it the "
+                                       "toy demo world is made, packed and trained on")
+    shard_window: int | None = _option(
+        None, "shards whose samples are mixed at a time, 0 for all; default: all where they are 32 GB or less, else 64")
+    cache_dir: str | None = _option(None, "where copies of shards from URLs are kept, for all processes of a machine; "
+                                          "default: the user's cache folder")
+    cache_gb: float = _option(50.0, "most GB that --cache_dir may hold")
+    out: str = _option("runs", "where run folders live: a folder, or a URL (s3://, gs://) to which checkpoints are "
+                               "uploaded")
     name: str | None = _option(None, "the run folder's name; default: the model's, with -demo on the demo world")
     steps: int = _option(50_000, "training steps: one update of the last network of the model")
     epochs: int = _option(0, "stop after so many passes over the covers, if --steps does not end sooner; 0: no limit")
@@ -104,14 +113,15 @@ SKIP = r"skip[ ,=:](\d{1,9})"
 # May differ when a run is resumed: they change where and how long it runs and what it reports, not what it computes.
 FREE = {"shards", "out", "name", "steps", "epochs", "patience", "log_every", "sample_every", "save_every", "eval_every",
         "judge", "keep", "minutes", "resume", "tracker", "project", "threads", "loader_threads", "micro_batch",
-        "on_nan", "cache", "max_damaged", "profile"}
+        "on_nan", "cache", "max_damaged", "profile", "cache_dir", "cache_gb"}
 
 POSITIVE = {"steps", "batch_size", "grad_accum", "lr", "log_every", "save_every", "keep", "loader_threads", "width",
             "latent", "critic_steps", "critic_width", "critic_every", "real_label", "blocks", "penalty_every",
-            "sampling_steps"}
+            "sampling_steps", "cache_gb"}
 NOT_NEGATIVE = {"epochs", "patience", "weight_decay", "grad_clip", "ema", "ema_halflife", "sample_every", "eval_every",
                 "minutes", "threads", "penalty", "penalty_last", "penalty_images", "seed", "lr_warmup", "lr_images",
-                "lr_last", "micro_batch", "profile", "group", "mismatch", "audio_blur", "attention", "guidance"}
+                "lr_last", "micro_batch", "profile", "group", "mismatch", "audio_blur", "attention", "guidance",
+                "shard_window"}
 SHARES = {"audio_dropped", "unheard", "max_damaged"}  # from 0 to below 1
 
 # The demo world on two CPU cores in a few minutes; the model's recipe adds its own, the rest is the thesis's.
@@ -128,7 +138,8 @@ class Config:
 
     @property
     def folder(self) -> Path:
-        return Path(self.training.out) / self.training.name
+        """On this machine; of a URL what stands for it here."""
+        return local_folder(f"{self.training.out.rstrip('/')}/{self.training.name}")
 
     def flat(self) -> dict[str, Any]:
         """All options by name, as plain YAML values."""
@@ -177,6 +188,8 @@ def read_file(path: str) -> dict[str, Any]:
 
 def check_range(name: str, value: Any) -> None:
     """Raises ValueError for a number that an option can't be."""
+    if value is None:
+        return
     if name in POSITIVE and not value > 0:
         raise ValueError(f"--{name} {value}: must be above 0")
     if name in NOT_NEGATIVE and not value >= 0:
@@ -208,6 +221,9 @@ def resolve(flags: dict[str, Any]) -> Config:
         raise ValueError(f"--ema {values['ema']}: a decay per step, from 0 (none) to below 1")
     if values.get("on_nan", "stop") != "stop" and not re.fullmatch(SKIP, values["on_nan"]):
         raise ValueError(f"--on_nan {values['on_nan']}: expected stop, or skip with a number, such as --on_nan skip 10")
+    for name in ("shards", "out", "condition", "judge"):
+        if is_remote(values.get(name)):
+            check_url(name, values[name])
     values["name"] = values.get("name") or (f"{model}-demo" if demo else model)
     if values["name"] in (".", "..") or Path(values["name"]).name != values["name"]:
         raise ValueError(f"--name {values['name']}: one folder name is expected; say where with --out")

@@ -21,10 +21,11 @@ from torch.nn import functional as F
 
 from covergen.runtime.damage import Damage, until_sound
 from covergen.runtime.members import Failures, Members
-from covergen.runtime.order import GroupOrder, Partners, SampleOrder, keys, of_albums, scramble
+from covergen.runtime.order import Partners, keys, of_albums, scramble
 from covergen.runtime.scale import AudioScale
-from covergen.runtime.shelf import LocalShelf
-from shard_tools.formats.index import open_index, splits_in
+from covergen.runtime.shelf import open_shelf
+from covergen.runtime.windows import WindowOrder, WindowPartners, make_order, shard_bounds, window_at
+from shard_tools.formats.index import local_root, open_index, splits_in
 from shard_tools.formats.layout import UNKNOWN
 
 ORDER_BLOCK = 4096
@@ -70,6 +71,9 @@ class Stream(Protocol):
     def mismatch(self) -> None:
         """From now on batches hold mismatched audio; ValueError where that can't be."""
 
+    def ends(self, position: int) -> None:
+        """No sample of the stream from this position on will be read."""
+
 
 def varied(genres: np.ndarray, count: int) -> list[int]:
     """At most ``count`` rows, round by round one of every genre, from the genre ``[N]`` of all rows."""
@@ -88,16 +92,17 @@ class IndexedShards:
     pure, notice = True, None
 
     def __init__(self, root: str | Path, split: str, *, batch_size: int, seed: int = 0, order: str = "sample",
-                 audio_scale: str = "standard", albums: str = "all", rank: int = 0, ranks: int = 1,
-                 max_damaged: float = 0.0) -> None:
+                 audio_scale: str = "standard", albums: str = "all", window: int | None = None, rank: int = 0,
+                 ranks: int = 1, max_damaged: float = 0.0) -> None:
         """Args:
-            root: folder of the shards.
+            root: folder or URL of the shards.
             split: ``train``, ``val`` or ``test``.
             batch_size: of the global batch, over all ranks.
             seed: of the order and of mismatched pairs.
             order: ``sample``, every sample once an epoch, or ``group``, every album once with a random track.
             audio_scale: kind of ``AudioScale``.
             albums: of whom batches are, see ``of_albums``.
+            window: shards that are mixed, 0 for all; None by the rule of ``shards_mixed``.
             rank: this process among ``ranks``.
             ranks: how many there are; they share a batch as evenly as can be.
             max_damaged: largest share of samples that ``batch`` may replace because they can't be read.
@@ -108,17 +113,15 @@ class IndexedShards:
         self.index = open_index(root, split)
         self.facts, self.resolution = self.index.facts, self.index.facts["resolution"]
         self.identity = self.facts["self_sha256"]
-        rows, shards = self.index.rows, self.index.shards
-        if missing := [shard.name for shard in shards if not shard.is_file()]:
-            raise ValueError(f"{root}: {len(missing)} shards of the index are missing, the first is {missing[0]}")
-        self.shards, self.shelf = shards, LocalShelf(shards)
+        rows = self.index.rows
+        self.shelf, self.shards = open_shelf(self.index)
         self.some = None if albums == "all" else of_albums(rows["group"], albums)  # no list of all rows is built
         self.samples = len(rows) if self.some is None else len(self.some)
         if not self.samples:
             raise ValueError(f"--albums_for {albums}: none of the {split} albums of {root} is among them; pack more "
                              "albums, or train with --albums_for all")
-        self.order = (GroupOrder(self._column("group"), seed) if order == "group"
-                      else SampleOrder(self.samples, seed))
+        groups = self._column("group") if order == "group" else None
+        self.order = make_order(self.facts, self.samples, self.some, groups, seed, window)
         self.seed, self.partners = seed, None
         self.epoch, self.damage = self.order.size, Damage(max_damaged, self.samples)
         # One vectorised call orders the samples of many small batches.
@@ -133,6 +136,7 @@ class IndexedShards:
         """This rank's rows ``[batch_size / ranks]`` of the global batch with this number."""
         share = self.share
         start = number * self.batch_size + self.first
+        self.shelf.at(number * self.batch_size, self.batch_size)
         blocks = range(start // ORDER_BLOCK, (start + share - 1) // ORDER_BLOCK + 1)
         first = start - blocks.start * ORDER_BLOCK
         return self._chosen(np.concatenate([self._ordered(block) for block in blocks])[first : first + share])
@@ -163,7 +167,14 @@ class IndexedShards:
         """From now on batches also hold audio that does not belong to their covers, see ``Partners``."""
         audible = self._column("audio_bytes") > 0
         self.audible_ones = self._chosen(np.flatnonzero(audible))
-        self.partners = Partners(self._column("group")[audible], self._column("genre")[audible], self.seed)
+        groups, genres = self._column("group")[audible], self._column("genre")[audible]
+        self.partners = (WindowPartners(self.order, shard_bounds(self.facts, self.audible_ones),
+                                        lambda places: Partners(groups[places], genres[places], self.seed))
+                         if isinstance(self.order, WindowOrder) else Partners(groups, genres, self.seed))
+
+    def ends(self, position: int) -> None:
+        """Shards that are needed from this position of the stream on are not fetched ahead."""
+        self.shelf.last = position
 
     def read(self, rows: np.ndarray) -> Batch:
         """The samples of given rows ``[B]``; safe from many threads.
@@ -255,7 +266,7 @@ def shrink(cover: Tensor, resolution: int) -> Tensor:
     return F.interpolate(cover.float(), size=(resolution, resolution), mode="area").round_().to(torch.uint8)
 
 
-def open_split(root: str, split: str, *, needed: bool, **options: Any) -> IndexedShards | None:
+def open_split(root: str | Path, split: str, *, needed: bool, **options: Any) -> IndexedShards | None:
     """A split beside the one that is trained on, in its own order, or None where the shards have none.
 
     One that is not needed may be incomplete, and counts as none then.
@@ -271,16 +282,19 @@ def open_split(root: str, split: str, *, needed: bool, **options: Any) -> Indexe
     return found if found.facts["samples"] else None
 
 
-def open_stream(root: str, split: str, **options: Any) -> Stream:
-    """The stream over a folder of shards: by index where there is one, else as foreign shards.
+def open_stream(root: str | Path, split: str, **options: Any) -> Stream:
+    """The stream over a folder (or URL) of shards: by index where there is one, else as foreign shards.
 
     Raises:
         FileNotFoundError: no such folder, or no shards in it.
     """
-    folder = Path(root)
+    folder, window = local_root(root), options.pop("window", None)
     if not folder.is_dir():
         raise FileNotFoundError(f"--shards {root}: no such folder")
     if any(folder.glob("*.index.json")) or (folder / ".pack").exists():
-        return IndexedShards(root, split, **options)
+        stream = IndexedShards(root, split, window=window, **options)
+        largest = stream.order.shards if isinstance(stream.order, WindowOrder) else len(stream.shards)
+        stream.shelf.plan(lambda at: window_at(stream.order, stream.some, stream.facts, at), largest)
+        return stream
     from covergen.runtime.foreign import ForeignShards
     return ForeignShards(root, split, **options)

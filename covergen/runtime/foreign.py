@@ -103,6 +103,9 @@ class ForeignShards:
         raise ValueError("mismatched pairs need shards with an index; pack the covers with shard_tools.pack, or train "
                          "without them (of r3gan: --mismatch 0)")
 
+    def ends(self, position: int) -> None:
+        """Nothing to do."""
+
     def examples(self, count: int) -> Batch:
         """At most ``count`` samples from the beginning of the stream."""
         return Batch(*(None if part is None else part[:count] for part in self.batch(0)))

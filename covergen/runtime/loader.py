@@ -33,7 +33,8 @@ class Loader:
     """
 
     def __init__(self, stream: Stream, start: int, *, device: torch.device, resolution: int, threads: int,
-                 ahead: int = 2, cache: str = "none", say: Callable[[str], None] = print) -> None:
+                 ahead: int = 2, stop: int | None = None, cache: str = "none",
+                 say: Callable[[str], None] = print) -> None:
         """Args:
             stream: what is read.
             start: number of the first batch.
@@ -41,11 +42,12 @@ class Loader:
             resolution: side of the covers in pixels, the stream's or below.
             threads: that read and decode; each makes whole batches, so that none waits for another.
             ahead: batches made ahead beside those in the making: at least what is taken at once.
+            stop: number of the first batch that will never be asked for; None = there is none.
             cache: where decoded samples are kept, ``none``, ``ram`` or ``device``; see ``kept``.
             say: told where they can't be.
         """
         self.stream, self.number, self.device, self.resolution = stream, start, device, resolution
-        self.waited = 0.0
+        self.waited, self.stop = 0.0, stop
         self.kept = keep(stream, cache, resolution, device, say)
         # Copies to a GPU go on a stream of their own, beside the computing.
         self.side = torch.cuda.Stream(device) if device.type == "cuda" else None
@@ -77,7 +79,7 @@ class Loader:
         return self
 
     def __next__(self) -> Batch:
-        while len(self.pending) < self.ahead:
+        while len(self.pending) < self.ahead and (self.stop is None or self.number < self.stop):
             self.pending.append(self.threads.submit(self._make, self.number))
             self.number += 1
         began = time.perf_counter()

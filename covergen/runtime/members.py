@@ -10,7 +10,7 @@ from torch import Tensor
 
 from covergen.runtime.damage import DamagedSample, is_damage
 from covergen.runtime.reading import decode
-from covergen.runtime.shelf import LocalShelf
+from covergen.runtime.shelf import Shelf
 from shard_tools.formats import codec
 from shard_tools.formats.index import Index
 
@@ -23,7 +23,7 @@ Failures = dict[int, DamagedSample]  # by their slots in a batch
 class Members:
     """The samples of an opened index, whose bytes come from a shelf; safe from many threads."""
 
-    def __init__(self, index: Index, shelf: LocalShelf) -> None:
+    def __init__(self, index: Index, shelf: Shelf) -> None:
         self.rows, self.shelf = index.rows, shelf
         self.names = [shard["name"] for shard in index.facts["shards"]]
         self.resolution, audio = index.facts["resolution"], index.facts["audio"]
@@ -50,6 +50,7 @@ class Members:
         failures: Failures = {}
         decoded: list[tuple[int, np.ndarray]] = []
         samples, checked = self.rows[rows], self.checked[rows].tolist()
+        self.shelf.expect(samples["shard"].tolist())
         shape = cover.shape[1:]
         places = zip(rows.tolist(), slots.tolist(), checked, *(samples[name].tolist() for name in PLACE), strict=True)
         for row, slot, sound, shard, start, size, audio, length in places:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
@@ -29,7 +30,7 @@ def facts_of(shards: str, stream: Stream, resolution: int) -> dict[str, Any]:
             "genres": facts["genres"], "audio": facts["audio"]}
 
 
-def check(model: Model, training: Training, shards: str) -> None:
+def check(model: Model, training: Training, shards: Path) -> None:
     """Raises ValueError for options that don't fit the model or the data, before anything is written."""
     hears = any(isinstance(part, AudioEncoder) for network in model.networks.values() for part in network.modules())
     if hears and training.audio_scale == "raw":

@@ -40,8 +40,12 @@ def read_at(path: Path, offset: int, size: int) -> bytearray:
     Raises:
         ValueError: the file ends before.
     """
+    return read_from(_opened(path), offset, size, path)
+
+
+def read_from(file: Any, offset: int, size: int, name: object) -> bytearray:
+    """The same of an opened file, which is held here: one that its cache drops must not close before this read."""
     data = bytearray(size)
-    file = _opened(path)  # held here: a file that the cache drops must not close before this read
     if os.preadv(file.fileno(), [data], offset) != size:
-        raise ValueError(f"{path} ends before byte {offset + size}; it is damaged (shard_tools.verify tells more)")
+        raise ValueError(f"{name} ends before byte {offset + size}; it is damaged (shard_tools.verify tells more)")
     return data

@@ -22,6 +22,7 @@ from covergen.nn.layers import AudioEncoder
 from covergen.nn.turn import Model, Sizes
 from covergen.runtime import checkpoint, config
 from covergen.runtime.data import Batch, shrink
+from covergen.runtime.mirror import fetched_run
 from covergen.runtime.scale import AudioScale
 
 AT_ONCE = 64  # covers that go through a network together
@@ -97,7 +98,7 @@ def open_run(folder: str | Path, *, which: str = "auto", averaged: bool = True,
     """Opens a run.
 
     Args:
-        folder: of the run.
+        folder: of the run, or its URL.
         which: ``auto`` is the best checkpoint by validation where there is one, else the newest; ``last`` is the
             newest; else the number of a step.
         averaged: use averaged weights where the run has them.
@@ -107,7 +108,7 @@ def open_run(folder: str | Path, *, which: str = "auto", averaged: bool = True,
     Raises:
         ValueError: not a run, no such checkpoint (says which there are), damaged, or an option that the model lacks.
     """
-    folder = Path(folder)
+    folder = fetched_run(folder)
     run = _with_options(config.read_run(folder), options or {})
     try:
         facts = json.loads((folder / "data.json").read_text())

@@ -13,7 +13,7 @@ from covergen.runtime.data import Batch, IndexedShards, shrink, varied
 from covergen.runtime.run import Run
 from shard_tools.cli import nearest
 from shard_tools.formats import codec
-from shard_tools.formats.index import splits_in
+from shard_tools.formats.index import local_root, splits_in
 from shard_tools.formats.layout import COVERS, read_name
 from shard_tools.formats.source import BadFileError, Entry, read_entry
 
@@ -28,6 +28,7 @@ def find_split(run: Run, shards: str | None, split: str | None, preferred: Seque
         ValueError: no shards there, or not that split (says which there are).
     """
     root = shards or run.facts.get("shards")
+    root = root and local_root(root)
     have = list(splits_in(root)) if root else []
     if not have:
         if shards:

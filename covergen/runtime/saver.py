@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from covergen.runtime import checkpoint
+from covergen.runtime.mirror import Mirror
 
 
 class Saver:
@@ -20,9 +21,9 @@ class Saver:
         failure: why the last checkpoint could not be written, None while all could.
     """
 
-    def __init__(self, folder: Path, keep: int) -> None:
-        """Args: folder: of the run; keep: how many checkpoints stay."""
-        self.folder, self.keep = folder, keep
+    def __init__(self, folder: Path, keep: int, mirror: Mirror | None = None) -> None:
+        """Args: folder: of the run; keep: how many checkpoints stay; mirror: what uploads the folder, if anything."""
+        self.folder, self.keep, self.mirror = folder, keep, mirror
         self.waited = 0.0
         self.failure: OSError | None = None
         self._thread: threading.Thread | None = None
@@ -46,9 +47,18 @@ class Saver:
             self._thread.join()
             self._thread = None
 
+    def close(self) -> None:
+        """Waits until all that the folder holds is uploaded, too, or could not be."""
+        self.wait()
+        if self.mirror:
+            self.mirror.push()
+            self.mirror.wait()
+
     def _write(self, taken: checkpoint.Snapshot, kinds: list[str]) -> None:
         try:
             for kind in kinds:
                 checkpoint.write(self.folder, taken, self.keep, kind)
+            if self.mirror:
+                self.mirror.push()
         except OSError as error:
             self.failure = error

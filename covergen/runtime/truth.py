@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 
 from covergen.runtime.data import IndexedShards
-from covergen.runtime.reading import read_at
 from shard_tools.formats.index import file_sha256
 from shard_tools.formats.layout import make_key
 from shard_tools.formats.shards import header_key
@@ -66,7 +65,8 @@ def key_of(shards: IndexedShards, row: np.void) -> str:
     """
     path, at = shards.shards[row["shard"]], int(row["cover_offset"])
     try:
-        return header_key(bytes(read_at(path, max(at - HEADER, 0), HEADER)), at, int(row["cover_bytes"]), ".jpg")
+        header = shards.shelf.read(int(row["shard"]), max(at - HEADER, 0), HEADER)
+        return header_key(bytes(header), at, int(row["cover_bytes"]), ".jpg")
     except BadFileError as error:
         raise ValueError(f"{path}: {error.detail}; see shard_tools.verify --full") from None
 

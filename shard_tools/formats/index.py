@@ -117,6 +117,14 @@ def read_facts(path: Path) -> dict[str, Any]:
     return facts
 
 
+def local_root(root: str | Path, cache: str | Path | None = None, cache_gb: float | None = None) -> Path:
+    """The folder where an index is: as given, or where that of a URL is kept, see ``elsewhere.local_index``."""
+    if "://" not in str(root):
+        return Path(root)
+    from shard_tools.formats.elsewhere import local_index
+    return local_index(str(root), cache, cache_gb)
+
+
 def open_index(root: str | Path, split: str) -> Index:
     """Opens the index of one split without reading its rows.
 
@@ -124,7 +132,7 @@ def open_index(root: str | Path, split: str) -> Index:
         FileNotFoundError: the folder has no index for the split (says which it has).
         ValueError: damaged, or rows and facts disagree.
     """
-    root = Path(root)
+    root = local_root(root)
     path = root / f"{split}.index.json"
     if not path.is_file():
         have = ", ".join(splits_in(root)) or "none"
@@ -141,6 +149,6 @@ def open_index(root: str | Path, split: str) -> Index:
 
 def splits_in(root: str | Path) -> Iterator[str]:
     """The finished splits of a folder, in the order train, val, test, then any other."""
-    found = {path.name.removesuffix(".index.json") for path in Path(root).glob("*.index.json")}
+    found = {path.name.removesuffix(".index.json") for path in local_root(root).glob("*.index.json")}
     yield from (split for split in SPLITS if split in found)
     yield from sorted(found.difference(SPLITS))

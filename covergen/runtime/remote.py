@@ -1,0 +1,223 @@
+"""Shards that lie elsewhere: a URL and the order of reading in; their bytes out, from whole copies on this machine.
+
+A few threads fetch the shards of the window that is read and then those of the next, through the cache that all
+processes of the machine share (``shard_tools.formats.cache``). Shards of the current window are held open and so stay;
+those of the next go for nothing that this process fetches; older ones go as room is needed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from typing import Any, BinaryIO
+
+from covergen.runtime.reading import read_from
+from covergen.runtime.windows import Window
+from shard_tools.formats.cache import GIGABYTE, BusyError, Cache, FullError, stored_shard, wait_a_little
+from shard_tools.formats.remote import Remote
+
+THREADS = 4  # that fetch
+HELD, LOOSE = 256, 2  # copies held open at most: of a window; where nothing is known of what comes next
+PATIENCE = 300.0  # seconds that a needed shard waits for others to let go of room
+IDLE = 5.0  # seconds after which a thread with nothing to fetch ends
+SLACK = 16  # batches into a window after which the one before is let go
+
+
+class RemoteShelf:
+    """The shards of an index, elsewhere; ``read`` is safe from many threads.
+
+    Attributes:
+        last: position of the stream that is not reached any more, None where it has no end: nothing is fetched for what
+            lies beyond.
+    """
+
+    def __init__(self, url: str, facts: dict[str, Any], cache: Cache) -> None:
+        """Args:
+            url: of their folder.
+            facts: of the index: name, bytes and sha256 of every shard.
+            cache: where copies go.
+
+        Raises:
+            ValueError: these are no names, sizes and hashes of shards.
+        """
+        self.remote, self.cache = Remote(url), cache
+        self.stored = [stored_shard(shard, url) for shard in facts["shards"]]
+        self.last: int | None = None
+        self._window_at: Callable[[int], Window] | None = None
+        self._now: Window | None = None
+        self._held: OrderedDict[int, BinaryIO] = OrderedDict()
+        self._current, self._before, self._soon = set[int](), set[int](), set[int]()
+        self._queue: list[int] = []
+        self._urgent, self._busy, self._had, self._failed = set[int](), set[int](), set[int](), dict[int, Exception]()
+        self._change, self._threads, self._begin_next = threading.Condition(), 0, 0
+
+    def plan(self, window_at: Callable[[int], Window], largest: int) -> None:
+        """Prepares reading in an order.
+
+        Args:
+            window_at: the window of a position of the stream.
+            largest: shards in a window.
+
+        Raises:
+            ValueError: the cache can't hold what is read at the same time.
+        """
+        sizes = sorted((stored.bytes for stored in self.stored), reverse=True)
+        need = sum(sizes[:largest]) + 2 * sizes[0] + self.cache.used_by_indexes()
+        if need > self.cache.bound():
+            gigabytes = -(-need // (GIGABYTE // 1000)) / 1000
+            least = "" if largest == 1 else ", or mix fewer shards at a time with --shard_window (another order)"
+            raise ValueError(f"--cache_gb {self.cache.bound() / GIGABYTE:g} is too little for {largest} shards that "
+                             f"are mixed at a time, and the index: give --cache_gb {gigabytes:g} or more (twice that "
+                             f"to fetch ahead){least}")
+        self._window_at = window_at
+
+    def at(self, position: int, batch: int) -> None:
+        """Tells where in the stream the reader is, and how many samples a batch has."""
+        now = self._now
+        if self._window_at is None or (now and now.start <= position < min(now.stop, self._begin_next)):
+            return
+        with self._change:
+            now = self._now
+            if now and (now.start - SLACK * batch <= position < now.start):
+                return  # a thread that lags behind
+            if now is None or not now.start <= position < now.stop:
+                self._before = self._current
+                self._now = now = self._window_at(position)
+                self._current = set(now.shards)
+                self._had -= self._current - self._soon
+                self._begin_next = min(now.start + SLACK * batch, (now.start + now.stop) // 2)
+                self._queue = []
+                self._line_up([*self._urgent, *now.shards])
+            if position >= self._begin_next:
+                self._begin_next = now.stop
+                self._release(self._before - self._current)
+                self._before = set()
+                if self.last is None or now.stop < self.last:
+                    following = self._window_at(now.stop).shards
+                    self._soon = set(following) - self._current
+                    self._line_up(shard for shard in following if shard in self._soon)
+            self._start_threads()
+
+    def _line_up(self, shards: Iterable[int]) -> None:
+        """Puts shards at the end of the queue that are neither here, nor coming, nor in it."""
+        known = self._held.keys() | self._busy | set(self._queue)
+        self._queue += [shard for shard in dict.fromkeys(shards) if shard not in known]
+
+    def expect(self, shards: Iterable[int]) -> None:
+        """Has shards fetched that are about to be read, several at the same time."""
+        with self._change:
+            self._ask([shard for shard in dict.fromkeys(shards) if shard not in self._had])
+
+    def read(self, shard: int, offset: int, size: int) -> bytearray:
+        """``size`` bytes of a shard from ``offset``.
+
+        Raises:
+            ValueError, OSError: the shard can't be had, or ends before.
+        """
+        return read_from(self._file(shard), offset, size, self.remote.at(self.stored[shard].name))
+
+    def _file(self, shard: int) -> BinaryIO:
+        with self._change:
+            if file := self._held.get(shard):
+                self._held.move_to_end(shard)
+                return file
+            known = shard in self._had
+        if known and (file := self.cache.copy(self.stored[shard])):  # more shards than can be held open
+            with self._change:
+                self._keep(shard, file, True)
+            return file
+        with self._change:
+            while True:
+                if file := self._held.get(shard):
+                    return file
+                if error := self._failed.pop(shard, None):
+                    raise error
+                self._ask([shard])
+                self._change.wait()
+
+    def _ask(self, shards: list[int]) -> None:
+        fresh = [shard for shard in shards if shard not in self._held and shard not in self._urgent]
+        if fresh:
+            self._urgent.update(fresh)
+            self._queue = [shard for shard in fresh if shard not in self._busy] + [
+                shard for shard in self._queue if shard not in fresh]
+            self._start_threads()
+
+    def _start_threads(self) -> None:
+        self._change.notify_all()
+        while self._threads < min(THREADS, len(self._queue)):
+            self._threads += 1
+            threading.Thread(target=self._work, name="fetch", daemon=True).start()
+
+    def _work(self) -> None:
+        while True:
+            with self._change:
+                if not self._queue and not self._change.wait_for(lambda: self._queue, IDLE):
+                    self._threads -= 1
+                    return
+                shard = self._queue.pop(0)
+                self._busy.add(shard)
+            file = error = None
+            again = False
+            try:
+                file = self._fetch(shard)
+            except BusyError as busy:
+                again = True
+                time.sleep(0.3 if isinstance(busy, FullError) else 0.1)
+            except Exception as failure:  # whatever it is, the reader who needs the shard is told
+                error = failure
+            with self._change:
+                self._busy.discard(shard)
+                if file:
+                    self._keep(shard, file, shard in self._urgent or shard in self._current)
+                elif again and (shard in self._urgent or shard in self._current or shard in self._soon):
+                    self._queue.append(shard) if shard not in self._urgent else self._queue.insert(0, shard)
+                elif error and shard in self._urgent:
+                    self._failed[shard] = error
+                    self._urgent.discard(shard)
+                self._change.notify_all()
+
+    def _fetch(self, shard: int) -> BinaryIO:
+        began = time.monotonic()
+        while True:
+            with self._change:
+                urgent = shard in self._urgent
+                spare = [self.stored[other].sha256 for other in self._current | self._soon | self._before]
+            try:
+                return self.cache.open(self.remote, self.stored[shard], spare=spare, wait=urgent)
+            except FullError as full:
+                if not urgent:
+                    raise
+                with self._change:  # what was read longest ago, of the window before, is what is missed least
+                    for other in [*(o for o in self._held if o in self._before), *self._held][:LOOSE]:
+                        self._held.pop(other, None)
+                with contextlib.suppress(FullError):
+                    return self.cache.open(self.remote, self.stored[shard], wait=True)
+                wait_a_little(began, PATIENCE, full)
+
+    def _keep(self, shard: int, file: BinaryIO, hold: bool) -> None:
+        """Holds a copy open, or only knows that it is there."""
+        self._had.add(shard)
+        if hold:
+            self._urgent.discard(shard)
+            self._held[shard] = file
+            loose = [other for other in self._held if other not in self._current]
+            for other in loose[:max(0, len(loose) - LOOSE)]:
+                self._let_go(other)
+            while len(self._held) > HELD:
+                self._let_go(next(iter(self._held)))
+
+    def _release(self, shards: Iterable[int]) -> None:
+        for shard in shards:
+            self._let_go(shard)
+            self._had.discard(shard)
+
+    def _let_go(self, shard: int) -> None:
+        """Drops a held copy; whoever reads from it at this moment still holds it, and the last one closes it."""
+        if file := self._held.pop(shard, None):
+            with contextlib.suppress(OSError):
+                os.utime(file.fileno())  # last used now
