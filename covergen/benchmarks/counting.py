@@ -54,13 +54,13 @@ class Step:
     checkpoint: int
 
 
-def random_batch(resolution: int, audio: int, count: int) -> Batch:
-    """Noise in the form of covers and vectors."""
+def random_batch(resolution: int, audio: int, count: int, mismatched: bool = False) -> Batch:
+    """Noise in the form of covers and vectors; with ``mismatched`` those of other albums as well."""
     numbers = torch.Generator().manual_seed(0)
     heard = torch.randn(count, audio, generator=numbers) if audio else None
     album = torch.arange(count)
     covers = torch.randint(0, 256, (count, 3, resolution, resolution), generator=numbers, dtype=torch.uint8)
-    return Batch(covers, heard, torch.zeros_like(album), album, None if heard is None else heard.flip(0))
+    return Batch(covers, heard, torch.zeros_like(album), album, heard.flip(0) if mismatched else None)
 
 
 def take_turns_once(model: Model, batch: Batch) -> None:
@@ -75,15 +75,17 @@ def take_turns_once(model: Model, batch: Batch) -> None:
 
 def count(run: Config, model: Model, resolution: int, audio: int, images: int = 2) -> Step:
     """Counts one step of a model on the CPU, with a batch of so many images."""
-    batch, operations = random_batch(resolution, audio, images), 0.0
+    batch, operations = random_batch(resolution, audio, images, model.mismatched), 0.0
     noise = torch.Generator().manual_seed(0)
     repeats = {turn.name: turn.repeats / turn.every for turn in model.turns}
+    period = getattr(run.options, "penalty_every", 1)  # a penalty in some of the steps only makes those longer
     for turn in model.turns:
-        turn.begin(turn.every, images)
         with Operations() as counted:
-            loss, _ = turn(batch, turn.draw(images, noise))
-            loss.backward()
-        operations += repeats[turn.name] * counted.total / images
+            for number in range(1, period + 1):
+                turn.begin(number * turn.every, images)
+                loss, _ = turn(batch, turn.draw(images, noise))
+                loss.backward()
+        operations += repeats[turn.name] * counted.total / period / images
     for turn in model.turns:
         turn.zero_grad(set_to_none=True)
     trained = {turn.name: FLOAT * sum(p.numel() for p in turn.parameters() if p.requires_grad) for turn in model.turns}
