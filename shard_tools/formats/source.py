@@ -32,6 +32,10 @@ class BadFileError(ValueError):
         return f"{self.reason}: {self.detail}"
 
 
+class SourceChangedError(ValueError):
+    """The source is not what it was when it was listed: all that was learned of it is void."""
+
+
 class Entry(NamedTuple):
     """One file: path relative to the source, size (-1: unknown), and what else tells one version of it from another.
 
@@ -136,7 +140,10 @@ def read_entry(source: Path, entry: Entry, limit: int) -> bytes:
     if entry.size > limit:
         raise BadFileError("too many bytes", f"{entry.size:,} bytes, the limit is {limit:,}")
     try:
-        data = _read_member(source, entry, limit) if entry.place else _read_file(source / entry.path, limit)
+        if entry.place:
+            data = _read_member(source, entry, limit)
+        else:
+            data = _read_known(source, entry) or _read_file(source / entry.path, limit)
     except (OSError, ValueError, zlib.error, struct.error) as error:
         if isinstance(error, BadFileError):
             raise
@@ -145,6 +152,19 @@ def read_entry(source: Path, entry: Entry, limit: int) -> bytes:
     if not data:
         raise BadFileError("empty file", "0 bytes")
     return data
+
+
+def _read_known(source: Path, entry: Entry) -> bytes:
+    """The bytes of a file that was listed with a size, at the least cost; b"" where it is not of that size any more."""
+    if entry.size <= 0:
+        return b""
+    # Only regular files have sizes; should a FIFO be there by now, opening it doesn't wait.
+    handle = os.open(f"{source}/{entry.path}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        data = os.read(handle, entry.size + 1)
+    finally:
+        os.close(handle)
+    return data if len(data) == entry.size else b""
 
 
 def _read_file(path: Path, limit: int) -> bytes:
