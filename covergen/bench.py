@@ -12,6 +12,7 @@ from shard_tools import cli
 
 BENCHMARKS = {
     "step": "whole training steps against the thesis's notebook",
+    "pack": "packing of covers and vectors against tar -cf over the same files",
     "loader": "loading of covers and vectors against torchvision's ImageFolder",
 }
 

@@ -22,7 +22,7 @@ from shard_tools.formats.companions import find_schema
 from shard_tools.formats.index import write_index
 from shard_tools.formats.layout import Drop, Listing, open_layout
 from shard_tools.formats.packing import Orders, make_shards
-from shard_tools.formats.pool import Distributor, available_workers
+from shard_tools.formats.pool import Distributor, Pool, available_workers
 from shard_tools.formats.quarantine import show_reasons, verdict, write_quarantine
 from shard_tools.formats.source import SourceChangedError, open_source
 from shard_tools.formats.summary import audio_facts, settle_groups, split_facts, split_rows
@@ -71,7 +71,6 @@ def pack(source: str, out: str, dataset: Literal["auto", "audio-cover", "cover"]
         raise ValueError(f"--out {out} lies in --source {source}: shards would become input; choose another folder")
     listing = open_layout(open_source(source_path), dataset)
     schema = find_schema(listing.source, listing.top, listing.audio_folders())
-    workers = workers or available_workers(distributor)
     root.mkdir(parents=True, exist_ok=True)
     with job.locked(root):
         facts = [] if overwrite else job.finished(root)
@@ -83,8 +82,8 @@ def pack(source: str, out: str, dataset: Literal["auto", "audio-cover", "cover"]
         work = job.begin(root, listing, options, overwrite)
         if dataset == "audio-cover" and not listing.paired:
             raise ValueError("--dataset audio-cover, but --source holds no vectors; use --dataset cover")
-        orders = Orders(source_path, root, resolution, samples_per_shard, audio_blocks, max_pixels, schema, workers,
-                        distributor)
+        orders = Orders(source_path, root, resolution, samples_per_shard, audio_blocks, max_pixels, schema,
+                        Pool(workers or available_workers(distributor), distributor, (source_path, work.folder)))
         drops: list[Drop] = []
         try:
             packed = make_shards(work, orders, drops)
@@ -108,7 +107,7 @@ def pack(source: str, out: str, dataset: Literal["auto", "audio-cover", "cover"]
         facts = {split: common | split_facts(shards, work.genres, groups[split])
                  for split, shards in packed.tasks.items()}
         for split, shards in packed.tasks.items():
-            write_index(root, split, facts[split], split_rows(shards, groups[split]))
+            write_index(root, split, facts[split], len(groups[split]), split_rows(shards, groups[split]))
         job.end(root)
         _report(root, facts, groups, drops, time.monotonic() - started)
         return _verdict(len(drops), sum(map(len, groups.values())), max_failure_rate)

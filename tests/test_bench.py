@@ -13,6 +13,7 @@ from covergen import bench
     ("step", {"batch_size": 2, "width": 4}, {"notebook fp32", "covergen fp32", "covergen bf16"}),
     ("loader", {"batch_size": 8, "samples": 80},
      {"ImageFolder + DataLoader", "covergen (with vectors)", "decoding alone"}),
+    ("pack", {"samples": 40}, {"tar -cf", "tar -cf, sha256sum", "pack --workers 1", "pack --workers 2"}),
 ])
 def test_every_contender_is_measured(what: str, options: dict, contenders: set, capsys) -> None:
     assert bench.load(what).run(resolution=32, rounds=1, **options) == 0

@@ -263,6 +263,7 @@ def _float_header(header: bytes) -> tuple[int, int]:
     return (start, max(shape)) if plain else (0, 0)
 
 
+@np.errstate(invalid="ignore")
 def is_finite(vector: np.ndarray) -> bool:
     """Whether all of float32 ``[D]`` is finite: infinity and nan times 0 are nan, and BLAS multiplies fastest."""
     return np.dot(vector, _zeros(len(vector))) == 0

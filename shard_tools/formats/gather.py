@@ -20,7 +20,7 @@ from shard_tools.formats.codec import fit_cover
 from shard_tools.formats.index import ROW, hash64
 from shard_tools.formats.layout import Drop
 from shard_tools.formats.probe import Sample, check_sample, drop_lines, from_line
-from shard_tools.formats.shards import ShardResult, Statistics, TarWriter, is_done, write_result
+from shard_tools.formats.shards import ShardResult, Statistics, TarWriter, is_done, temporary_name, write_result
 from shard_tools.formats.source import BadFileError
 
 # Of a candidate: state (one of the three below), size of its cover, dimension of its vector (0 = none).
@@ -78,7 +78,7 @@ def gather_shard(task: GatherTask) -> int:
     statistics = Statistics(expected.dimension, task.blocks)
     rows, albums, drops = [], [], []
     checked = np.zeros(task.stop - task.start, CHECKED)
-    temporary = task.work / f".{task.name}.{os.getpid()}.tmp"  # whatever a killed run's worker may still be doing
+    temporary = task.work / temporary_name(task.name)
     with open(temporary, "wb", buffering=0) as file:
         tar = TarWriter(file)
         try:

@@ -80,25 +80,25 @@ def _digest(facts: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
 
-def write_index(root: Path, split: str, facts: dict[str, Any], rows: Iterable[np.ndarray]) -> None:
+def write_index(root: Path, split: str, facts: dict[str, Any], count: int,
+                rows: Iterable[np.ndarray]) -> None:
     """Writes rows, then facts (with the hash of the rows and their own), each atomically.
 
-    Args: facts: ``samples`` is the number of rows; rows: parts ``[n]`` of ``ROW``, of which one at a time is held.
+    Args: count: of the rows; rows: parts ``[n]`` of ``ROW``, of which one at a time is held.
     """
     rows_path = root / f"{split}.index.npy"
     temporary = root / f".{split}.index.npy.tmp"
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(header, {
-        "descr": np.lib.format.dtype_to_descr(ROW), "fortran_order": False, "shape": (facts["samples"],)})
-    digest, count = hashlib.sha256(header.getvalue()), 0
+        "descr": np.lib.format.dtype_to_descr(ROW), "fortran_order": False, "shape": (count,)})
+    digest = hashlib.sha256(header.getvalue())
     with open(temporary, "wb") as file:
         file.write(header.getvalue())
         for part in rows:
             assert part.dtype == ROW
-            data, count = part.tobytes(), count + len(part)
+            data = part.tobytes()
             file.write(data)
             digest.update(data)
-        assert count == facts["samples"]
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, rows_path)

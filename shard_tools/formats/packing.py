@@ -16,7 +16,7 @@ from shard_tools.formats import plan
 from shard_tools.formats.blocks import Blocks
 from shard_tools.formats.gather import Expected, GatherTask, gather_shard
 from shard_tools.formats.layout import Drop
-from shard_tools.formats.pool import run_tasks
+from shard_tools.formats.pool import Pool
 from shard_tools.formats.recut import RecutTask, recut_shard
 from shard_tools.formats.schema import Schema
 from shard_tools.formats.work import Work, note, recall
@@ -36,8 +36,7 @@ class Orders:
     audio_blocks: Sequence[int] | None
     max_pixels: int
     schema: Schema | None
-    workers: int
-    distributor: str = "processes"
+    pool: Pool
 
 
 @dataclass(frozen=True)
@@ -69,8 +68,12 @@ def make_shards(work: Work, orders: Orders, drops: list[Drop]) -> Packed:
     kept = {split: shards for split, shards in gathered.items() if any(map(plan.any_taken, shards))}
     if not kept:
         raise ValueError("nothing to pack: no sample has both the commonest cover size and the commonest vector size")
-    vectors = plan.vectors_of_shards(next(iter(kept.values())), expected.dimension)
-    blocks = plan.choose_blocks(vectors, expected.dimension, orders.audio_blocks)
+    known = recall(work)
+    if "recut_blocks" not in known:  # else some of the gathered shards may be gone
+        vectors = plan.vectors_of_shards(next(iter(kept.values())), expected.dimension)
+        known["recut_blocks"] = plan.choose_blocks(vectors, expected.dimension, orders.audio_blocks)
+        note(work, known)
+    blocks = _blocks(known["recut_blocks"])
     tasks = {split: plan.recut_tasks(split, shards, orders.samples_per_shard, blocks)
              for split, shards in kept.items()}
     spent = {split: list(shards) for split, shards in kept.items()}
@@ -92,7 +95,7 @@ def _gather(work: Work, orders: Orders, drops: list[Drop]) -> tuple[Gathered, Ex
         work.folder, orders.source, orders.resolution, orders.schema, orders.max_pixels)
     while True:
         basis = next(split for split, count in work.counts.items() if count)  # train, where there is one
-        blocks = plan.choose_blocks(
+        blocks = _blocks(known["blocks"]) if known.get("gathered") else plan.choose_blocks(
             plan.vectors_of_source(work.folder, orders.source, work.counts[basis], expected.dimension),
             expected.dimension, orders.audio_blocks)
         gathered = plan.gather_tasks(
@@ -108,12 +111,17 @@ def _gather(work: Work, orders: Orders, drops: list[Drop]) -> tuple[Gathered, Ex
         except ValueError:
             drops += found.drops
             raise
-        known = {"expected": vars(settled), "gathered": settled == expected}
-        note(work, **known)
+        if not known.get("gathered"):
+            known = {"expected": vars(settled), "gathered": settled == expected, "blocks": blocks}
+            note(work, known)
         if settled == expected:
             drops += found.drops
             return gathered, expected, blocks
         expected = settled
+
+
+def _blocks(bounds: list[list[int]] | Blocks) -> Blocks:
+    return tuple((start, end) for start, end in bounds)
 
 
 def _all(tasks: dict[str, Any]) -> Iterable[Any]:
@@ -123,7 +131,7 @@ def _all(tasks: dict[str, Any]) -> Iterable[Any]:
 def _run(function: Any, tasks: list[Any], orders: Orders, label: str, files: Callable[[Any], list[Path]]) -> None:
     """Runs tasks; when it ends, all files that they made are on the disk: a thread sees to that meanwhile."""
     with ThreadPoolExecutor(1) as thread, tqdm(desc=label, unit=" samples", smoothing=0.05) as bar:
-        results = run_tasks(function, tasks, min(orders.workers, len(tasks)), orders.distributor)
+        results = orders.pool.run(function, tasks)
         waiting = []
         for task, count in zip(tasks, results, strict=True):
             bar.update(count)

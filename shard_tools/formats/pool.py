@@ -13,11 +13,13 @@ import sys
 import threading
 import types
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
 from itertools import islice
 from multiprocessing.connection import wait
+from pathlib import Path
 from typing import Literal, TypeVar
 
 Task, Result = TypeVar("Task"), TypeVar("Result")
@@ -36,20 +38,21 @@ def available_workers(distributor: Distributor = "processes") -> int:
 
 
 def run_tasks(function: Callable[[Task], Result], tasks: Iterable[Task], workers: int,
-              distributor: Distributor = "processes") -> Iterator[Result]:
+              distributor: Distributor = "processes", shared: Sequence[Path] = ()) -> Iterator[Result]:
     """Yields ``function(task)`` for every task, in order; a few tasks ahead are in hand at any time, never all.
 
     Args:
         function: importable by name from a module other than the program's main one.
         workers: number of processes; 1 = this process. Of ray, of tasks that run at a time.
-        distributor: ``processes`` of this machine, or ``ray``: what tasks name must exist on all of its machines.
+        distributor: ``processes`` of this machine, or ``ray``: the machines of a cluster.
+        shared: files and folders that all of these machines must see.
 
     Raises:
         ChildProcessError: a worker was killed, by lack of memory as a rule.
         Exception: whatever a task raised.
     """
     if distributor == "ray":
-        yield from _rays().run_tasks(function, tasks, workers)
+        yield from _rays().run_tasks(function, tasks, workers, shared)
         return
     if workers <= 1:
         yield from map(function, tasks)
@@ -71,6 +74,20 @@ def run_tasks(function: Callable[[Task], Result], tasks: Iterable[Task], workers
                                 "with fewer --workers") from None
     finally:
         executor.shutdown(cancel_futures=True)
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Who does the tasks of one command: as the arguments of ``run_tasks``."""
+
+    workers: int
+    distributor: Distributor = "processes"
+    shared: tuple[Path, ...] = ()
+
+    def run(self, function: Callable[[Task], Result], tasks: Sequence[Task], alone: bool = False) -> Iterator[Result]:
+        """As ``run_tasks``, with no more workers than tasks; ``alone``: in a process of their own in any case."""
+        workers = 2 if alone else min(self.workers, len(tasks))
+        return run_tasks(function, tasks, workers, self.distributor, self.shared)
 
 
 def _rays() -> types.ModuleType:

@@ -14,7 +14,15 @@ import numpy as np
 from shard_tools.formats.blocks import Blocks
 from shard_tools.formats.codec import parse_vector
 from shard_tools.formats.gather import CHECKED
-from shard_tools.formats.shards import ShardResult, Statistics, TarWriter, is_done, read_result, write_result
+from shard_tools.formats.shards import (
+    ShardResult,
+    Statistics,
+    TarWriter,
+    is_done,
+    read_result,
+    temporary_name,
+    write_result,
+)
 from shard_tools.formats.source import SourceChangedError
 
 
@@ -55,7 +63,7 @@ def recut_shard(task: RecutTask) -> int:
     if is_done(task.result_path, task.out / task.name):
         return count
     statistics, rows, albums = Statistics(task.dimension, task.blocks), [], []
-    temporary = task.out / f".{task.name}.{os.getpid()}.tmp"
+    temporary = task.out / temporary_name(task.name)
     with open(temporary, "wb", buffering=0) as file:
         tar = TarWriter(file)
         try:
@@ -91,9 +99,8 @@ def _copy(shard: Path, rows: np.ndarray, tar: TarWriter, statistics: Statistics)
             data = os.pread(file.fileno(), length, begin)
             if len(data) != length:
                 raise SourceChangedError(f"{shard} was cut short; run the command again")
-            shift = tar.offset - begin
-            rows["cover_offset"][i] += shift
+            rows["cover_offset"][i] = tar.offset + 512
             if audio_at:
-                rows["audio_offset"][i] += shift
+                rows["audio_offset"][i] = tar.offset + audio_at - begin
                 statistics.add(parse_vector(data[audio_at - begin:][:audio_bytes], statistics.lot.shape[1]))
             tar.add_bytes(data)

@@ -217,13 +217,18 @@ class ShardResult:
     drops: bytes = b""
 
 
+def temporary_name(name: str) -> str:
+    """One that no other process has, of this machine or another: a killed run's worker may still be writing."""
+    return f".{name}.{int.from_bytes(os.urandom(6))}.tmp"
+
+
 def write_result(path: Path, result: ShardResult) -> None:
     parts, moments = io.BytesIO(), result.moments
     np.savez(parts, rows=result.rows, album=result.album, bytes=result.bytes, sha256=result.sha256,
              moments=np.stack([moments.count, moments.mean, moments.m2, moments.low, moments.high]),
              checked=result.checked, drops=np.frombuffer(result.drops, np.uint8))
     # Not synced: what a crash of the machine leaves of it is seen by its checksums, and the shard is made again.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(temporary_name(path.name))
     temporary.write_bytes(parts.getvalue())
     os.replace(temporary, path)
 

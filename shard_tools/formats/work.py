@@ -179,12 +179,13 @@ def forget(root: Path) -> None:
 
 
 def recall(work: Work) -> dict[str, Any]:
-    """What ``note`` last wrote: of samples, ``expected``, and whether all are ``gathered``; empty at the beginning."""
+    """What ``note`` last wrote: of samples what is ``expected``, whether all are ``gathered``, and the vectors'
+    ``blocks``; empty at the beginning."""
     path = work.folder / "gathered.json"
     return json.loads(path.read_bytes()) if path.exists() else {}
 
 
-def note(work: Work, **facts: Any) -> None:
+def note(work: Work, facts: dict[str, Any]) -> None:
     write_atomically(work.folder / "gathered.json", json.dumps(facts).encode())
 
 
