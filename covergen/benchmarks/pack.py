@@ -1,4 +1,4 @@
-"""Packing of covers and vectors, byte for byte, against ``tar -cf`` over the same files, and the memory that it takes."""
+"""Packing of covers and vectors, byte for byte, against ``tar -cf`` over the same files, and its memory."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def run(samples: int = 20_000, resolution: int = 128, workers: tuple[int, ...] =
     with tempfile.TemporaryDirectory(dir=folder) as place:
         root = Path(place)
         size = make_files(root / "raw", samples, resolution, quality)
-        print(f"{samples:,} covers of {resolution} px with vectors of {DIMENSION}, {size / samples / 1000:.1f} kB a pair")
+        print(f"{samples:,} covers of {resolution} px, vectors of {DIMENSION}, {size / samples / 1000:.1f} kB a pair")
         contenders = {"tar -cf": lambda: tar(root, False), "tar -cf, sha256sum": lambda: tar(root, True)}
         for count in workers:
             contenders[f"pack --workers {count}"] = lambda count=count: pack(root / "raw", root / "out", count)[0]
