@@ -3,7 +3,7 @@
 One pass over the source, shared among processes, a shard a task: every file is read once, checked and packed, as if all
 were sound, for the order of the samples hangs on their names alone. Where some are not, the shards are cut anew from
 those (``formats.recut``). What is finished is kept in ``OUT/.pack`` until the end, so that the same command goes on
-where a killed one stopped. Memory: some 40 bytes a sample, and what the listing of the largest folder takes.
+where a killed one stopped. Memory: some 50 bytes a sample, and what the listing of the largest folder takes.
 """
 
 from __future__ import annotations

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import mmap
 import os
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -97,19 +96,21 @@ def gather_shard(task: GatherTask) -> int:
                     continue
                 if dimension:
                     statistics.add(sample.vector)
-                cover_at, audio_at = tar.add(candidate.key, cover, sample.audio)
-                cover_hash = hash64(sample.cover)
-                group = (hash64(candidate.album.encode()) if candidate.album else cover_hash) >> 1
+                cover_at, audio_at = tar.add(candidate.key, cover, sample.audio, sample.cover)
+                group = hash64(candidate.album.encode()) >> 1 if candidate.album else 0
                 albums.append(bool(candidate.album))
                 rows.append((task.number, cover_at, len(cover), audio_at, len(sample.audio), genres[candidate.genre],
-                             group, cover_hash, zlib.crc32(sample.audio, zlib.crc32(cover))))
+                             group, 0, 0))
             sha256 = tar.finish()
         except BaseException:
             tar.close()
             raise
     os.replace(temporary, task.shard_path)
+    rows, albums, facts = np.array(rows, ROW), np.array(albums, bool), np.array(tar.facts, "<u8").reshape(-1, 2)
+    rows["cover_hash"], rows["crc"] = facts.T
+    rows["group"] = np.where(albums, rows["group"], (rows["cover_hash"] >> np.uint64(1)).astype(np.int64))
     write_result(task.result_path, ShardResult(
-        np.array(rows, ROW), np.array(albums, bool), tar.offset, sha256, statistics.finish(), checked,
+        rows, albums, tar.offset, sha256, statistics.finish(), checked,
         drop_lines(drops)))
     return task.stop - task.start
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from shard_tools.formats.blocks import Blocks, Moments
 from shard_tools.formats.codec import COVER_BYTES, VECTOR_BYTES
-from shard_tools.formats.index import file_sha256
+from shard_tools.formats.index import file_sha256, hash64
 from shard_tools.formats.source import BadFileError
 
 KEY = re.compile(r"[A-Za-z0-9_%~-]{1,96}", re.ASCII)
@@ -106,19 +106,24 @@ class TarWriter:
 
     Attributes:
         offset: bytes written or in hand.
+        facts: (hash of the cover as found, crc) of every sample that was added, when all is written.
     """
 
     def __init__(self, file: BinaryIO):
         self.file, self.offset, self.hash = file, 0, hashlib.sha256()
+        self.facts: list[tuple[int, int]] = []
         self._parts: list[bytes] = []
+        self._samples: list[tuple[bytes, bytes, bytes]] = []
         self._begun, self._error = 0, None
-        self._pieces: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self._pieces: queue.SimpleQueue[tuple[bytes, list] | None] = queue.SimpleQueue()
         self._room = threading.Semaphore(4)
         self._thread = threading.Thread(target=self._work, daemon=True)
         self._thread.start()
 
-    def add(self, key: str, cover: bytes, audio: bytes) -> tuple[int, int]:
-        """Appends a sample; returns the positions of its cover's and its vector's data (0 where it has none)."""
+    def add(self, key: str, cover: bytes, audio: bytes, found: bytes) -> tuple[int, int]:
+        """Appends a sample, whose cover was ``found`` so; returns the positions of its cover's and its vector's data
+        (0 where it has none)."""
+        self._samples.append((found, cover, audio))
         cover_at, audio_at, parts = self.offset + 512, 0, self._parts
         parts += (member_header(key + ".jpg", len(cover)), cover, _PADDING[-len(cover) % 512])
         self.offset = cover_at + -(-len(cover) // 512) * 512
@@ -154,15 +159,18 @@ class TarWriter:
         if self._error:
             raise self._error
         self._room.acquire()
-        self._pieces.put(b"".join(self._parts))
-        self._parts, self._begun = [], self.offset
+        self._pieces.put((b"".join(self._parts), self._samples))
+        self._parts, self._samples, self._begun = [], [], self.offset
 
     def _work(self) -> None:
-        while (piece := self._pieces.get()) is not None:
+        while (work := self._pieces.get()) is not None:
+            piece, samples = work
             try:
                 if self._error is None:
                     self.file.write(piece)
                     self.hash.update(piece)
+                    self.facts += [(hash64(found), zlib.crc32(audio, zlib.crc32(cover)))
+                                   for found, cover, audio in samples]
             except OSError as error:  # a full disk: raised where the samples come from
                 self._error = error
             self._room.release()
