@@ -13,6 +13,7 @@ from shard_tools import cli
 BENCHMARKS = {
     "step": "whole training steps, eager and compiled, against the thesis's notebook",
     "train": "whole training runs, eager against compiled",
+    "pack": "packing of covers and vectors against tar -cf over the same files",
     "cost": "what a run costs on 1 to 512 GPUs, and what limits it there",
     "reduce": "an all-reduce among processes of this machine",
     "loader": "loading of covers and vectors against torchvision's ImageFolder",

@@ -27,7 +27,7 @@ from shard_tools.formats.layout import Drop
 from shard_tools.formats.library import Library, walk
 from shard_tools.formats.memory import Heard, HearTask, Part, hear_all, memory_of
 from shard_tools.formats.music import Tags, read_tags
-from shard_tools.formats.pool import available_workers, run_tasks
+from shard_tools.formats.pool import Distributor, Pool, available_workers
 from shard_tools.formats.quarantine import show_reasons, verdict, write_quarantine
 from shard_tools.formats.source import BadFileError
 from shard_tools.formats.work import locked
@@ -39,7 +39,8 @@ COMPILATION = "compilation"
 def collect(source: str, out: str, extractor: str = "essentia", model: str | None = None,
             excerpt: float | None = 30.0, excerpts: int = 1, genre_map: str | None = None,
             no_compilations: bool = False, keep_coverless: bool = False, cover_side: int = 1024,
-            max_pixels: int = 64_000_000, max_failure_rate: float = 0.05, workers: int | None = None) -> int:
+            max_pixels: int = 64_000_000, max_failure_rate: float = 0.05, workers: int | None = None,
+            distributor: Distributor = "processes") -> int:
     """Turns a music library (mp3, flac, ogg, opus, m4a, wav) into covers and vectors; the library is only read.
 
     Writes {cover,audio}/<genre>/, tracks.csv, and quarantine.jsonl, which names every file left out and why. The same
@@ -59,7 +60,9 @@ def collect(source: str, out: str, extractor: str = "essentia", model: str | Non
         cover_side: longest side of a cover in pixels; larger ones are made smaller.
         max_pixels: pictures of more pixels are not taken.
         max_failure_rate: share of files left out, compilations aside, above which the exit status is 1.
-        workers: processes; none = one a core, 12 at most.
+        workers: processes; none = one a core, 12 at most. Of ray: tasks at a time; none = the cluster's cores.
+        distributor: processes of this machine, or ray: the machines of a Ray cluster, which all must see source and
+            out under the same names.
 
     Raises:
         ValueError: nothing to collect, or OUT holds something else.
@@ -82,7 +85,7 @@ def collect(source: str, out: str, extractor: str = "essentia", model: str | Non
     heard = {} if excerpt is None else {"excerpt": float(excerpt), "excerpts": excerpts}
     schema = replace(loaded.schema, heard=heard)
     own = read_map(Path(genre_map)) if genre_map else {}
-    source_path, root, workers = Path(source).resolve(), Path(out).resolve(), workers or available_workers()
+    source_path, root = Path(source).resolve(), Path(out).resolve()
     if not source_path.is_dir():
         raise ValueError(f"--source {source} is not a folder; expected one of music files")
     if root == source_path or source_path in root.parents:
@@ -90,17 +93,18 @@ def collect(source: str, out: str, extractor: str = "essentia", model: str | Non
     root.mkdir(parents=True, exist_ok=True)
     with locked(root):
         work = begin(root, schema)
+        pool = Pool(workers or available_workers(distributor), distributor, (source_path, work))
         library = walk(source_path, audio.SUFFIXES)
         drops = list(library.drops)
-        tracks = make_tracks(_read_all_tags(source_path, library, drops, workers))
+        tracks = make_tracks(_read_all_tags(source_path, library, drops, pool))
         if no_compilations:
             tracks = _without_compilations(tracks, drops)
         task = CoverTask(source_path, work / "covers", (), cover_side, max_pixels)
-        samples = _with_covers(tracks, library, task, drops, keep_coverless, workers)
+        samples = _with_covers(tracks, library, task, drops, keep_coverless, pool)
         memories = {entry.path: memory_of(work / "heard", entry, schema.sha256, heard) for entry in library.songs}
         listen = partial(hear_excerpts, extractor, schema.options, excerpt, excerpts)
         tasks = [HearTask(source_path, sample.track.path, listen, memories[sample.track.path]) for sample in samples]
-        deaf = [Drop(path, "audio", error.reason, error.detail) for path, error in _hear(tasks, workers)]
+        deaf = [Drop(path, "audio", error.reason, error.detail) for path, error in _hear(tasks, pool)]
         drops += deaf
         lost = {drop.path for drop in deaf}
         samples = [sample for sample in samples if sample.track.path not in lost]
@@ -136,13 +140,13 @@ def hear_excerpts(extractor: str, options: dict[str, Any], excerpt: float | None
     return Heard(seconds, parts)
 
 
-def _read_all_tags(source: Path, library: Library, drops: list[Drop], workers: int) -> dict[str, Tags]:
+def _read_all_tags(source: Path, library: Library, drops: list[Drop], pool: Pool) -> dict[str, Tags]:
     """The tags of each file by its path; what can't be read is added to the drops."""
     paths = [entry.path for entry in library.songs]
     chunks = [paths[i:i + CHUNK] for i in range(0, len(paths), CHUNK)]
     found: dict[str, Tags] = {}
     with tqdm(total=len(paths), desc="tags", unit=" files", smoothing=0.05) as bar:
-        read = run_tasks(partial(_read_tags, source), chunks, min(workers, len(chunks)))
+        read = pool.run(partial(_read_tags, source), chunks)
         for chunk, results in zip(chunks, read, strict=True):
             for path, result in zip(chunk, results, strict=True):
                 if isinstance(result, BadFileError):
@@ -176,7 +180,7 @@ def _without_compilations(tracks: list[Track], drops: list[Drop]) -> list[Track]
 
 
 def _with_covers(tracks: list[Track], library: Library, task: CoverTask, drops: list[Drop], keep_coverless: bool,
-                 workers: int) -> list[Sample]:
+                 pool: Pool) -> list[Sample]:
     """Makes the covers; the tracks with theirs, and those without where they are kept."""
     albums: dict[str, list[Track]] = defaultdict(list)
     for track in tracks:
@@ -185,7 +189,7 @@ def _with_covers(tracks: list[Track], library: Library, task: CoverTask, drops: 
     tasks = {path: replace(task, choices=found) for album in albums.values()
              for path, found in choices(album, entries, library).items()}
     once = list(dict.fromkeys(tasks.values()))
-    made = run_tasks(make_cover, once, min(workers, len(once)))
+    made = pool.run(make_cover, once)
     covers = dict(zip(once, tqdm(made, total=len(once), desc="covers", unit=" covers", smoothing=0.05), strict=True))
     samples = []
     for track in tracks:
@@ -201,11 +205,11 @@ def _with_covers(tracks: list[Track], library: Library, task: CoverTask, drops: 
     return samples
 
 
-def _hear(tasks: list[HearTask], workers: int) -> Iterator[tuple[str, BadFileError]]:
+def _hear(tasks: list[HearTask], pool: Pool) -> Iterator[tuple[str, BadFileError]]:
     """Hears what was not heard before; yields the paths of the files that can't be, and why."""
     new = [task for task in tasks if not task.memory.exists()]
     with tqdm(total=len(tasks), initial=len(tasks) - len(new), desc="hearing", unit=" tracks", smoothing=0.05) as bar:
-        for task, error in hear_all(new, workers):
+        for task, error in hear_all(new, pool):
             bar.update()
             if error:
                 yield task.path, error

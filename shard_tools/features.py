@@ -24,7 +24,7 @@ from shard_tools.extractors.audio import SUFFIXES
 from shard_tools.extractors.work import FOLDER, Item, Options, compute
 from shard_tools.formats.layout import Drop
 from shard_tools.formats.links import place
-from shard_tools.formats.pool import available_workers, run_tasks
+from shard_tools.formats.pool import Distributor, available_workers, run_tasks
 from shard_tools.formats.quarantine import show_reasons, verdict, write_quarantine
 from shard_tools.formats.schema import FILE, Schema, read_schema, write_schema
 from shard_tools.formats.work import locked
@@ -45,7 +45,7 @@ class Plan(NamedTuple):
 def features(out: str, source: str | None = None, extractor: str = "essentia", pairs: str | None = None,
              model: str | None = None, components: int | None = None, pca: str | None = None, standardise: bool = True,
              excerpt: float | None = None, excerpts: int = 1, keep_json: bool = False, max_failure_rate: float = 0.05,
-             workers: int | None = None) -> int:
+             workers: int | None = None, distributor: Distributor = "processes") -> int:
     """Computes vectors of tracks, or of vectors; bad files go to OUT/quarantine.jsonl.
 
     Returns 1 when too many files were bad, or an archive is damaged, else 0.
@@ -65,7 +65,9 @@ def features(out: str, source: str | None = None, extractor: str = "essentia", p
         excerpts: at most so many excerpts a track, evenly spread; each gets a vector, its number in the stem.
         keep_json: of essentia, keep the raw JSON beside the vectors.
         max_failure_rate: share of bad files above which the exit status is 1.
-        workers: processes; none = one a core, 12 at most.
+        workers: processes; none = one a core, 12 at most. Of ray: tasks at a time; none = the cluster's cores.
+        distributor: processes of this machine, or ray: the machines of a Ray cluster, which all must see source and
+            out under the same names.
 
     Raises:
         ValueError: nothing to read, options that don't fit together, or OUT holds something else.
@@ -100,7 +102,7 @@ def features(out: str, source: str | None = None, extractor: str = "essentia", p
             plan = _plan_tracks(root, source, pairs, extractor, {} if model is None else {"model": model}, heard,
                                 keep_json)
         _check_schema(plan.options.vectors, plan.schema)
-        written, kept, drops = _run(plan, root / "cover", workers or available_workers())
+        written, kept, drops = _run(plan, root / "cover", workers or available_workers(distributor), distributor)
         if extractor in _OF_VECTORS:
             vectors.link_rest(found, root)
         write_quarantine(root, drops)
@@ -184,13 +186,14 @@ def _plan_vectors(root: Path, found: vectors.Sources, name: str, components: int
     return Plan(schema, Options(make, root, folder), iter(found.items), len(found.items))
 
 
-def _run(plan: Plan, covers: Path, workers: int) -> tuple[int, int, list[Drop]]:
+def _run(plan: Plan, covers: Path, workers: int, distributor: Distributor) -> tuple[int, int, list[Drop]]:
     """Does what is planned; returns how many vectors were written, how many there already, and the bad files."""
     written, kept, drops = 0, 0, []
     workers = workers if plan.in_bytes else min(workers, plan.total)
     with tqdm(total=plan.total, desc=plan.schema.features, smoothing=0.05, unit="B" if plan.in_bytes else " tracks",
               unit_scale=plan.in_bytes) as bar:
-        for result in run_tasks(compute, sources.tasks(plan.found, plan.options), workers):
+        for result in run_tasks(compute, sources.tasks(plan.found, plan.options), workers, distributor,
+                                [plan.options.out / FOLDER]):
             written, kept = written + result.written, kept + result.kept
             drops += result.drops
             for cover, name in result.links:

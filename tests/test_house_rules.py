@@ -63,6 +63,7 @@ def test_imports_go_one_way(path: Path) -> None:
     ("wandb", {"covergen/runtime/tracking.py"}),
     ("accelerate", {"covergen/runtime/engine.py"}),
     ("webdataset", {"covergen/runtime/foreign.py"}),
+    ("ray", {"shard_tools/formats/rays.py"}),
     ("fire", {"shard_tools/cli.py"}),
     ("mutagen", {"covergen/runtime/tags.py", "shard_tools/formats/music.py"}),
     ("essentia", {"shard_tools/extractors/musicextractor.py"}),

@@ -18,6 +18,7 @@ from shard_tools.formats.layout import UNKNOWN, album_of, open_layout
 from shard_tools.formats.library import walk
 from shard_tools.formats.memory import HearTask, hear_all, memory_of
 from shard_tools.formats.music import Tags, read_picture, read_tags
+from shard_tools.formats.pool import Pool
 from shard_tools.formats.source import BadFileError, Entry, open_source
 
 pytest.importorskip("mutagen")
@@ -213,7 +214,7 @@ def test_a_file_that_kills_the_process_is_left_out(tmp_path):
     (tmp_path / "heard").mkdir()
     tasks = [HearTask(tmp_path, name, music.fragile, memory_of(tmp_path / "heard", Entry(name, 1, 0)))
              for name in names]
-    found = {task.path: error and error.reason for task, error in hear_all(tasks, 2)}
+    found = {task.path: error and error.reason for task, error in hear_all(tasks, Pool(2))}
     assert found == {name: "crashes the decoder" if "deadly" in name else None for name in names}
     assert [task.memory.exists() for task in tasks] == ["fine" in name for name in names]
     assert not list(tmp_path.glob("heard/*/*.begun"))

@@ -6,11 +6,13 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
 import raw_data
 
+from shard_tools.formats.gather import Expected
 from shard_tools.pack import pack
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -75,7 +77,7 @@ def test_workers_die_with_their_parent(tmp_path):
     process = subprocess.Popen([sys.executable, "-m", "shard_tools.pack", "--source", source, "--out", tmp_path / "out",
                                 "--workers", "2"], cwd=REPOSITORY, start_new_session=True, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 20
-    while not list((tmp_path / "out").glob(".pack/probe-*")) and time.monotonic() < deadline:
+    while not list((tmp_path / "out").glob(".pack/*.npz")) and time.monotonic() < deadline:
         time.sleep(0.02)
     process.kill()
     process.wait()
@@ -110,18 +112,54 @@ def test_unfinished_work_of_other_options_is_done_again(tmp_path, monkeypatch, c
     assert raw_data.hashes(tmp_path / "out") == raw_data.hashes(tmp_path / "whole")
 
 
-def test_a_file_that_changes_between_the_passes_stops_the_run_and_the_next_begins_again(tmp_path, monkeypatch):
+def test_a_file_that_changes_after_it_was_listed_stops_the_run_and_the_next_begins_again(tmp_path, monkeypatch):
     source = raw_data.sound_pairs(tmp_path / "source", 24)
     victim = next(source.glob("*/cover/train/*/*"))
-    before = victim.stat()
 
     def meddle(*args):
-        victim.write_bytes(victim.read_bytes()[:-3] + b"x\xff\xd9")
-        os.utime(victim, ns=(before.st_atime_ns, before.st_mtime_ns))
+        victim.write_bytes(victim.read_bytes()[:-2] + b"x\xff\xd9")
         return ((0, 60),)
 
     with monkeypatch.context() as patch:
-        patch.setattr("shard_tools.pack.choose_blocks", meddle)
+        patch.setattr("shard_tools.formats.plan.choose_blocks", meddle)
         with pytest.raises(ValueError, match=r"changed while it was packed"):
             pack(str(source), str(tmp_path / "out"), workers=1)
     assert pack(str(source), str(tmp_path / "out"), workers=1) == 0
+
+
+def test_every_file_is_opened_once(tmp_path, monkeypatch):
+    source, opened, real = raw_data.sound_pairs(tmp_path / "source", 24), Counter(), os.open
+
+    def counted(path, *args, **options):
+        opened[str(path)] += 1
+        return real(path, *args, **options)
+
+    monkeypatch.setattr("shard_tools.formats.plan.choose_blocks", lambda *args: ((0, 60),))
+    monkeypatch.setattr("shard_tools.formats.plan.first_look", lambda *args: Expected(32, False, 60))
+    monkeypatch.setattr(os, "open", counted)
+    pack(str(source), str(tmp_path / "out"), workers=1)
+    assert [opened[str(path)] for path in source.rglob("*.*")] == [1] * 48
+
+
+def test_shards_that_a_crash_of_the_machine_emptied_are_made_again(tmp_path, monkeypatch):
+    source = raw_data.sound_pairs(tmp_path / "source", 24)
+    options = {"samples_per_shard": 3, "workers": 1}
+    pack(str(source), str(tmp_path / "whole"), **options)
+    with monkeypatch.context() as patch:
+        patch.setattr("shard_tools.formats.packing.note", lambda *args: (_ for _ in ()).throw(raw_data.Killed))
+        with pytest.raises(raw_data.Killed):
+            pack(str(source), str(tmp_path / "out"), **options)
+    shards, results = (sorted((tmp_path / "out/.pack").glob(kind)) for kind in ("*.tar", "*.npz"))
+    shards[0].write_bytes(bytes(shards[0].stat().st_size))
+    results[3].write_bytes(b"")
+    results[5].write_bytes(results[5].read_bytes()[:-40])
+    pack(str(source), str(tmp_path / "out"), **options)
+    assert raw_data.hashes(tmp_path / "out") == raw_data.hashes(tmp_path / "whole")
+
+
+def test_covers_unlike_the_first_are_packed_after_all_where_most_are_so(tmp_path, monkeypatch):
+    source = raw_data.sound_pairs(tmp_path / "source", 12)
+    pack(str(source), str(tmp_path / "whole"), workers=1)
+    monkeypatch.setattr("shard_tools.formats.plan.first_look", lambda *args: Expected(64, False, 7))
+    pack(str(source), str(tmp_path / "out"), workers=1)
+    assert raw_data.hashes(tmp_path / "out") == raw_data.hashes(tmp_path / "whole")

@@ -172,7 +172,8 @@ def _write(options: Options, target: Path, vector: np.ndarray, data: bytes | Non
         target.parent.mkdir(parents=True, exist_ok=True)
         for path, content in ((target.with_suffix(".json"), data), (target, write_vector(vector))):
             if content is not None:
-                temporary = options.out / FOLDER / str(os.getpid())  # not beside it: the name may be as long as can be
+                # Not beside it: the name may be as long as can be. Other machines have processes of this number too.
+                temporary = options.out / FOLDER / f"{os.uname().nodename}-{os.getpid()}"
                 temporary.write_bytes(content)
                 os.replace(temporary, path)
     except OSError as error:

@@ -29,10 +29,9 @@ def detect_blocks(vectors: np.ndarray) -> Blocks:
     """
     count, dimension = vectors.shape
     alive = np.flatnonzero((vectors != 0).any(0))
-    zero = vectors[:, alive] == 0
+    zero = (vectors if len(alive) == dimension else vectors[:, alive]) == 0
     shortest, needed = max(8, dimension // 50), max(1, int(np.ceil(SUPPORT * count)))
-    edges = np.diff(zero.astype(np.int8), axis=1, prepend=0, append=0)
-    starts, ends = np.nonzero(edges == 1)[1], np.nonzero(edges == -1)[1]  # row by row, so that they pair up
+    starts, ends = _runs(zero)
     long = ends - starts >= shortest
     support = np.bincount(np.concatenate([starts[long], ends[long]]), minlength=len(alive) + 1)
     found = [c for c in np.flatnonzero(support >= needed).tolist() if shortest <= c <= len(alive) - shortest]
@@ -62,6 +61,15 @@ def detect_blocks(vectors: np.ndarray) -> Blocks:
             kept.append(cut)
     starts_at = [0, *(int(alive[cut]) for cut in kept[1:]), dimension]
     return tuple(itertools.pairwise(starts_at))
+
+
+def _runs(zero: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The first column of every run of True ``[N, D]``, row by row, and the column behind its last."""
+    width = zero.shape[1] + 1
+    padded = np.zeros(len(zero) * width + 1, bool)  # a False between the rows ends their runs
+    padded[1:].reshape(len(zero), width)[:, :-1] = zero
+    turns = np.flatnonzero(padded[1:] != padded[:-1])
+    return turns[::2] % width, turns[1::2] % width
 
 
 def blocks_of_sizes(sizes: Sequence[int], dimension: int) -> Blocks:
@@ -97,12 +105,15 @@ class Moments:
         moments = cls.empty(vectors.shape[1])
         for start, end in blocks:
             values = vectors[:, start:end]
-            values = values[(values != 0).any(1)].astype(np.float64)
+            present = values.any(1)
+            values = values if present.all() else values[present]
             if len(values):
+                moments.low[start:end], moments.high[start:end] = values.min(0), values.max(0)
+                values = values.astype(np.float64)
                 moments.count[start:end] = len(values)
                 moments.mean[start:end] = values.mean(0)
-                moments.m2[start:end] = np.square(values - moments.mean[start:end]).sum(0)
-                moments.low[start:end], moments.high[start:end] = values.min(0), values.max(0)
+                values -= moments.mean[start:end]
+                moments.m2[start:end] = np.square(values, out=values).sum(0)
         return moments
 
     def merge(self, other: Moments) -> Moments:

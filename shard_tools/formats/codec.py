@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from shard_tools.formats.jpeg import plain_size
 from shard_tools.formats.source import BadFileError
 
 COVER_BYTES = 64 * 2**20  # most bytes of a cover's file, and of a vector's, that are read at all
@@ -45,11 +46,14 @@ class CoverFacts(NamedTuple):
 
 
 def probe_cover(data: bytes, max_pixels: int = MAX_PIXELS) -> CoverFacts:
-    """Decodes a cover completely and tells its size.
+    """Tells a cover's size, and that it can be decoded: by its markers where those of a JPEG tell, else by decoding.
 
     Raises:
         BadFileError: not an image, truncated, damaged, or of too many pixels.
     """
+    size = plain_size(data)
+    if size and size[0] * size[1] <= max_pixels:
+        return CoverFacts(*size, True)
     image, turn, plain = load(data, max_pixels)
     return CoverFacts(*(image.size[::-1] if turn in _SIDEWAYS else image.size), plain)
 
@@ -241,6 +245,33 @@ def _npy_header(data: bytes) -> tuple[np.dtype, tuple[int, ...], int]:
         raise
     except Exception as error:  # the boundary to a header that may hold any literal
         raise BadFileError("damaged vector", f"its header can't be read ({type(error).__name__})") from None
+
+
+def vector_start(data: bytes) -> tuple[int, int]:
+    """(where the numbers start, how many there are) by the header of a ``.npy`` of float32, little endian; else (0, 0).
+    """
+    return _float_header(data[:10 + data[8]]) if len(data) > 10 and data[6] == 1 and data[9] == 0 else (0, 0)
+
+
+@lru_cache(maxsize=64)  # the vectors of one data set have one header
+def _float_header(header: bytes) -> tuple[int, int]:
+    try:
+        dtype, shape, start = _npy_header(header)
+    except BadFileError:
+        return 0, 0
+    plain = dtype.str == "<f4" and 1 <= len(shape) <= 2 and math.prod(shape) == max(shape) > 0
+    return (start, max(shape)) if plain else (0, 0)
+
+
+@np.errstate(invalid="ignore")
+def is_finite(vector: np.ndarray) -> bool:
+    """Whether all of float32 ``[D]`` is finite: infinity and nan times 0 are nan, and BLAS multiplies fastest."""
+    return np.dot(vector, _zeros(len(vector))) == 0
+
+
+@lru_cache(maxsize=8)
+def _zeros(dimension: int) -> np.ndarray:
+    return np.zeros(dimension, np.float32)
 
 
 @lru_cache(maxsize=8)

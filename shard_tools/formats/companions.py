@@ -16,6 +16,8 @@ def read_beside(source: Folder | Zip, folder: str, name: str, limit: int) -> byt
     Raises:
         ValueError: it can't be read, or is larger than the limit.
     """
+    if name not in source.names(folder):  # which is quicker than to list all the files of a large folder
+        return None
     entry = next((entry for entry in source.list(folder)[1] if entry.name == name), None)
     if entry is None:
         return None

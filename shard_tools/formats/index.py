@@ -8,10 +8,11 @@ everything else, so a folder that has ``<split>.index.json`` is complete.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,17 +80,29 @@ def _digest(facts: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
 
-def write_index(root: Path, split: str, facts: dict[str, Any], rows: np.ndarray) -> None:
-    """Writes rows, then facts (with the hash of the rows and their own), each atomically."""
-    assert rows.dtype == ROW
+def write_index(root: Path, split: str, facts: dict[str, Any], count: int,
+                rows: Iterable[np.ndarray]) -> None:
+    """Writes rows, then facts (with the hash of the rows and their own), each atomically.
+
+    Args: count: of the rows; rows: parts ``[n]`` of ``ROW``, of which one at a time is held.
+    """
     rows_path = root / f"{split}.index.npy"
     temporary = root / f".{split}.index.npy.tmp"
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {
+        "descr": np.lib.format.dtype_to_descr(ROW), "fortran_order": False, "shape": (count,)})
+    digest = hashlib.sha256(header.getvalue())
     with open(temporary, "wb") as file:
-        np.lib.format.write_array(file, rows, version=(1, 0), allow_pickle=False)
+        file.write(header.getvalue())
+        for part in rows:
+            assert part.dtype == ROW
+            data = part.tobytes()
+            file.write(data)
+            digest.update(data)
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, rows_path)
-    facts = {"schema": SCHEMA, "split": split, **facts, "rows_sha256": file_sha256(rows_path)}
+    facts = {"schema": SCHEMA, "split": split, **facts, "rows_sha256": digest.hexdigest()}
     facts["self_sha256"] = _digest(facts)
     write_atomically(root / f"{split}.index.json", facts_bytes(facts))
 

@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 from urllib.parse import quote, unquote_to_bytes
 
+import numpy as np
+
 from shard_tools.formats.companions import find_groups
 from shard_tools.formats.index import SPLITS
 from shard_tools.formats.source import Entry, Folder, Zip
@@ -28,6 +30,8 @@ LAYOUTS = ("audio-cover_dataset/{cover,audio}/<split>/<genre>/, cover_dataset/<s
            "{cover,audio}/<split>/<genre>/, <split>/<genre>/, <genre>/ or a folder of covers")
 LONGEST_KEY = 96  # + ".jpg" = the 100 bytes of a tar header's name; the longest stem kind just fits
 
+_KINDS = COVERS | VECTORS
+_PLAIN_KEY = re.compile(rf"[A-Za-z0-9_-]{{1,{LONGEST_KEY}}}", re.ASCII)
 _UUID = r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
 _ALBUM = re.compile(rf"(?:TR\w{{16}}__)?{_UUID}-\d+__({_UUID})", re.IGNORECASE | re.ASCII)
 _NAME = re.compile(r"(?s)(.+?)(?:\.\w+__\d+)*\.(\w+)", re.ASCII)
@@ -85,7 +89,7 @@ class Listing:
         vectors = dict(_genre_folders(self.source, self.root.audio)) if self.root.audio is not None else {}
         self.paired = any(self._has_vectors(folder) for folder in vectors.values())
         genres, self.ignored = set(), 0
-        taken: dict[str, set[int]] = {split: set() for split in SPLITS}
+        taken = {split: _Taken() for split in SPLITS}
         for place in sorted(set(covers) | set(vectors), key=lambda place: (SPLITS.index(place[0]), place[1])):
             wanted: dict[str, frozenset[str]] = {}
             for folders, kinds in ((covers, COVERS), (vectors, VECTORS)):
@@ -108,24 +112,33 @@ class Listing:
         return [folder for folder in folders.values() if self._has_vectors(folder)]
 
     def _join(self, split: str, genre: str, found: dict[tuple[str, bool], Entry],
-              taken: set[int]) -> Iterator[Candidate | Drop]:
+              taken: _Taken) -> Iterator[Candidate | Drop]:
+        joined: list[Drop | str] = []
         for stem in sorted({stem for stem, _ in found}):
             cover, audio = found.get((stem, False)), found.get((stem, True))
             if cover is None:
-                yield Drop(audio.path, "join", "orphan audio", f"no cover with the stem {stem}")
+                joined.append(Drop(audio.path, "join", "orphan audio", f"no cover with the stem {stem}"))
             elif audio is None and self.paired:
-                yield Drop(cover.path, "join", "orphan cover", f"no vector with the stem {stem}")
+                joined.append(Drop(cover.path, "join", "orphan cover", f"no vector with the stem {stem}"))
             else:
-                key = make_key(stem)
-                if _short_hash(key) in taken:  # the same stem in another genre of this split
-                    key = make_key(stem, f"{genre}/{stem}")
-                assert _short_hash(key) not in taken, key
-                taken.add(_short_hash(key))
-                yield Candidate(split, genre, key, self.groups.get((genre, stem)) or album_of(stem), cover, audio)
+                joined.append(stem)
+        stems = [item for item in joined if isinstance(item, str)]
+        keys = [make_key(stem) for stem in stems]
+        for at in taken.find(keys):  # the same stem in another genre of this split
+            keys[at] = make_key(stems[at], f"{genre}/{stems[at]}")
+        taken.add(keys)
+        left = iter(keys)
+        for item in joined:
+            if isinstance(item, Drop):
+                yield item
+                continue
+            stem, key = item, next(left)
+            album = (self.groups.get((genre, stem)) if self.groups else "") or album_of(stem)
+            yield Candidate(split, genre, key, album, found[stem, False], found.get((stem, True)))
 
     def _has_vectors(self, folder: str) -> bool:
         try:
-            return any(read_name(entry.name)[1] in VECTORS for entry in self.source.list(folder)[1])
+            return any(read_name(name)[1] in VECTORS for name in self.source.names(folder))
         except OSError:
             return False
 
@@ -225,6 +238,9 @@ def _genre_folders(source: Folder | Zip, top: str) -> Iterator[tuple[tuple[str, 
 
 def read_name(name: str) -> tuple[str, str]:
     """(stem, kind) of a file name: ``a.jpg__0.jpg`` is stem ``a``, kind ``jpg``; hidden files have no kind."""
+    stem, _, kind = name.rpartition(".")
+    if stem and "." not in stem and kind in _KINDS:  # as nearly all are
+        return stem, kind
     match = None if name.startswith(".") else _NAME.fullmatch(name)
     return (match[1], match[2].lower()) if match else (name, "")
 
@@ -242,6 +258,8 @@ def make_key(stem: str, unlike: str = "") -> str:
         stem: the file's name without its kind.
         unlike: when given, its hash is added, to tell the key from that of an equal stem.
     """
+    if not unlike and _PLAIN_KEY.fullmatch(stem):
+        return stem
     key = quote(stem, safe="", errors="surrogateescape").replace(".", "%2E").replace("~", "%7E")
     if unlike or len(key) > LONGEST_KEY:
         digest = hashlib.blake2b((unlike or stem).encode("utf-8", "surrogateescape"), digest_size=8).hexdigest()
@@ -254,5 +272,25 @@ def read_key(key: str) -> str:
     return unquote_to_bytes(key.partition("~")[0]).decode("utf-8", "surrogateescape")
 
 
-def _short_hash(key: str) -> int:
-    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little")
+class _Taken:
+    """The keys of a split, as hashes of 8 bytes in a few sorted arrays: a set of them would be ten times as large."""
+
+    def __init__(self):
+        self.parts: list[np.ndarray] = []
+
+    def find(self, keys: list[str]) -> list[int]:
+        """Which of these keys are taken."""
+        hashes, known = _short_hashes(keys), np.zeros(len(keys), bool)
+        for part in self.parts:
+            known |= part[np.searchsorted(part, hashes).clip(max=len(part) - 1)] == hashes
+        return np.flatnonzero(known).tolist()
+
+    def add(self, keys: list[str]) -> None:
+        assert not self.find(keys)
+        self.parts += [np.sort(_short_hashes(keys))] if keys else []
+        while len(self.parts) > 1 and len(self.parts[-2]) < 2 * len(self.parts[-1]):
+            self.parts[-2:] = [np.sort(np.concatenate(self.parts[-2:]))]
+
+
+def _short_hashes(keys: list[str]) -> np.ndarray:
+    return np.frombuffer(b"".join([hashlib.blake2b(key.encode(), digest_size=8).digest() for key in keys]), "<u8")

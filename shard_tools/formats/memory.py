@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from shard_tools.formats.index import write_atomically
-from shard_tools.formats.pool import run_tasks
+from shard_tools.formats.pool import Pool
 from shard_tools.formats.source import BadFileError, Entry
 
 
@@ -64,7 +64,7 @@ def recall(memory: Path) -> Heard:
     return Heard(seconds, [Part(*facts, np.frombuffer(base64.b64decode(text), "<f4")) for *facts, text in lines])
 
 
-def hear_all(tasks: Sequence[HearTask], workers: int) -> Iterator[tuple[HearTask, BadFileError | None]]:
+def hear_all(tasks: Sequence[HearTask], pool: Pool) -> Iterator[tuple[HearTask, BadFileError | None]]:
     """Hears files on several processes; yields each task once, with what was wrong with its file.
 
     A file at which a process dies (decoders do) is heard again alone; if that dies too, the file is bad.
@@ -77,7 +77,7 @@ def hear_all(tasks: Sequence[HearTask], workers: int) -> Iterator[tuple[HearTask
         suspects = [task for task in waiting if task.begun.exists()]  # by a process that died, now or in an older run
         for task in suspects:
             try:
-                yield task, next(run_tasks(hear, [task], 2))
+                yield task, next(pool.run(hear, [task], alone=True))
             except ChildProcessError:
                 task.begun.unlink()
                 yield task, BadFileError("crashes the decoder", "the process that heard it died")
@@ -85,7 +85,7 @@ def hear_all(tasks: Sequence[HearTask], workers: int) -> Iterator[tuple[HearTask
         waiting = [task for task in waiting if task not in apart]
         done = 0
         try:
-            for result in run_tasks(hear, waiting, min(workers, len(waiting))):
+            for result in pool.run(hear, waiting):
                 done += 1
                 yield waiting[done - 1], result
         except ChildProcessError:

@@ -1,4 +1,7 @@
-"""A process pool that does not outlive its parent: a function and tasks in, their results in the same order out."""
+"""Where tasks run: a function and tasks in, their results in the same order out.
+
+Either in processes that do not outlive their parent, or on the machines of a Ray cluster (``formats.rays``).
+"""
 
 from __future__ import annotations
 
@@ -10,33 +13,47 @@ import sys
 import threading
 import types
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
 from itertools import islice
 from multiprocessing.connection import wait
-from typing import TypeVar
+from pathlib import Path
+from typing import Literal, TypeVar
 
 Task, Result = TypeVar("Task"), TypeVar("Result")
+Distributor = Literal["processes", "ray"]
 _LEAN = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}  # a thread's buffers: 10 MB each
 
 
-def available_workers() -> int:
-    """The number of cores this process may use, 12 at most: a worker takes 30 MB, and disks are busy before that."""
+def available_workers(distributor: Distributor = "processes") -> int:
+    """The number of cores this process may use, 12 at most: a worker takes 30 MB, and disks are busy before that.
+
+    Of a Ray cluster, the cores of all its machines.
+    """
+    if distributor == "ray":
+        return _rays().cores()
     return min(12, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
 
-def run_tasks(function: Callable[[Task], Result], tasks: Iterable[Task], workers: int) -> Iterator[Result]:
+def run_tasks(function: Callable[[Task], Result], tasks: Iterable[Task], workers: int,
+              distributor: Distributor = "processes", shared: Sequence[Path] = ()) -> Iterator[Result]:
     """Yields ``function(task)`` for every task, in order; a few tasks ahead are in hand at any time, never all.
 
     Args:
         function: importable by name from a module other than the program's main one.
-        workers: number of processes; 1 = this process.
+        workers: number of processes; 1 = this process. Of ray, of tasks that run at a time.
+        distributor: ``processes`` of this machine, or ``ray``: the machines of a cluster.
+        shared: files and folders that all of these machines must see.
 
     Raises:
         ChildProcessError: a worker was killed, by lack of memory as a rule.
         Exception: whatever a task raised.
     """
+    if distributor == "ray":
+        yield from _rays().run_tasks(function, tasks, workers, shared)
+        return
     if workers <= 1:
         yield from map(function, tasks)
         return
@@ -57,6 +74,25 @@ def run_tasks(function: Callable[[Task], Result], tasks: Iterable[Task], workers
                                 "with fewer --workers") from None
     finally:
         executor.shutdown(cancel_futures=True)
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Who does the tasks of one command: as the arguments of ``run_tasks``."""
+
+    workers: int
+    distributor: Distributor = "processes"
+    shared: tuple[Path, ...] = ()
+
+    def run(self, function: Callable[[Task], Result], tasks: Sequence[Task], alone: bool = False) -> Iterator[Result]:
+        """As ``run_tasks``, with no more workers than tasks; ``alone``: in a process of their own in any case."""
+        workers = 2 if alone else min(self.workers, len(tasks))
+        return run_tasks(function, tasks, workers, self.distributor, self.shared)
+
+
+def _rays() -> types.ModuleType:
+    from shard_tools.formats import rays  # where it is asked for only: ray takes a second to import, and may be absent
+    return rays
 
 
 @contextlib.contextmanager

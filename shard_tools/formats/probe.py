@@ -1,69 +1,71 @@
-"""The first pass of packing: candidates in; a compact row for every sound one and a line for every bad file out.
-
-Candidates wait in a file, one JSON line each, so that no process holds them all; a chunk of lines is a task.
+"""Candidates for samples as lines of JSON, so that no process holds them all, and the check of one: facts or drops out.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable
+from functools import lru_cache
+from json.encoder import encode_basestring_ascii as quoted
 from pathlib import Path
-from typing import BinaryIO
+from typing import NamedTuple
 
 import numpy as np
 
-from shard_tools.formats.codec import COVER_BYTES, VECTOR_BYTES, probe_cover, read_vector
-from shard_tools.formats.index import SPLITS, hash64, write_atomically
+from shard_tools.formats.codec import (
+    COVER_BYTES,
+    VECTOR_BYTES,
+    is_finite,
+    probe_cover,
+    read_vector,
+    vector_header,
+    vector_start,
+    write_vector,
+)
 from shard_tools.formats.layout import Candidate, Drop
-from shard_tools.formats.source import BadFileError, Entry, read_entry
-
-CHUNK = 512
-
-# line, line_bytes: where the candidate's line lies. order: the seeded shuffle. dimension 0 = no vector.
-# plain: the cover's bytes can stay as they are if its size is right. group: of the album key, or of the cover's hash
-# where album is False.
-SOUND = np.dtype([
-    ("line", "<u8"), ("line_bytes", "<u4"), ("split", "u1"), ("genre", "<i2"), ("order", "<u8"), ("album", "?"),
-    ("group", "<i8"), ("cover_hash", "<u8"), ("audio_hash", "<u8"), ("width", "<u4"), ("height", "<u4"), ("plain", "?"),
-    ("dimension", "<u4"),
-])
+from shard_tools.formats.source import BadFileError, Entry, SourceChangedError, read_entry
 
 
-@dataclass(frozen=True)
-class ProbeTask:
-    """One chunk of candidates: ``count`` lines from byte ``start`` of ``work/candidates.jsonl``."""
+class Sample(NamedTuple):
+    """A candidate that proved sound.
 
-    work: Path
-    source: Path
-    number: int
-    start: int
-    count: int
-    genres: tuple[str, ...]
-    seed: int
-    max_pixels: int
+    Attributes:
+        cover: bytes as found.
+        width, height: of the cover in pixels, upright.
+        plain: the cover's bytes can stay as they are if its size is right.
+        audio: as the bytes of a canonical ``.npy``, b"" = no vector.
+        vector: its numbers, float32 ``[D]``.
+    """
 
-    @property
-    def rows_path(self) -> Path:
-        return self.work / f"probe-{self.number:06d}.rows"
-
-    @property
-    def drops_path(self) -> Path:
-        return self.work / f"probe-{self.number:06d}.jsonl"
+    cover: bytes
+    width: int
+    height: int
+    plain: bool
+    audio: bytes
+    vector: np.ndarray | None
 
 
 def to_line(candidate: Candidate) -> bytes:
-    return (json.dumps(candidate) + "\n").encode()
+    """A line of ASCII; an f-string, for ``json.dumps`` takes as long as reading the file."""
+    split, genre, key, album, cover, audio = candidate
+    vector = _entry_text(audio) if audio else "null"
+    return f'["{split}",{quoted(genre)},"{key}",{quoted(album)},{_entry_text(cover)},{vector}]\n'.encode("ascii")
+
+
+def _entry_text(entry: Entry) -> str:
+    path, size, stamp, place = entry
+    return f"[{quoted(path)},{size},{stamp},{list(place)}]"
 
 
 def from_line(line: bytes) -> Candidate:
-    split, genre, key, album, cover, audio = json.loads(line)
+    split, genre, key, album, cover, audio = json.loads(line.decode("ascii"))
     return Candidate(split, genre, key, album, _entry(cover), _entry(audio) if audio else None)
 
 
 def _entry(parts: list) -> Entry:
-    return Entry(*parts[:3], tuple(parts[3]))
+    path, size, stamp, place = parts
+    return Entry(path, size, stamp, tuple(place))
 
 
 def drop_lines(drops: Iterable[Drop]) -> bytes:
@@ -71,50 +73,60 @@ def drop_lines(drops: Iterable[Drop]) -> bytes:
     return "".join(json.dumps(drop._asdict()) + "\n" for drop in drops).encode()
 
 
-def probe_chunk(task: ProbeTask) -> int:
-    """Checks the candidates of a chunk and writes their rows and drops, unless that was done; returns their number."""
-    if task.rows_path.exists():
-        return task.count
-    rows, drops = [], []
-    with open(task.work / "candidates.jsonl", "rb") as file:
-        file.seek(task.start)
-        for at, line in _lines(file, task.count):
-            row = _probe(task, from_line(line), drops)
-            if row:
-                rows.append((at, len(line), *row))
-    write_atomically(task.drops_path, drop_lines(drops))
-    write_atomically(task.rows_path, np.array(rows, SOUND).tobytes())  # last: it says that the chunk is done
-    return task.count
+def read_drops(lines: bytes) -> list[Drop]:
+    return [Drop(**json.loads(line)) for line in lines.splitlines()]
 
 
-def _lines(file: BinaryIO, count: int) -> Iterator[tuple[int, bytes]]:
-    for _ in range(count):
-        at = file.tell()
-        yield at, file.readline()
+def check_sample(source: Path, candidate: Candidate, max_pixels: int, drops: list[Drop]) -> Sample | None:
+    """Reads the files of a candidate, each once, and checks them; None = one is bad, all that are go to the drops.
 
-
-def _probe(task: ProbeTask, candidate: Candidate, drops: list[Drop]) -> tuple | None:
-    split, genre, key, album, cover, audio = candidate
-    facts, dimension, cover_hash, audio_hash = None, 0, 0, 0
+    Raises:
+        SourceChangedError: a file is not of the size that it was listed with.
+    """
+    entry, audio_entry = candidate.cover, candidate.audio
+    facts, cover, audio, vector = None, b"", b"", None
     try:
-        data = read_entry(task.source, cover, COVER_BYTES)
-        cover_hash, facts = hash64(data), probe_cover(data, task.max_pixels)
+        cover = _read(source, entry, COVER_BYTES)
+        facts = probe_cover(cover, max_pixels)
     except BadFileError as error:
-        drops.append(Drop(cover.path, "cover", error.reason, error.detail))
-    if audio:  # looked at even when the cover is bad: every bad file is named in one run
+        drops.append(Drop(entry.path, "cover", error.reason, error.detail))
+    if audio_entry:  # looked at even when the cover is bad: every bad file is named in one run
         try:
-            data = read_entry(task.source, audio, VECTOR_BYTES)
-            audio_hash, dimension = hash64(data), len(read_vector(data))
+            audio, vector = canonical(_read(source, audio_entry, VECTOR_BYTES))
         except BadFileError as error:
-            drops.append(Drop(audio.path, "audio", error.reason, error.detail))
-    if facts is None or (audio and not dimension):
+            drops.append(Drop(audio_entry.path, "audio", error.reason, error.detail))
+    if facts is None or (audio_entry and vector is None):
         return None
-    group = (hash64(album.encode()) if album else cover_hash) >> 1
-    return (SPLITS.index(split), task.genres.index(genre), shuffle_key(task.seed, split, key), bool(album), group,
-            cover_hash, audio_hash, facts.width, facts.height, facts.plain, dimension)
+    return Sample(cover, *facts, audio, vector)
+
+
+def canonical(data: bytes) -> tuple[bytes, np.ndarray]:
+    """A ``.npy`` file as the bytes that we write, and its numbers; BadFileError as ``read_vector``."""
+    start, dimension = vector_start(data)
+    if start and len(data) == start + 4 * dimension:  # float32 already: the numbers stay where they are
+        vector = np.frombuffer(data, "<f4", offset=start)
+        if is_finite(vector):
+            header = vector_header(dimension)
+            return (data if data.startswith(header) else header + data[start:]), vector
+    vector = read_vector(data)
+    return write_vector(vector), vector
+
+
+def _read(source: Path, entry: Entry, limit: int) -> bytes:
+    data = read_entry(source, entry, limit)
+    if entry.size not in (-1, len(data)):
+        raise SourceChangedError(f"{entry.path} had {entry.size:,} bytes and now has {len(data):,}: it changed while "
+                                 "it was packed; run again when nothing writes to --source")
+    return data
+
+
+@lru_cache(maxsize=4)
+def _keyed(seed: int) -> hashlib.blake2b:
+    return hashlib.blake2b(digest_size=8, key=str(seed).encode())
 
 
 def shuffle_key(seed: int, split: str, key: str) -> int:
     """64 bits by which the samples of a split are sorted: a shuffle that depends on the seed and the keys alone."""
-    digest = hashlib.blake2b(f"{split}/{key}".encode(), digest_size=8, key=str(seed).encode()).digest()
-    return int.from_bytes(digest, "big")
+    digest = _keyed(seed).copy()
+    digest.update(f"{split}/{key}".encode())
+    return int.from_bytes(digest.digest(), "big")

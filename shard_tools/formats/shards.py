@@ -1,12 +1,15 @@
-"""The second pass of packing: planned samples in; one WebDataset tar, its index rows and its audio statistics out."""
+"""Shards as bytes: samples in; a WebDataset tar with its hash, and the index rows that find them again, out."""
 
 from __future__ import annotations
 
 import hashlib
 import io
 import os
+import queue
 import re
 import tarfile
+import threading
+import zipfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,63 +18,34 @@ from typing import BinaryIO
 import numpy as np
 
 from shard_tools.formats.blocks import Blocks, Moments
-from shard_tools.formats.codec import COVER_BYTES, VECTOR_BYTES, fit_cover, read_vector, write_vector
-from shard_tools.formats.index import ROW, hash64, write_atomically
-from shard_tools.formats.layout import Candidate
-from shard_tools.formats.probe import from_line
-from shard_tools.formats.source import BadFileError, Entry, read_entry
+from shard_tools.formats.codec import COVER_BYTES, VECTOR_BYTES
+from shard_tools.formats.index import file_sha256, hash64
+from shard_tools.formats.source import BadFileError
 
 KEY = re.compile(r"[A-Za-z0-9_%~-]{1,96}", re.ASCII)
 _STATISTICS_BYTES = 2**21  # vectors are added to the statistics in lots of this many bytes of float64
-
-
-class SourceChangedError(ValueError):
-    """The source is not what it was when it was checked: all that was learned of it is void."""
+_PIECE = 2**20  # bytes that are written and hashed at once
 
 
 def shard_name(split: str, number: int, total: int) -> str:
     return f"{split}-{number:05d}-of-{total:05d}.tar"
 
 
-@dataclass(frozen=True)
-class ShardTask:
-    """One shard: rows ``start`` to ``stop`` of ``work/plan.npy``, into ``out/name``.
-
-    ``dimension`` 0 = samples have no vectors.
-    """
-
-    work: Path
-    source: Path
-    out: Path
-    name: str
-    number: int
-    start: int
-    stop: int
-    resolution: int
-    max_pixels: int
-    dimension: int
-    blocks: Blocks
-
-    @property
-    def result_path(self) -> Path:
-        return self.work / f"{self.name}.npz"
-
-
-@dataclass(frozen=True)
-class ShardResult:
-    """What the index needs to know of a finished shard: rows ``[n]`` of ``ROW``, size, SHA-256, audio statistics."""
-
-    rows: np.ndarray
-    bytes: int
-    sha256: str
-    moments: Moments | None
-
-
 def member_header(name: str, size: int) -> bytes:
-    """The 512 bytes before a member's data: a regular file, mode 0644, owner 0, time 0."""
-    info = tarfile.TarInfo(name)
-    info.size = size
-    return info.tobuf(tarfile.USTAR_FORMAT)
+    """The 512 bytes before a member's data: a regular file, mode 0644, owner 0, time 0.
+
+    As ``tarfile.TarInfo.tobuf`` of the format USTAR, at a tenth of its time.
+    """
+    path, length = name.encode("ascii"), b"%011o" % size
+    if len(path) > 100 or size >= 8**11:
+        raise ValueError(f"{name!r} of {size:,} bytes does not fit into a tar header")
+    return b"".join((path, bytes(100 - len(path)), _MODE, length, _TIME, b"%06o" % (_REST + sum(path) + sum(length)),
+                     _TAIL))
+
+
+_EMPTY = tarfile.TarInfo("").tobuf(tarfile.USTAR_FORMAT)
+_MODE, _TIME, _TAIL = _EMPTY[100:124], _EMPTY[135:148], _EMPTY[154:]
+_REST = sum(_EMPTY[:124] + _EMPTY[135:148] + b" " * 8 + _EMPTY[156:])  # of the checksum, which counts itself as blanks
 
 
 def read_sample(file: BinaryIO, row: np.void) -> tuple[str, bytes, bytes]:
@@ -126,100 +100,161 @@ def header_key(header: bytes, at: int, size: int, kind: str) -> str:
 
 
 class TarWriter:
-    """Writes members whose headers hold nothing but name and size, and hashes what it writes."""
+    """Writes samples as members whose headers hold nothing but name and size, and hashes what it writes.
+
+    A second thread writes and hashes: neither needs Python's lock.
+
+    Attributes:
+        offset: bytes written or in hand.
+        facts: (hash of the cover as found, crc) of every sample that was added, when all is written.
+    """
 
     def __init__(self, file: BinaryIO):
         self.file, self.offset, self.hash = file, 0, hashlib.sha256()
+        self.facts: list[tuple[int, int]] = []
+        self._parts: list[bytes] = []
+        self._samples: list[tuple[bytes, bytes, bytes]] = []
+        self._begun, self._error = 0, None
+        self._pieces: queue.SimpleQueue[tuple[bytes, list] | None] = queue.SimpleQueue()
+        self._room = threading.Semaphore(4)
+        self._thread = threading.Thread(target=self._work, daemon=True)
+        self._thread.start()
 
-    def add(self, name: str, data: bytes) -> int:
-        """Appends a regular file; returns the position of its data."""
-        self._write(member_header(name, len(data)))
-        start = self.offset
-        self._write(data)
-        self._write(bytes(-len(data) % tarfile.BLOCKSIZE))
-        return start
+    def add(self, key: str, cover: bytes, audio: bytes, found: bytes) -> tuple[int, int]:
+        """Appends a sample, whose cover was ``found`` so; returns the positions of its cover's and its vector's data
+        (0 where it has none)."""
+        self._samples.append((found, cover, audio))
+        cover_at, audio_at, parts = self.offset + 512, 0, self._parts
+        parts += (member_header(key + ".jpg", len(cover)), cover, _PADDING[-len(cover) % 512])
+        self.offset = cover_at + -(-len(cover) // 512) * 512
+        if audio:
+            audio_at = self.offset + 512
+            parts += (member_header(key + ".npy", len(audio)), audio, _PADDING[-len(audio) % 512])
+            self.offset = audio_at + -(-len(audio) // 512) * 512
+        self._hand_over(_PIECE)
+        return cover_at, audio_at
 
-    def finish(self) -> None:
-        self._write(bytes(2 * tarfile.BLOCKSIZE))
-
-    def _write(self, data: bytes) -> None:
-        self.file.write(data)
-        self.hash.update(data)
+    def add_bytes(self, data: bytes) -> None:
+        """Appends whole members as they are."""
+        self._parts.append(data)
         self.offset += len(data)
+        self._hand_over(_PIECE)
+
+    def finish(self) -> str:
+        """Ends the archive; returns its SHA-256 when all is written."""
+        self.add_bytes(bytes(2 * tarfile.BLOCKSIZE))
+        self._hand_over(1)
+        self.close()
+        if self._error:
+            raise self._error
+        return self.hash.hexdigest()
+
+    def close(self) -> None:
+        self._pieces.put(None)
+        self._thread.join()
+
+    def _hand_over(self, least: int) -> None:
+        if self.offset - self._begun < least:
+            return
+        if self._error:
+            raise self._error
+        self._room.acquire()
+        self._pieces.put((b"".join(self._parts), self._samples))
+        self._parts, self._samples, self._begun = [], [], self.offset
+
+    def _work(self) -> None:
+        while (work := self._pieces.get()) is not None:
+            piece, samples = work
+            try:
+                if self._error is None:
+                    self.file.write(piece)
+                    self.hash.update(piece)
+                    self.facts += [(hash64(found), zlib.crc32(audio, zlib.crc32(cover)))
+                                   for found, cover, audio in samples]
+            except OSError as error:  # a full disk: raised where the samples come from
+                self._error = error
+            self._room.release()
 
 
-def pack_shard(task: ShardTask) -> int:
-    """Writes one shard and, after it, its result, unless that was done before; returns the number of its samples.
+_PADDING = tuple(map(bytes, range(tarfile.BLOCKSIZE)))
 
-    Raises:
-        SourceChangedError: a file is not what it was when it was checked.
+
+class Statistics:
+    """Moments of vectors that come one by one, added up in lots: the same lots give the same last bits."""
+
+    def __init__(self, dimension: int, blocks: Blocks):
+        self.moments, self.blocks, self.filled = Moments.empty(dimension), blocks, 0
+        self.lot = np.empty((max(1, -(-_STATISTICS_BYTES // (8 * dimension))) if dimension else 0, dimension), "<f4")
+
+    def add(self, vector: np.ndarray) -> None:
+        self.lot[self.filled] = vector
+        self.filled += 1
+        if self.filled == len(self.lot):
+            self._merge()
+
+    def finish(self) -> Moments:
+        if self.filled:
+            self._merge()
+        return self.moments
+
+    def _merge(self) -> None:
+        self.moments = self.moments.merge(Moments.of(self.lot[:self.filled], self.blocks))
+        self.filled = 0
+
+
+@dataclass(frozen=True)
+class ShardResult:
+    """What the index needs to know of a finished shard.
+
+    Attributes:
+        rows: ``[n]`` of ``ROW``.
+        album: ``[n]`` bool, whether a row's group is of an album key; else it is of the cover's hash.
+        bytes, sha256: of the tar.
+        moments: statistics of the audio, empty ones where there is none.
+        checked: ``[m]`` of ``CHECKED`` (formats.gather), of every candidate of the shard; none of a shard that was
+            made of other shards.
+        drops: bad files, JSON lines.
     """
-    if task.result_path.exists() and read_result(task).bytes == _size(task.out / task.name):
-        return task.stop - task.start
-    plan = np.load(task.work / "plan.npy", mmap_mode="r", allow_pickle=False)[task.start:task.stop]
-    rows = np.zeros(len(plan), ROW)
-    moments, lot = Moments.empty(task.dimension), []
-    temporary = task.out / f".{task.name}.{os.getpid()}.tmp"  # whatever a killed run's worker may still be doing
-    with open(task.work / "candidates.jsonl", "rb") as lines, open(temporary, "wb") as file:
-        tar = TarWriter(file)
-        for i, sound in enumerate(plan):
-            lines.seek(int(sound["line"]))
-            candidate = from_line(lines.read(int(sound["line_bytes"])))
-            cover, vector = _read_sample(task, candidate, sound)
-            cover_at, audio_at, audio = tar.add(f"{candidate.key}.jpg", cover), 0, b""
-            if vector is not None:
-                audio = write_vector(vector)
-                audio_at = tar.add(f"{candidate.key}.npy", audio)
-                lot.append(vector)
-                if len(lot) * vector.size * 8 >= _STATISTICS_BYTES:
-                    moments, lot = moments.merge(Moments.of(np.stack(lot), task.blocks)), []
-            rows[i] = (task.number, cover_at, len(cover), audio_at, len(audio), sound["genre"], sound["group"],
-                       sound["cover_hash"], zlib.crc32(audio, zlib.crc32(cover)))
-        tar.finish()
-        file.flush()
-        os.fsync(file.fileno())
-    if lot:
-        moments = moments.merge(Moments.of(np.stack(lot), task.blocks))
-    os.replace(temporary, task.out / task.name)
-    result = io.BytesIO()
-    np.savez(result, rows=rows, bytes=tar.offset, sha256=tar.hash.hexdigest(),
-             moments=np.stack([moments.count, moments.mean, moments.m2, moments.low, moments.high]))
-    write_atomically(task.result_path, result.getvalue())
-    return len(plan)
+
+    rows: np.ndarray
+    album: np.ndarray
+    bytes: int
+    sha256: str
+    moments: Moments
+    checked: np.ndarray
+    drops: bytes = b""
 
 
-def read_result(task: ShardTask) -> ShardResult:
-    """The result that ``pack_shard`` left."""
-    with np.load(task.result_path, allow_pickle=False) as parts:
-        moments = Moments(*parts["moments"]) if task.dimension else None
-        return ShardResult(parts["rows"], int(parts["bytes"]), str(parts["sha256"]), moments)
+def temporary_name(name: str) -> str:
+    """One that no other process has, of this machine or another: a killed run's worker may still be writing."""
+    return f".{name}.{int.from_bytes(os.urandom(6))}.tmp"
 
 
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else -1
+def write_result(path: Path, result: ShardResult) -> None:
+    parts, moments = io.BytesIO(), result.moments
+    np.savez(parts, rows=result.rows, album=result.album, bytes=result.bytes, sha256=result.sha256,
+             moments=np.stack([moments.count, moments.mean, moments.m2, moments.low, moments.high]),
+             checked=result.checked, drops=np.frombuffer(result.drops, np.uint8))
+    # Not synced: what a crash of the machine leaves of it is seen by its checksums, and the shard is made again.
+    temporary = path.with_name(temporary_name(path.name))
+    temporary.write_bytes(parts.getvalue())
+    os.replace(temporary, path)
 
 
-def _read_sample(task: ShardTask, candidate: Candidate, sound: np.void) -> tuple[bytes, np.ndarray | None]:
-    cover = read_again(task.source, candidate.cover, COVER_BYTES, int(sound["cover_hash"]))
-    if not (sound["plain"] and sound["width"] == sound["height"] == task.resolution):
-        cover = fit_cover(cover, task.resolution, task.max_pixels)
-    if not candidate.audio:
-        return cover, None
-    vector = read_vector(read_again(task.source, candidate.audio, VECTOR_BYTES, int(sound["audio_hash"])))
-    assert len(vector) == task.dimension
-    return cover, vector
+def read_result(path: Path) -> ShardResult:
+    """The result that ``write_result`` left."""
+    with np.load(path, allow_pickle=False) as parts:
+        return ShardResult(parts["rows"], parts["album"], int(parts["bytes"]), str(parts["sha256"]),
+                           Moments(*parts["moments"]), parts["checked"], parts["drops"].tobytes())
 
 
-def read_again(source: Path, entry: Entry, limit: int, expected: int) -> bytes:
-    """The bytes of a file that was checked before, if their hash is still ``expected``.
-
-    Raises:
-        SourceChangedError: it is not, or the file can't be read any more.
-    """
+def is_done(result_path: Path, *places: Path) -> bool:
+    """Whether an earlier run left a result, and in one of these places the shard that it speaks of."""
+    if not result_path.exists():
+        return False
     try:
-        data = read_entry(source, entry, limit)
-    except BadFileError as error:
-        raise SourceChangedError(f"{entry.path} can't be read any more ({error}); run the command again") from None
-    if hash64(data) != expected:
-        raise SourceChangedError(f"{entry.path} changed while it was packed; run again when nothing writes to --source")
-    return data
+        result = read_result(result_path)
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):  # half of one, of a machine that crashed
+        return False
+    return any(path.is_file() and path.stat().st_size == result.bytes and file_sha256(path) == result.sha256
+               for path in places)

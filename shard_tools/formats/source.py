@@ -32,6 +32,10 @@ class BadFileError(ValueError):
         return f"{self.reason}: {self.detail}"
 
 
+class SourceChangedError(ValueError):
+    """The source is not what it was when it was listed: all that was learned of it is void."""
+
+
 class Entry(NamedTuple):
     """One file: path relative to the source, size (-1: unknown), and what else tells one version of it from another.
 
@@ -76,6 +80,12 @@ class Folder:
         return sorted(folders), sorted(files)
 
 
+    def names(self, folder: str) -> Iterator[str]:
+        """The names of what is in a folder, in any order and at little cost; OSError as of ``list``."""
+        with os.scandir(self.root / folder) as found:
+            yield from (item.name for item in found)
+
+
 @dataclass
 class Zip:
     """A zip archive: ``{folder: [packed record + file name]}``, so that 100,000 members cost 15 MB and not 150."""
@@ -111,6 +121,11 @@ class Zip:
         return sorted(self.folders.get(folder, ())), sorted(files)
 
 
+    def names(self, folder: str) -> Iterator[str]:
+        """As ``Folder.names``."""
+        yield from (record[_RECORD.size:].decode("utf-8", "surrogateescape") for record in self.tree.get(folder, ()))
+
+
 def open_source(path: str | Path) -> Folder | Zip:
     """Opens a folder or a zip for listing.
 
@@ -136,7 +151,10 @@ def read_entry(source: Path, entry: Entry, limit: int) -> bytes:
     if entry.size > limit:
         raise BadFileError("too many bytes", f"{entry.size:,} bytes, the limit is {limit:,}")
     try:
-        data = _read_member(source, entry, limit) if entry.place else _read_file(source / entry.path, limit)
+        if entry.place:
+            data = _read_member(source, entry, limit)
+        else:
+            data = _read_known(source, entry) or _read_file(source / entry.path, limit)
     except (OSError, ValueError, zlib.error, struct.error) as error:
         if isinstance(error, BadFileError):
             raise
@@ -145,6 +163,19 @@ def read_entry(source: Path, entry: Entry, limit: int) -> bytes:
     if not data:
         raise BadFileError("empty file", "0 bytes")
     return data
+
+
+def _read_known(source: Path, entry: Entry) -> bytes:
+    """The bytes of a file that was listed with a size, at the least cost; b"" where it is not of that size any more."""
+    if entry.size <= 0:
+        return b""
+    # Only regular files have sizes; should a FIFO be there by now, opening it doesn't wait.
+    handle = os.open(f"{source}/{entry.path}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        data = os.read(handle, entry.size + 1)
+    finally:
+        os.close(handle)
+    return data if len(data) == entry.size else b""
 
 
 def _read_file(path: Path, limit: int) -> bytes:

@@ -1,8 +1,8 @@
 """Packing to a URL: what packs into a folder, and a URL, in; shards and their index elsewhere, whole or not there, out.
 
-Shards are packed into a folder of this machine's cache and uploaded by threads as each is finished; an uploaded one
-becomes a hole of its size, so that the disk holds few at a time and packing can still tell what it has done. What is
-uploaded is noted, so the same command goes on; the index follows at the end, ``train.index.json`` as the very last.
+Shards are packed into a folder of this machine's cache and uploaded by threads as each is settled (when all files were
+looked at, so the disk must hold them); an uploaded one becomes a hole of its size. What is uploaded is noted, so the
+same command goes on; the index follows at the end, ``train.index.json`` as the very last.
 """
 
 from __future__ import annotations
@@ -20,13 +20,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from platformdirs import user_cache_path
 
 from shard_tools.formats.elsewhere import folder_name
 from shard_tools.formats.index import SHARD_NAME, SPLITS, file_sha256, read_facts, splits_in
 from shard_tools.formats.remote import HTTP, Remote, check_url, shown
-from shard_tools.formats.work import FOLDER
 
 THREADS, PAUSE = 4, 0.3  # uploads at a time; seconds between looks at what is finished
 Pack = Callable[[Path], int]
@@ -119,7 +117,7 @@ class Upload:
                     self.notes |= json.loads(line)
         self._lock, self._over = threading.Lock(), threading.Event()
         self._threads = ThreadPoolExecutor(THREADS, "upload")
-        self._begun: set[tuple[str, str]] = set()
+        self._begun: set[str] = set()
 
     def __enter__(self) -> Upload:
         self._watcher = threading.Thread(target=self._watch, daemon=True)
@@ -133,16 +131,14 @@ class Upload:
 
     def _watch(self) -> None:
         while not self._over.wait(PAUSE):
-            for path in sorted((self.stage / FOLDER).glob("*.tar.npz")):
-                with contextlib.suppress(OSError, ValueError, KeyError), np.load(path, allow_pickle=False) as result:
-                    name, sha256 = path.name.removesuffix(".npz"), str(result["sha256"])
-                    if (name, sha256) not in self._begun:
-                        self._begun.add((name, sha256))
-                        self._threads.submit(self._try, name, sha256)
+            for path in sorted(self.stage.glob("*.tar")):  # a shard gets its name when it is settled
+                if path.name not in self.notes and path.name not in self._begun:
+                    self._begun.add(path.name)
+                    self._threads.submit(self._try, path)
 
-    def _try(self, name: str, sha256: str) -> None:
+    def _try(self, path: Path) -> None:
         with contextlib.suppress(OSError, ValueError):  # ``finish`` tries again, and tells
-            self._shard(name, sha256)
+            self._shard(path.name, file_sha256(path))
 
     def _shard(self, name: str, sha256: str) -> None:
         """Uploads a finished shard, unless that was done, and leaves a hole."""

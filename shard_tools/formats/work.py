@@ -1,7 +1,8 @@
 """What makes packing safe to kill: the out folder in; a lock, what is finished in it, where unfinished work goes on.
 
-``OUT/.pack`` holds the candidates, finished chunks and shard results, and ``state.json``, which says what they were
-made of. Without ``state.json`` an index beside it is complete; with it, the work is under way, whatever else is there.
+``OUT/.pack`` holds the candidates, gathered shards and what is known of them, and ``state.json``, which says what they
+were made of. Without ``state.json`` an index beside it is complete; with it, the work is under way, whatever else is
+there.
 """
 
 from __future__ import annotations
@@ -13,15 +14,19 @@ import json
 import os
 import re
 import shutil
+from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from json.encoder import encode_basestring_ascii as quoted
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
+
 from shard_tools import __version__
-from shard_tools.formats.index import SHARD_NAME, read_facts, splits_in, write_atomically
+from shard_tools.formats.index import SHARD_NAME, SPLITS, read_facts, splits_in, write_atomically
 from shard_tools.formats.layout import Candidate, Drop, Listing
-from shard_tools.formats.probe import CHUNK, ProbeTask, to_line
+from shard_tools.formats.probe import shuffle_key, to_line
 from shard_tools.formats.truth import TRUTH
 
 FOLDER, QUARANTINE = ".pack", "quarantine.jsonl"
@@ -36,7 +41,7 @@ class Work:
 
     Attributes:
         folder: ``OUT/.pack``.
-        chunks: (byte of its first line, number of lines) of every chunk of candidates.
+        counts: of the candidates of every split.
         drops: files that found no place in a candidate.
         source_sha256: of the paths (below the layout's top) and sizes of all files and of groups.csv, alike for a
             folder and its zip.
@@ -46,15 +51,10 @@ class Work:
     folder: Path
     genres: list[str] = field(default_factory=list)
     ignored: int = 0
-    candidates: int = 0
-    chunks: list[list[int]] = field(default_factory=list)
+    counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SPLITS, 0))
     drops: list[Drop] = field(default_factory=list)
     source_sha256: str = ""
     version: str = ""
-
-    def probe_tasks(self, source: Path, seed: int, max_pixels: int) -> list[ProbeTask]:
-        return [ProbeTask(self.folder, source, i, start, count, tuple(self.genres), seed, max_pixels)
-                for i, (start, count) in enumerate(self.chunks)]
 
 
 @contextlib.contextmanager
@@ -134,8 +134,9 @@ def begin(root: Path, listing: Listing, options: dict[str, Any], overwrite: bool
         _clear(root)
     folder.mkdir(exist_ok=True)
     _sweep(root, keep_work=True)
+    keys = array("Q")
     with open(folder / "candidates.tmp", "wb") as file:
-        work = _spool(Work(folder), listing, file)
+        work = _spool(Work(folder), listing, file, keys, options["seed"])
     if len(work.genres) > 32_767:
         raise ValueError(f"{len(work.genres):,} genre folders; at most 32,767 can be told apart")
     state = json.dumps({"options": options, "version": __version__, "source": work.version}).encode()
@@ -145,8 +146,22 @@ def begin(root: Path, listing: Listing, options: dict[str, Any], overwrite: bool
     if not state_path.exists() or state_path.read_bytes() != state:
         _clear(root, but=folder / "candidates.tmp")
     os.replace(folder / "candidates.tmp", folder / "candidates.jsonl")
+    _write_order(folder, np.frombuffer(keys, "<u8").reshape(-1, 2), work.counts)
     write_atomically(state_path, state)
     return work
+
+
+def _write_order(folder: Path, keys: np.ndarray, counts: dict[str, int]) -> None:
+    """Writes where the candidates' lines begin, in the order of the samples; ``keys`` [N, 2] in that of the lines."""
+    temporary, start = folder / "order.tmp", 0
+    with open(temporary, "wb") as file:
+        np.lib.format.write_array_header_1_0(
+            file, {"descr": "<u8", "fortran_order": False, "shape": (len(keys),)})
+        for count in counts.values():
+            part = keys[start:start + count]
+            part[np.argsort(part[:, 0], kind="stable"), 1].tofile(file)
+            start += count
+    os.replace(temporary, folder / "order.npy")
 
 
 def end(root: Path) -> None:
@@ -163,30 +178,38 @@ def forget(root: Path) -> None:
     (root / FOLDER / "state.json").unlink()
 
 
-def read_drops(path: Path) -> list[Drop]:
-    return [Drop(**json.loads(line)) for line in path.read_bytes().splitlines()]
+def recall(work: Work) -> dict[str, Any]:
+    """What ``note`` last wrote: of samples what is ``expected``, whether all are ``gathered``, and the vectors'
+    ``blocks``; empty at the beginning."""
+    path = work.folder / "gathered.json"
+    return json.loads(path.read_bytes()) if path.exists() else {}
 
 
-def _spool(work: Work, listing: Listing, file: BinaryIO) -> Work:
-    """Writes all candidates as lines, and fills in what is known of them."""
+def note(work: Work, facts: dict[str, Any]) -> None:
+    write_atomically(work.folder / "gathered.json", json.dumps(facts).encode())
+
+
+def _spool(work: Work, listing: Listing, file: BinaryIO, keys: array | None = None, seed: int = 0) -> Work:
+    """Writes all candidates as lines, and fills in what is known of them; (shuffle key, place of its line) of each are
+    added to ``keys``, split by split."""
     names, versions = hashlib.sha256(), hashlib.sha256()
-    at = 0
+    at, cut = 0, len(listing.top)
     for item in listing:
         if isinstance(item, Candidate):
             line = to_line(item)
-            if work.candidates % CHUNK == 0:
-                work.chunks.append([at, 0])
-            work.chunks[-1][1] += 1
-            work.candidates += 1
+            work.counts[item.split] += 1
+            if keys is not None:
+                keys.append(shuffle_key(seed, item.split, item.key))
+                keys.append(at)
             at += len(line)
             file.write(line)
             for entry in (item.cover, item.audio):
-                if entry:
-                    names.update(json.dumps([entry.path[len(listing.top):].lstrip("/"), entry.size]).encode())
+                if entry:  # as json.dumps would write it
+                    names.update(f"[{quoted(entry.path[cut:].lstrip('/'))}, {entry.size}]".encode("ascii"))
             versions.update(line)
         else:
             work.drops.append(item)
-            names.update(json.dumps([item.path[len(listing.top):].lstrip("/"), item.reason]).encode())
+            names.update(json.dumps([item.path[cut:].lstrip("/"), item.reason]).encode())
             versions.update(json.dumps(item).encode())
     if listing.groups:
         names.update(json.dumps(sorted(listing.groups.items())).encode())
