@@ -41,14 +41,10 @@ class Result(NamedTuple):
     complaints: list[str]
 
 
-def chosen(rng: Random, targets: tuple[Target, ...]) -> Target:
-    return rng.choices(targets, [target.weight for target in targets])[0]
-
-
-def run_case(seed: int, base: Path, root: Path, targets: tuple[Target, ...] = TARGETS) -> Result:
-    """One case in ``root``, an empty folder."""
+def run_case(seed: int, base: Path, root: Path, targets: tuple[Target, ...] = TARGETS, harm: bool = True) -> Result:
+    """One case in ``root``, an empty folder; without ``harm`` nothing is damaged, and the command must succeed."""
     rng = Random(f"case {seed}")
-    target = chosen(rng, targets)
+    target = rng.choices(targets, [target.weight for target in targets])[0]
     folder, home, marker = root / "a/b/box", root / "home", root / "it-was-run"
     for place in (folder / "in", folder / "out", home):
         place.mkdir(parents=True)
@@ -58,7 +54,7 @@ def run_case(seed: int, base: Path, root: Path, targets: tuple[Target, ...] = TA
     pattern = rng.choice(target.files)
     files = [path for path in folder.glob(pattern) if path.is_file()]
     assert files, f"{target.name}: nothing is called {pattern}"
-    done = damage(rng, files, marker)
+    done = damage(rng, files, marker) if harm else Damage("none", "nothing", ())
     before = snapshot(root)
     env = runs.environment(HOME=str(home), TMPDIR=str(home), XDG_CACHE_HOME=str(home), MPLCONFIGDIR=str(base / "mpl"),
                            COVERGEN_READERS=str(folder / "out/readers"), **ALONE)
@@ -68,8 +64,9 @@ def run_case(seed: int, base: Path, root: Path, targets: tuple[Target, ...] = TA
     case = Case(folder, base, done, outcome, before, after)
     complaints = [*manners(outcome), *changes(case, [folder / "out", home])]
     complaints += [f"{marker.name}: something in the data was run"] * marker.exists()
+    complaints += [f"status {outcome.status} of sound input"] * (not harm and outcome.status != 0)
     if not complaints:
-        complaints = target.check(case)
+        complaints = [*placed(case), *target.check(case)]
     return Result(seed, target.name, done, outcome, complaints)
 
 
@@ -92,6 +89,14 @@ def manners(outcome: Outcome) -> list[str]:
     return complaints
 
 
+def placed(case: Case) -> list[str]:
+    """An error names a file, a folder or an option, or nobody could mend anything."""
+    error = case.outcome.said.rpartition("error: ")[2]
+    names = ("/", "--", *(path.name for path in case.damage.paths))
+    return [f"an error without a place: {error[:200]}"] * (
+        case.outcome.status == 2 and not any(name in error for name in names))
+
+
 def changes(case: Case, allowed: Iterable[Path]) -> list[str]:
     """What is new, gone or changed outside the folders that may change."""
     inside = tuple(f"{path}/" for path in allowed)
@@ -101,13 +106,13 @@ def changes(case: Case, allowed: Iterable[Path]) -> list[str]:
 
 
 def run(seeds: Iterable[int], base: Path, targets: tuple[Target, ...] = TARGETS, keep: Path | None = None,
-        ) -> Iterable[Result]:
-    """Yields the result of each case; with ``keep`` its folder stays there."""
+        harm: bool = True) -> Iterable[Result]:
+    """Yields the result of each case; with ``keep`` its folder stays there. Without ``harm`` seeds are targets."""
     for seed in seeds:
         root = keep or Path(tempfile.mkdtemp(prefix="fuzz-"))
         root.mkdir(parents=True, exist_ok=True)
         try:
-            yield run_case(seed, base, root, targets)
+            yield run_case(seed, base, root, targets if harm else (targets[seed],), harm)
         finally:
             if not keep:
                 shutil.rmtree(root, ignore_errors=True)
@@ -146,6 +151,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the first case; the next are the numbers after it")
     parser.add_argument("--only", type=int, help="the seed of one case, whose folder is kept")
     parser.add_argument("--of", default="", help="a part of the names of targets")
+    parser.add_argument("--sound", action="store_true", help="damage nothing: every command must succeed")
     parser.add_argument("--base", type=Path, help="a folder for the sound material, kept for another time")
     words = parser.parse_args()
     targets = tuple(target for target in TARGETS if words.of in target.name)
@@ -157,7 +163,9 @@ def main() -> int:
     print(f"material made in {time.monotonic() - began:.0f} s, in {base}", flush=True)
     keep = None if words.only is None else Path(tempfile.mkdtemp(prefix="fuzz-kept-"))
     seeds = range(words.seed, words.seed + words.cases) if keep is None else [words.only]
-    for result in run(seeds, base, targets, keep):
+    if words.sound:
+        seeds = range(len(targets))
+    for result in run(seeds, base, targets, keep, not words.sound):
         results.append(result)
         if result.complaints or keep:
             print(told(result), flush=True)

@@ -111,6 +111,7 @@ def _be(module: str, flags: list[str], folder: str, env: dict[str, str], said: s
         if not any(where == one or where.startswith(one + "/") for one in allowed):
             stray(f"{event} {where}")
 
+    tempfile.tempdir = None  # the server's own is remembered otherwise
     sys.addaudithook(look)
     warm._be(module, flags, folder, env, said)
 

@@ -142,15 +142,29 @@ def read_file(path: str) -> dict[str, Any]:
     Raises:
         ValueError: not a mapping of option names to values.
     """
-    try:
-        found = yaml.safe_load(Path(path).read_text())
-    except OSError as error:
-        raise ValueError(f"--config {path} can't be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"--config {path} is not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(found, dict):
+    found = read_yaml(Path(path), "--config ")
+    if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
         raise ValueError(f"--config {path}: expected lines 'option: value', found {type(found).__name__}")
     return found
+
+
+def read_yaml(path: Path, what: str = "") -> Any:
+    """The values in a YAML file, whoever wrote it; ``what`` comes before its path in messages.
+
+    Raises:
+        ValueError: no file, not YAML, or with aliases, whose ten lines can stand for more than memory holds.
+    """
+    if path.exists() and not path.is_file():  # a FIFO would be waited for
+        raise ValueError(f"{what}{path} is not a file")
+    try:
+        text = path.read_text()
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
+            raise ValueError("it has aliases (*name); write what they stand for")
+        return yaml.safe_load(text)
+    except OSError as error:
+        raise ValueError(f"{what}{path} can't be read: {error.strerror}") from None
+    except Exception as error:  # the boundary to YAML, which raises nearly anything for odd values
+        raise ValueError(f"{what}{path} is not YAML: {' '.join(str(error).split()) or type(error).__name__}") from None
 
 
 def check_range(name: str, value: Any) -> None:

@@ -22,10 +22,12 @@ from covergen.runtime.reading import decode
 from covergen.runtime.scale import AudioScale
 from covergen.runtime.shelf import LocalShelf
 from shard_tools.formats import codec
+from shard_tools.formats.facts import check_facts
 from shard_tools.formats.index import open_index, splits_in
 from shard_tools.formats.layout import UNKNOWN
 
 ORDER_BLOCK = 4096
+MOST = codec.COVER_BYTES + codec.VECTOR_BYTES + 2 * 512  # bytes of a sample
 PLACE = ("shard", "cover_offset", "cover_bytes", "audio_offset", "audio_bytes")  # where a sample lies
 
 
@@ -102,6 +104,10 @@ class IndexedShards:
         """
         self.batch_size, self.rank, self.ranks, self.share = batch_size, rank, ranks, share_of(batch_size, ranks)
         self.index = open_index(root, split)
+        try:
+            check_facts(self.index.facts, split)
+        except ValueError as error:
+            raise ValueError(f"{root}/{split}.index.json: {error}") from None
         self.facts, self.resolution = self.index.facts, self.index.facts["resolution"]
         self.identity = self.facts["self_sha256"]
         rows, shards = self.index.rows, self.index.shards
@@ -153,7 +159,7 @@ class IndexedShards:
         raw = np.empty((len(rows), self.dimension), np.float32)
         places = zip(*(self.index.rows[rows][name].tolist() for name in PLACE), strict=True)
         for slot, (shard, _, _, start, length) in enumerate(places):
-            raw[slot] = codec.parse_vector(self.shelf.read(shard, start, length), self.dimension)
+            raw[slot] = codec.parse_vector(self._bytes(shard, start, length), self.dimension)
         return torch.from_numpy(self.scale(raw))
 
     def genres(self, rows: np.ndarray) -> np.ndarray:
@@ -183,10 +189,17 @@ class IndexedShards:
             raise ValueError(f"{self.index.root}: no sample of {self.index.split} has audio")
         return rows
 
+    def _bytes(self, shard: int, start: int, size: int) -> bytearray:
+        """What a row points at, if that can be a cover and a vector."""
+        if not (shard < len(self.shards) and 0 <= size <= MOST and start < 2**62):
+            raise ValueError(f"{self.index.root}/{self.index.split}.index.npy is damaged: it has a sample of {size:,} "
+                             f"bytes at byte {start:,} of shard {shard} (shard_tools.verify tells more)")
+        return self.shelf.read(shard, start, size)
+
     def _fill(self, cover: np.ndarray, raw: np.ndarray, shard: int, start: int, size: int, audio: int,
               length: int) -> None:
         """Reads and decodes one sample into its slots; the vector lies beside the cover, so one read fetches both."""
-        data = self.shelf.read(shard, start, audio + length - start if length else size)
+        data = self._bytes(shard, start, audio + length - start if length else size)
         try:
             jpeg = torch.frombuffer(data, dtype=torch.uint8, count=size)
             pixels = decode(jpeg).numpy()

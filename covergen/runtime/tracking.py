@@ -28,9 +28,9 @@ def cut_log(path: Path, step: int) -> int:
     kept, last = [], 0
     for line in path.read_bytes().splitlines(keepends=True) if path.is_file() else []:
         try:
-            last = json.loads(line)["step"]
-        except (ValueError, KeyError, TypeError):
-            break
+            last = int(json.loads(line)["step"])
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):  # damaged: the others stay
+            continue
         if last <= step and line.endswith(b"\n"):
             kept.append(line)
     write_atomically(path, b"".join(kept))

@@ -108,7 +108,7 @@ def read_facts(path: Path) -> dict[str, Any]:
     try:
         facts = json.loads(path.read_bytes())
         whole = facts["self_sha256"] == _digest(facts)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{path} is not a shard index ({error}); pack the shards again") from None
     if not whole:
         raise ValueError(f"{path} is damaged: its own checksum does not fit; pack the shards again")
@@ -132,7 +132,7 @@ def open_index(root: str | Path, split: str) -> Index:
     facts = read_facts(path)
     try:
         rows = np.lib.format.open_memmap(root / f"{split}.index.npy", mode="r")  # refuses objects
-    except (OSError, ValueError) as error:
+    except Exception as error:  # the boundary to numpy, whose header may hold any literal
         raise ValueError(f"{root / f'{split}.index.npy'} can't be read ({error}); pack the shards again") from None
     if rows.dtype != ROW or rows.shape != (facts["samples"],):
         raise ValueError(f"{root}: {split}.index.npy does not belong to {split}.index.json; pack the shards again")

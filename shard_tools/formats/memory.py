@@ -59,9 +59,28 @@ def memory_of(folder: Path, entry: Entry, *facts: object) -> Path:
 
 
 def recall(memory: Path) -> Heard:
-    """What was heard of a file."""
-    seconds, lines = json.loads(memory.read_bytes())
-    return Heard(seconds, [Part(*facts, np.frombuffer(base64.b64decode(text), "<f4")) for *facts, text in lines])
+    """What was heard of a file.
+
+    Raises:
+        ValueError: it is not kept, or damaged.
+    """
+    try:
+        if not memory.is_file():  # a FIFO would be waited for
+            raise ValueError("no such file")
+        seconds, lines = json.loads(memory.read_bytes())
+        return Heard(float(seconds), [Part(int(number), float(start), float(length),
+                                           np.frombuffer(base64.b64decode(text, validate=True), "<f4"))
+                                      for number, start, length, text in lines])
+    except (OSError, ValueError, TypeError, OverflowError, RecursionError) as error:
+        raise ValueError(f"{memory} is damaged ({error}); delete it and run the command again") from None
+
+
+def is_kept(memory: Path) -> bool:
+    """Whether what was heard of a file is there and whole."""
+    try:
+        return bool(recall(memory))
+    except ValueError:
+        return False
 
 
 def hear_all(tasks: Sequence[HearTask], workers: int) -> Iterator[tuple[HearTask, BadFileError | None]]:
@@ -96,7 +115,7 @@ def hear_all(tasks: Sequence[HearTask], workers: int) -> Iterator[tuple[HearTask
 
 def hear(task: HearTask) -> BadFileError | None:
     """Hears a file and keeps that, unless it is kept already; returns what is wrong with the file."""
-    if task.memory.exists():
+    if is_kept(task.memory):
         return None
     task.memory.parent.mkdir(exist_ok=True)
     task.begun.touch()

@@ -154,7 +154,7 @@ def pack_shard(task: ShardTask) -> int:
     Raises:
         SourceChangedError: a file is not what it was when it was checked.
     """
-    if task.result_path.exists() and read_result(task).bytes == _size(task.out / task.name):
+    if _is_packed(task):
         return task.stop - task.start
     plan = np.load(task.work / "plan.npy", mmap_mode="r", allow_pickle=False)[task.start:task.stop]
     rows = np.zeros(len(plan), ROW)
@@ -189,10 +189,24 @@ def pack_shard(task: ShardTask) -> int:
 
 
 def read_result(task: ShardTask) -> ShardResult:
-    """The result that ``pack_shard`` left."""
-    with np.load(task.result_path, allow_pickle=False) as parts:
-        moments = Moments(*parts["moments"]) if task.dimension else None
-        return ShardResult(parts["rows"], int(parts["bytes"]), str(parts["sha256"]), moments)
+    """The result that ``pack_shard`` left; ValueError if it is damaged."""
+    try:
+        with np.load(task.result_path, allow_pickle=False) as parts:
+            moments = Moments(*parts["moments"]) if task.dimension else None
+            result = ShardResult(parts["rows"], int(parts["bytes"]), str(parts["sha256"]), moments)
+        if result.rows.dtype != ROW or len(result.rows) != task.stop - task.start:
+            raise ValueError("not the rows of this shard")
+        return result
+    except Exception as error:  # the boundary to numpy and zipfile, which raise a dozen kinds
+        raise ValueError(f"{task.result_path} is damaged ({error}); delete it and run the command again") from None
+
+
+def _is_packed(task: ShardTask) -> bool:
+    """Whether a shard and its result are there from before; what is damaged is made again."""
+    try:
+        return task.result_path.is_file() and read_result(task).bytes == _size(task.out / task.name)
+    except ValueError:
+        return False
 
 
 def _size(path: Path) -> int:
