@@ -36,7 +36,7 @@ from tqdm import tqdm
 
 from shard_tools import cli
 from shard_tools.formats import world as worlds
-from shard_tools.formats.index import SPLITS, write_atomically
+from shard_tools.formats.index import SPLITS, read_bounded, write_atomically
 
 VERSION = 1  # of the world: raise it whenever the same options give other bytes
 Tier = Literal["toy", "std", "hard"]
@@ -86,9 +86,7 @@ def is_finished(out: str | Path, options: dict[str, Any]) -> bool:
     if marker not in names:
         raise ValueError(f"--out: {out} already holds {sorted(names)[0]!r}, which is no demo; choose a new folder")
     try:
-        if not (out / marker).is_file():  # a FIFO would be waited for
-            raise ValueError("not a file")
-        facts = json.loads((out / marker).read_bytes())
+        facts = json.loads(read_bounded(out / marker))
         found = dict(facts["options"])
         if marker == DONE and not all(isinstance(facts[name].get(split, 0), int)
                                       for name in ("albums", "tracks") for split in SPLITS):

@@ -106,7 +106,8 @@ def packed(rng: Random, path: Path, data: bytes) -> Damage:
 
 def unlike_a_file(rng: Random, path: Path) -> Damage:
     """The name is there, and nothing to be read under it; or not what should be."""
-    way = rng.choice(["gone", "empty", "folder", "fifo", "socket", "password file", "dangling", "loop", "zeros", "sparse"])
+    way = rng.choice(["gone", "empty", "folder", "fifo", "socket", "password file", "dangling", "loop", "zeros",
+                      "sparse"])
     path.unlink()
     if way == "empty":
         path.touch()

@@ -121,7 +121,7 @@ def run(seeds: Iterable[int], base: Path, targets: tuple[Target, ...] = TARGETS,
 def told(result: Result) -> str:
     """A failed case for people: what was done, what is wrong, the end of what was said, and how to repeat it."""
     said = "\n    | ".join(result.outcome.said.replace("\r", "\n").strip().splitlines()[-6:])
-    return (f"FAILED seed {result.seed}, {result.target}, {result.damage.words}\n    "
+    return (f"{'FAILED' if result.complaints else 'right:'} seed {result.seed}, {result.target}, {result.damage.words}\n    "
             + "\n    ".join(complaint[:500] for complaint in result.complaints[:5]) + f"\n    | {said[-1500:]}")
 
 
@@ -139,9 +139,9 @@ def summary(results: list[Result]) -> str:
     kinds = Counter(result.damage.kind for result in results)
     lines.append(f"{'all':26}" + "".join(f"{total[column]:28,}" for column in columns))
     lines.append("damage: " + ", ".join(f"{kind} {count}" for kind, count in kinds.most_common()))
-    lines.append(f"slowest {max(result.outcome.seconds for result in results):.1f} s (bound {SECONDS:.0f}), most memory "
-                 f"{max(result.outcome.memory for result in results) / 1e6:,.0f} MB above the beginning (bound "
-                 f"{MEMORY / 1e6:,.0f})")
+    slowest, largest = (max(getattr(result.outcome, name) for result in results) for name in ("seconds", "memory"))
+    lines.append(f"slowest {slowest:.1f} s (bound {SECONDS:.0f}), most memory {largest / 1e6:,.0f} MB above the "
+                 f"beginning (bound {MEMORY / 1e6:,.0f})")
     return "\n".join(lines)
 
 

@@ -162,12 +162,11 @@ def npy(rng: Random, data: bytes, marker: Path) -> bytes:
 def _inflating() -> bytes:
     """1.6 GB of zeros as an array, deflated."""
     output = io.BytesIO()
-    with zipfile.ZipFile(output, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as new:
-        with new.open("drawn.npy", "w", force_zip64=True) as file:
-            np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False,
-                                                        "shape": (100 * 2**22,)})
-            for _ in range(100):
-                file.write(bytes(2**24))
+    with (zipfile.ZipFile(output, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as new,
+          new.open("drawn.npy", "w", force_zip64=True) as file):
+        np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": (100 * 2**22,)})
+        for _ in range(100):
+            file.write(bytes(2**24))
     return output.getvalue()
 
 

@@ -1,4 +1,4 @@
-"""Archives, pictures, tables and sound that harm whoever reads them: sound bytes, chance, a marker in; hostile bytes out.
+"""Archives, pictures, tables and sound made to harm whoever reads them: sound bytes in; hostile bytes out.
 
 As in ``hostile``; ``MAKERS`` has all of both by suffix.
 """
@@ -123,7 +123,8 @@ def picture(rng: Random, data: bytes, marker: Path) -> bytes:
         lambda: b"RIFF" + struct.pack("<I", 2**31) + b"WEBPVP8X" + struct.pack("<I", 10) + b"\x10\0\0\0" + b"\xff" * 6,
         lambda: b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 99999 99999\n(" + str(marker).encode() + b") (w) file\n",
         lambda: b"<svg xmlns='http://www.w3.org/2000/svg'><image href='file:///etc/passwd'/></svg>",
-        lambda: data[:2] + b"\xff\xe1\xff\xffExif\0\0II*\0\xff\xff\xff\xff" + data[2:], lambda: pickled(rng, data, marker),
+        lambda: data[:2] + b"\xff\xe1\xff\xffExif\0\0II*\0\xff\xff\xff\xff" + data[2:],
+        lambda: pickled(rng, data, marker),
     ])()
 
 
@@ -131,7 +132,8 @@ def table(rng: Random, data: bytes, marker: Path) -> bytes:
     lines = data.splitlines() or [b""]
     at = rng.randrange(len(lines))
     cells = lines[at].split(b",")
-    cell = rng.choice([b"", b'"', b"\0", b"x" * 200_000, b"../../../escaped", b"/etc/passwd", b"\xff\xfe", b"=cmd|'x'!A1",
+    cell = rng.choice([b"", b'"', b"\0", b"x" * 200_000, b"../../../escaped", b"/etc/passwd", b"\xff\xfe",
+                       b"=cmd|'x'!A1",
                        b"file:///etc/passwd", b"1e999", b"-1", b"a\rb", b"|touch x"])
     cells[rng.randrange(len(cells))] = cell
     changed = [*lines[:at], b",".join(cells), *lines[at + 1:]]
@@ -156,8 +158,10 @@ def sound(rng: Random, data: bytes, marker: Path) -> bytes:
 
 
 MAKERS: dict[str, tuple[Maker, ...]] = {
-    ".json": (hostile.json_leaf, hostile.json_leaf, hostile.json_text), ".jsonl": (hostile.jsonl_line,), ".yaml": (hostile.yaml_leaf, hostile.yaml_leaf, hostile.yaml_text),
-    ".npy": (hostile.npy,), ".npz": (hostile.npz,), ".safetensors": (hostile.safetensors,), ".pt": (hostile.torch_file,), ".pth": (hostile.torch_file,),
+    ".json": (hostile.json_leaf, hostile.json_leaf, hostile.json_text), ".jsonl": (hostile.jsonl_line,),
+    ".yaml": (hostile.yaml_leaf, hostile.yaml_leaf, hostile.yaml_text), ".npy": (hostile.npy,),
+    ".npz": (hostile.npz,), ".safetensors": (hostile.safetensors,), ".pt": (hostile.torch_file,),
+    ".pth": (hostile.torch_file,),
     ".tar": (tar,), ".zip": (zipped,), ".jpg": (picture,), ".csv": (table,),
     ".mp3": (sound,), ".flac": (sound,), ".wav": (sound,), ".ogg": (sound,),
 }

@@ -1,4 +1,4 @@
-"""What is damaged and who reads it: a table of artefacts, commands, and what must hold afterwards beside good manners."""
+"""What is damaged and who reads it: a table of artefacts and commands, and what must hold afterwards."""
 
 from __future__ import annotations
 
@@ -91,11 +91,14 @@ def all_of_zip_packed(case: Case) -> list[str]:
     whole = {}
     with zipfile.ZipFile(case.base / "zip/raw.zip") as sound:
         contents = {name: sound.read(name) for name in sound.namelist()}
+        entries = {name: sound.getinfo(name) for name in contents}
     try:
         with zipfile.ZipFile(case.folder / "in/zip/raw.zip") as damaged:
             for name in set(damaged.namelist()) & set(contents):
                 try:
-                    whole[name] = damaged.read(name) == contents[name]
+                    said = [(info.CRC, info.file_size, info.compress_size, info.header_offset)
+                            for info in (damaged.getinfo(name), entries[name])]
+                    whole[name] = said[0] == said[1] and damaged.read(name) == contents[name]
                 except Exception:  # whatever zipfile says against it
                     whole[name] = False
     except Exception:
@@ -122,6 +125,8 @@ def same_folder(theirs: str, ours: str, skip: Callable[[Case, Path], bool] = lam
 def found_out(case: Case) -> list[str]:
     """A shard, an index or the list of what was left out is not what was written: verify says so."""
     known = any(path.suffix in (".tar", ".npy", ".json", ".jsonl") for path in case.damage.paths)
+    if case.damage.kind == "json_leaf":  # a lie with an honest checksum may be one that nobody can tell
+        return []
     return ["verify found nothing"] if known and case.outcome.status == 0 else []
 
 
@@ -185,7 +190,8 @@ RAW_FILES = ("in/raw/**/*.jpg", "in/raw/**/*.npy", "in/raw/**/*.npy", "in/raw/**
 AUDIO = ("--run", "in/runs/heard", "--n", "2", "--threads", "1", "--out")
 TARGETS = (
     Target("pack folder", {"raw": "in/raw"}, RAW_FILES, "shard_tools.pack",
-           ("--source", "in/raw", "--out", "out/packed", "--samples_per_shard", "24", *ONE), check=all_packed, weight=16),
+           ("--source", "in/raw", "--out", "out/packed", "--samples_per_shard", "24", *ONE), check=all_packed,
+           weight=16),
     Target("pack zip", {"zip": "in/zip"}, ("in/zip/raw.zip",), "shard_tools.pack",
            ("--source", "in/zip/raw.zip", "--out", "out/packed", "--samples_per_shard", "24", *ONE),
            check=all_of_zip_packed, weight=16),
@@ -209,9 +215,9 @@ TARGETS = (
     *(Target(f"features of dump{kind}", {"dump": "in/dump"}, (f"in/dump/dump{kind}",), "shard_tools.features",
              ("--source", f"in/dump/dump{kind}", "--extractor", "acousticbrainz", "--out", "out/vectors", *ONE),
              weight=5) for kind in (".tar", ".tar.gz", ".tar.bz2", ".tar.zst")),
-    Target("features of pairs", {"json": "in/json", PAIRED: f"in/{PAIRED}", "small": "in/small"}, ("in/small/pairs.csv",),
-           "shard_tools.features", ("--pairs", "in/small/pairs.csv", "--extractor", "acousticbrainz", "--out",
-                                    "out/vectors", *ONE), weight=4),
+    Target("features of pairs", {"json": "in/json", PAIRED: f"in/{PAIRED}", "small": "in/small"},
+           ("in/small/pairs.csv",), "shard_tools.features",
+           ("--pairs", "in/small/pairs.csv", "--extractor", "acousticbrainz", "--out", "out/vectors", *ONE), weight=4),
     Target("features pca", {PAIRED: "in/set", "reduced/audio/pca.npz": "in/pca.npz"},
            ("in/set/audio/**/*.npy", "in/set/audio/features.json", "in/pca.npz"), "shard_tools.features",
            ("--source", "in/set", "--extractor", "pca", "--out", "out/vectors", *ONE),
@@ -230,8 +236,8 @@ TARGETS = (
     Target("coverart", {"json": "in/json"}, ("in/json/rock/*",), "shard_tools.coverart",
            ("--source", "in/json", "--out", "out/covers", "--contact", "a@example.org", "--dry_run", *ONE), weight=3),
     Target("train on shards", SHARDS, INDEX, "covergen.train", _train("gan", "--shards", "in/shards"), weight=10),
-    Target("train and validate", SHARDS, ("in/shards/val*",), "covergen.train", _train("coder", "--shards", "in/shards"),
-           weight=3),
+    Target("train and validate", SHARDS, ("in/shards/val*",), "covergen.train",
+           _train("coder", "--shards", "in/shards"), weight=3),
     Target("train on pairs", SHARDS, ("in/shards/train*",), "covergen.train", _train("heard", "--shards", "in/shards"),
            weight=3),
     Target("train on foreign shards", {"foreign": "in/foreign"}, ("in/foreign/*",), "covergen.train",

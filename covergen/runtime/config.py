@@ -17,6 +17,7 @@ import yaml
 
 from covergen import models
 from shard_tools import cli
+from shard_tools.formats.index import read_bounded
 
 
 def _option(default: Any, text: str) -> Any:
@@ -92,6 +93,7 @@ NOT_NEGATIVE = {"epochs", "patience", "weight_decay", "grad_clip", "ema", "ema_h
                 "lr_last", "group", "mismatch", "audio_blur", "attention", "guidance"}
 SHARES = {"audio_dropped", "unheard"}  # from 0 to below 1
 
+YAML_BYTES = 2**20  # most bytes of a configuration that are read
 # The demo world on two CPU cores in a few minutes; the model's recipe adds its own, the rest is the thesis's.
 DEMO = {"sample_every": 100, "save_every": 100, "minutes": 4.4}
 
@@ -154,10 +156,8 @@ def read_yaml(path: Path, what: str = "") -> Any:
     Raises:
         ValueError: no file, not YAML, or with aliases, whose ten lines can stand for more than memory holds.
     """
-    if path.exists() and not path.is_file():  # a FIFO would be waited for
-        raise ValueError(f"{what}{path} is not a file")
     try:
-        text = path.read_text()
+        text = read_bounded(path, YAML_BYTES).decode()
         if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
             raise ValueError("it has aliases (*name); write what they stand for")
         return yaml.safe_load(text)

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from shard_tools.formats.facts import is_audio
+from shard_tools.formats.index import read_bounded
 
 _SIDES = range(1, 8193)
-_BYTES = 2**28
 
 
 def read_data(folder: Path) -> dict[str, Any]:
@@ -20,9 +20,7 @@ def read_data(folder: Path) -> dict[str, Any]:
     """
     path = folder / "data.json"
     try:
-        if not path.is_file() or path.stat().st_size > _BYTES:  # a FIFO would be waited for
-            raise ValueError("no such file, or not one of a run")
-        facts = json.loads(path.read_bytes())
+        facts = json.loads(read_bounded(path))
         for name, fine in (("resolution", lambda value: type(value) is int and value in _SIDES),
                            ("genres", lambda value: isinstance(value, list) and all(type(one) is str for one in value)),
                            ("audio", lambda value: is_audio(value, known=False)),

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from shard_tools.formats.index import write_atomically
+from shard_tools.formats.index import read_bounded, write_atomically
 from shard_tools.formats.pool import run_tasks
 from shard_tools.formats.source import BadFileError, Entry
 
@@ -65,9 +65,7 @@ def recall(memory: Path) -> Heard:
         ValueError: it is not kept, or damaged.
     """
     try:
-        if not memory.is_file():  # a FIFO would be waited for
-            raise ValueError("no such file")
-        seconds, lines = json.loads(memory.read_bytes())
+        seconds, lines = json.loads(read_bounded(memory))
         return Heard(float(seconds), [Part(int(number), float(start), float(length),
                                            np.frombuffer(base64.b64decode(text, validate=True), "<f4"))
                                       for number, start, length, text in lines])

@@ -18,6 +18,7 @@ from shard_tools.formats.codec import VECTOR_BYTES, read_vector
 from shard_tools.formats.index import SPLITS
 from shard_tools.formats.layout import Candidate, Drop
 from shard_tools.formats.probe import SOUND, ProbeTask, from_line
+from shard_tools.formats.probe import read_rows as rows_of_chunk
 from shard_tools.formats.schema import FILE, Schema
 from shard_tools.formats.shards import ShardTask, read_again, shard_name
 
@@ -40,7 +41,7 @@ class Plan:
 
 def read_rows(tasks: Iterable[ProbeTask]) -> np.ndarray:
     """The rows of all chunks, ``[N]`` of ``SOUND``."""
-    parts = [np.fromfile(task.rows_path, SOUND) for task in tasks]
+    parts = [rows_of_chunk(task) for task in tasks]
     return np.concatenate(parts) if parts else np.empty(0, SOUND)
 
 

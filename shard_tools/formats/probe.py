@@ -21,6 +21,8 @@ from shard_tools.formats.source import BadFileError, Entry, read_entry
 
 CHUNK = 512
 
+DIGEST = 32  # bytes at the end of a chunk's rows, of them and of its drops
+
 # line, line_bytes: where the candidate's line lies. order: the seeded shuffle. dimension 0 = no vector.
 # plain: the cover's bytes can stay as they are if its size is right. group: of the album key, or of the cover's hash
 # where album is False.
@@ -73,7 +75,7 @@ def drop_lines(drops: Iterable[Drop]) -> bytes:
 
 def probe_chunk(task: ProbeTask) -> int:
     """Checks the candidates of a chunk and writes their rows and drops, unless that was done; returns their number."""
-    if task.rows_path.exists():
+    if _is_probed(task):
         return task.count
     rows, drops = [], []
     with open(task.work / "candidates.jsonl", "rb") as file:
@@ -82,9 +84,27 @@ def probe_chunk(task: ProbeTask) -> int:
             row = _probe(task, from_line(line), drops)
             if row:
                 rows.append((at, len(line), *row))
-    write_atomically(task.drops_path, drop_lines(drops))
-    write_atomically(task.rows_path, np.array(rows, SOUND).tobytes())  # last: it says that the chunk is done
+    listed, data = drop_lines(drops), np.array(rows, SOUND).tobytes()
+    write_atomically(task.drops_path, listed)
+    write_atomically(task.rows_path, data + _digest(task, data, listed))  # last: it says that the chunk is done
     return task.count
+
+
+def read_rows(task: ProbeTask) -> np.ndarray:
+    """The rows of a chunk that was checked, ``[n]`` of ``SOUND``."""
+    return np.frombuffer(task.rows_path.read_bytes()[:-DIGEST], SOUND)
+
+
+def _digest(task: ProbeTask, rows: bytes, drops: bytes) -> bytes:
+    return hashlib.sha256(b"%d %d %b%b" % (task.number, len(rows), rows, drops)).digest()
+
+
+def _is_probed(task: ProbeTask) -> bool:
+    """Whether a chunk was checked before; notes of it that are damaged would lose samples, and are made again."""
+    if not task.rows_path.is_file() or not task.drops_path.is_file():
+        return False
+    data = task.rows_path.read_bytes()
+    return data[-DIGEST:] == _digest(task, data[:-DIGEST], task.drops_path.read_bytes())
 
 
 def _lines(file: BinaryIO, count: int) -> Iterator[tuple[int, bytes]]:

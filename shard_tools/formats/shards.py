@@ -16,7 +16,7 @@ import numpy as np
 
 from shard_tools.formats.blocks import Blocks, Moments
 from shard_tools.formats.codec import COVER_BYTES, VECTOR_BYTES, fit_cover, read_vector, write_vector
-from shard_tools.formats.index import ROW, hash64, write_atomically
+from shard_tools.formats.index import ROW, file_sha256, hash64, write_atomically
 from shard_tools.formats.layout import Candidate
 from shard_tools.formats.probe import from_line
 from shard_tools.formats.source import BadFileError, Entry, read_entry
@@ -204,13 +204,14 @@ def read_result(task: ShardTask) -> ShardResult:
 def _is_packed(task: ShardTask) -> bool:
     """Whether a shard and its result are there from before; what is damaged is made again."""
     try:
-        return task.result_path.is_file() and read_result(task).bytes == _size(task.out / task.name)
-    except ValueError:
+        result, path = task.result_path.is_file() and read_result(task), task.out / task.name
+        return bool(result) and result.bytes == _size(path) and file_sha256(path) == result.sha256
+    except (OSError, ValueError):
         return False
 
 
 def _size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else -1
+    return path.stat().st_size if path.is_file() else -1
 
 
 def _read_sample(task: ShardTask, candidate: Candidate, sound: np.void) -> tuple[bytes, np.ndarray | None]:
