@@ -121,7 +121,8 @@ def run(seeds: Iterable[int], base: Path, targets: tuple[Target, ...] = TARGETS,
 def told(result: Result) -> str:
     """A failed case for people: what was done, what is wrong, the end of what was said, and how to repeat it."""
     said = "\n    | ".join(result.outcome.said.replace("\r", "\n").strip().splitlines()[-6:])
-    return (f"{'FAILED' if result.complaints else 'right:'} seed {result.seed}, {result.target}, {result.damage.words}\n    "
+    verdict = "FAILED" if result.complaints else "right:"
+    return (f"{verdict} seed {result.seed}, {result.target}, {result.damage.words}\n    "
             + "\n    ".join(complaint[:500] for complaint in result.complaints[:5]) + f"\n    | {said[-1500:]}")
 
 

@@ -20,7 +20,6 @@ from shard_tools.formats.layout import Candidate, Drop
 from shard_tools.formats.source import BadFileError, Entry, read_entry
 
 CHUNK = 512
-
 DIGEST = 32  # bytes at the end of a chunk's rows, of them and of its drops
 
 # line, line_bytes: where the candidate's line lies. order: the seeded shuffle. dimension 0 = no vector.
