@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import fire
 from fire import decorators
 
-LONGEST = 2000  # characters of a message
+LONGEST, WORD = 2000, 500  # characters of a message, and of a word in it
 BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 
@@ -162,7 +162,7 @@ def guarded(call: Callable[[], int | None]) -> typing.NoReturn:
 def readable(text: str) -> str:
     """A message that may quote what files hold: control characters as escapes, and no more than anybody reads."""
     shown = "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape", "surrogatepass").decode()
-                    for c in text[:LONGEST])
+                    for c in re.sub(rf"(\S{{{WORD}}})\S+", r"\1...", text[:100 * LONGEST])[:LONGEST])
     return shown + ("..." if len(text) > LONGEST else "")
 
 

@@ -169,6 +169,8 @@ def read_yaml(path: Path, what: str = "") -> Any:
 
 def check_range(name: str, value: Any) -> None:
     """Raises ValueError for a number that an option can't be."""
+    if value is None:
+        return
     if name in POSITIVE and not value > 0:
         raise ValueError(f"--{name} {value}: must be above 0")
     if name in NOT_NEGATIVE and not value >= 0:
@@ -192,8 +194,7 @@ def resolve(flags: dict[str, Any]) -> Config:
     cli.check_names(given, options)
     demo = given.get("shards") is None
     values = {**recipe.preset, **({**DEMO, **recipe.demo} if demo else {}), **given}
-    values = {name: cli.coerce(name, value, options[name].type) if value is not None else None
-              for name, value in values.items() if name in options}
+    values = {name: cli.coerce(name, value, options[name].type) for name, value in values.items() if name in options}
     for name, value in values.items():
         check_range(name, value)
     if not 0 <= values.get("ema", 0) < 1:
