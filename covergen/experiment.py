@@ -17,7 +17,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from PIL import Image
 
 from covergen import models
@@ -68,7 +67,7 @@ def main(name: str, tier: str = "toy", shards: str | None = None, out: str | Non
         plan["tiers"][tier]["evaluate"] | options, run=folder / "runs" / row["name"], shards=data,
         judge=folder / "runs" / "judge", out=folder / "evaluations" / f"{label}.json")]
         for row in wanted for label, options in evaluations_of(row).items()}
-    titles = {label: row["title"].format(**options) for row in wanted for label, options in evaluations_of(row).items()}
+    titles = {label: titled(row["title"], options) for row in wanted for label, options in evaluations_of(row).items()}
     if dry_run:
         for line in [*(command for command, _ in trainings.values()), *evaluations.values()]:
             print(shlex.join(line))
@@ -107,23 +106,49 @@ def read_plan(name: str, tier: str) -> dict[str, Any]:
     if not path.is_file():
         known = [plan.stem for plan in PLANS.glob("*.yaml")]
         raise ValueError(f"{name}: no such experiment or YAML file, {cli.nearest(name, known)}")
-    try:
-        plan = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    plan = config.read_yaml(path)
     if not isinstance(plan, dict) or not {"tiers", "judge", "rows", "shown"} <= plan.keys() <= PARTS:
         raise ValueError(f"{path}: expected the parts {', '.join(sorted(PARTS))}")
-    if tier not in plan["tiers"]:
-        raise ValueError(f"--tier {tier}: {path} has {', '.join(plan['tiers'])}")
-    for part, found, needed in [("tier", plan["tiers"][tier], {"demo", "minutes", "judge_minutes", "evaluate"}),
-                                *(("row", row, {"name", "title", "train"}) for row in plan["rows"])]:
-        if missing := needed - found.keys():
-            raise ValueError(f"{path}: a {part} has no {', '.join(sorted(missing))}")
-    for limits in plan.get("thresholds", {}).get(tier, {}).values():
-        for metric, limit in limits.items():
-            if not limit or not limit.keys() <= COMPARED.keys():
-                raise ValueError(f"{path}: the threshold of {metric} is {limit}, expected {' or '.join(COMPARED)}")
+    check_plan(plan, tier, path)
     return plan
+
+
+def check_plan(plan: dict[str, Any], tier: str, path: Path) -> None:
+    """Raises ValueError for parts of a plan that are missing or of another kind than is expected."""
+    def need(what: str, found: Any, kinds: dict[str, type | tuple[type, ...]], free: tuple[str, ...] = ()) -> None:
+        if not isinstance(found, dict):
+            raise ValueError(f"{path}: {what} is {found!r:.80}, expected lines 'name: value'")
+        if missing := kinds.keys() - found.keys() - set(free):
+            raise ValueError(f"{path}: a {what} has no {', '.join(sorted(missing))}")
+        for name, kind in kinds.items():
+            if name in found and not isinstance(found[name], kind):
+                raise ValueError(f"{path}: {name} of a {what} is {found[name]!r:.80}, expected "
+                                 + {str: "text", dict: "lines 'name: value'", list: "a list"}.get(kind, "a number"))
+
+    numbers = (int, float)
+    need("plan", plan, {"tiers": dict, "judge": dict, "rows": list, "shown": list, "thresholds": dict}, ("thresholds",))
+    if tier not in plan["tiers"]:
+        raise ValueError(f"--tier {tier}: {path} has {', '.join(map(str, plan['tiers']))}")
+    need("tier", plan["tiers"][tier], {"demo": str, "minutes": numbers, "judge_minutes": numbers, "evaluate": dict,
+                                       "train": dict, "jobs": int}, ("train", "jobs"))
+    need("judge", plan["judge"], {"train": dict, tier: dict}, ("train", tier))
+    if not plan["rows"] or not all(isinstance(metric, str) for metric in plan["shown"]):
+        raise ValueError(f"{path}: expected rows, and names of metrics that are shown")
+    for row in plan["rows"]:
+        need("row", row, {"name": str, "title": str, "train": dict, tier: dict, "evaluations": list},
+             (tier, "evaluations"))
+        if not re.fullmatch(r"\w[\w.-]*", row["name"]):
+            raise ValueError(f"{path}: the row {row['name']!r:.80} would be a folder; expected letters, digits, - or _")
+        for options in row.get("evaluations", []):
+            need("row's evaluation", options, dict.fromkeys(options if isinstance(options, dict) else (), numbers))
+    need("tier's thresholds", plan.get("thresholds", {}).get(tier, {}), {})
+    for limits in plan.get("thresholds", {}).get(tier, {}).values():
+        need("threshold", limits, {})
+        for metric, limit in limits.items():
+            if not isinstance(limit, dict) or not limit or not limit.keys() <= COMPARED.keys() or not all(
+                    isinstance(bound, numbers) for bound in limit.values()):
+                raise ValueError(f"{path}: the threshold of {metric} is {limit!r:.80}, expected "
+                                 f"{' or '.join(COMPARED)} and a number")
 
 
 def check_training(name: str, options: dict[str, Any], shards: str) -> None:
@@ -152,6 +177,13 @@ def evaluations_of(row: dict[str, Any]) -> dict[str, dict[str, Any]]:
     several = row.get("evaluations") or [{}]
     return {"_".join([row["name"], *(f"{name}_{value:g}" for name, value in flags.items())]): flags
             for flags in several}
+
+
+def titled(title: str, options: dict[str, Any]) -> str:
+    """A row's title with the options of its evaluation in their places, ``{guidance:g}``."""
+    for name, value in options.items():
+        title = title.replace(f"{{{name}:g}}", f"{value:g}")
+    return title
 
 
 def words(options: dict[str, Any], **more: Any) -> list[str]:

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import fire
 from fire import decorators
 
+LONGEST, WORD = 2000, 500  # characters of a message, and of a word in it
 BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 
@@ -151,11 +152,18 @@ def guarded(call: Callable[[], int | None]) -> typing.NoReturn:
     try:
         sys.exit(call() or 0)
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {readable(str(error))}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted; run the same command again to go on", file=sys.stderr)
         sys.exit(130)
+
+
+def readable(text: str) -> str:
+    """A message that may quote what files hold: control characters as escapes, and no more than anybody reads."""
+    shown = "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape", "surrogatepass").decode()
+                    for c in re.sub(rf"(\S{{{WORD}}})\S+", r"\1...", text[:100 * LONGEST])[:LONGEST])
+    return shown + ("..." if len(text) > LONGEST else "")
 
 
 def joined(argv: Sequence[str], several: Sequence[str], bare: Sequence[str] = ()) -> list[str]:

@@ -25,7 +25,7 @@ from shard_tools.formats.covers import CoverTask, choices, make_cover, origin
 from shard_tools.formats.genres import read_map
 from shard_tools.formats.layout import Drop
 from shard_tools.formats.library import Library, walk
-from shard_tools.formats.memory import Heard, HearTask, Part, hear_all, memory_of
+from shard_tools.formats.memory import Heard, HearTask, Part, hear_all, is_kept, memory_of
 from shard_tools.formats.music import Tags, read_tags
 from shard_tools.formats.pool import Distributor, Pool, available_workers
 from shard_tools.formats.quarantine import show_reasons, verdict, write_quarantine
@@ -207,7 +207,7 @@ def _with_covers(tracks: list[Track], library: Library, task: CoverTask, drops: 
 
 def _hear(tasks: list[HearTask], pool: Pool) -> Iterator[tuple[str, BadFileError]]:
     """Hears what was not heard before; yields the paths of the files that can't be, and why."""
-    new = [task for task in tasks if not task.memory.exists()]
+    new = [task for task in tasks if not is_kept(task.memory)]
     with tqdm(total=len(tasks), initial=len(tasks) - len(new), desc="hearing", unit=" tracks", smoothing=0.05) as bar:
         for task, error in hear_all(new, pool):
             bar.update()

@@ -36,7 +36,7 @@ from tqdm import tqdm
 
 from shard_tools import cli
 from shard_tools.formats import world as worlds
-from shard_tools.formats.index import SPLITS, write_atomically
+from shard_tools.formats.index import SPLITS, read_bounded, write_atomically
 
 VERSION = 1  # of the world: raise it whenever the same options give other bytes
 Tier = Literal["toy", "std", "hard"]
@@ -86,8 +86,12 @@ def is_finished(out: str | Path, options: dict[str, Any]) -> bool:
     if marker not in names:
         raise ValueError(f"--out: {out} already holds {sorted(names)[0]!r}, which is no demo; choose a new folder")
     try:
-        found = dict(json.loads((out / marker).read_bytes())["options"])
-    except (ValueError, KeyError, TypeError) as error:
+        facts = json.loads(read_bounded(out / marker))
+        found = dict(facts["options"])
+        if marker == DONE and not all(isinstance(facts[name].get(split, 0), int)
+                                      for name in ("albums", "tracks") for split in SPLITS):
+            raise ValueError("its counts are no numbers")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"--out: {out / marker} can't be read ({error}); choose a new folder") from None
     if found != options:
         other = ", ".join(f"{name} {found.get(name)} instead of {value}"
@@ -199,10 +203,10 @@ def main(out: str, tier: Tier = "toy", resolution: int | None = None, albums: in
     make(out, tier, resolution, albums, seed)
     seconds = time.perf_counter() - began
     facts = json.loads((Path(out) / DONE).read_bytes())
-    total = sum(facts["albums"].values())
+    total, tracks = (sum(facts[name].get(split, 0) for split in SPLITS) for name in ("albums", "tracks"))
     print(f"{out}: this very demo was already there" if was_there else
           f"{out}: made {total / seconds:,.0f} covers/s with their tracks' files")
-    print(f"{total:,} albums, {sum(facts['tracks'].values()):,} tracks: " + ", ".join(
+    print(f"{total:,} albums, {tracks:,} tracks: " + ", ".join(
         f"{split} {facts['albums'].get(split, 0):,} / {facts['tracks'].get(split, 0):,}" for split in SPLITS))
     print(f"next: python -m shard_tools.pack --source {out} --out SHARDS")
 

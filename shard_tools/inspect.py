@@ -41,9 +41,12 @@ def inspect(shards: str, preview: str | None = None, unpack: str | None = None, 
         raise ValueError(f"{root} holds no <split>.index.json; expected a folder that shard_tools.pack has finished")
     indexes = [open_index(root, name) for name in ([split] if split else have)]
     for index in indexes:
-        check_facts(index.facts, index.split)
+        try:
+            check_facts(index.facts, index.split)
+        except ValueError as error:
+            raise ValueError(f"{root}/{index.split}.index.json: {error}") from None
         if problems := row_problems(index):
-            raise ValueError(f"{index.split}.index.npy: {problems[0]}; see shard_tools.verify")
+            raise ValueError(f"{root}/{index.split}.index.npy: {problems[0]}; see shard_tools.verify")
     if preview and (Path(preview).is_dir() or not Path(preview).absolute().parent.is_dir()):
         raise ValueError(f"--preview {preview}: expected the name of a PNG file in a folder that exists")
     if unpack and Path(unpack).is_file():
@@ -112,8 +115,7 @@ def draw_preview(index: Index, path: Path) -> None:
     for i, number in enumerate(chosen):
         row = index.rows[number]
         x, y = GAP + i % COLUMNS * (TILE + GAP), GAP + i // COLUMNS * (TILE + LABEL + GAP)
-        with open(index.shards[row["shard"]], "rb") as file:
-            cover = Image.fromarray(read_cover(read_sample(file, row)[1]))
+        cover = Image.fromarray(read_cover(_read(index, row)[1]))
         sheet.paste(cover.resize((TILE, TILE), Image.Resampling.LANCZOS), (x, y))
         label = _fit(_shown(index.facts["genres"][row["genre"]]), font)
         draw.text((x + TILE / 2, y + TILE + LABEL / 2), label, "black", font, anchor="mm")
@@ -152,12 +154,7 @@ def unpack_shards(indexes: list[Index], out: Path) -> int:
     done = 0
     for index in indexes:
         for row in tqdm(index.rows, desc=index.split, unit=" samples"):
-            try:
-                with open(index.shards[row["shard"]], "rb") as file:
-                    key, cover, audio = read_sample(file, row)
-            except BadFileError as error:
-                name = index.shards[row["shard"]].name
-                raise ValueError(f"{name}: {error.detail}; see shard_tools.verify --full") from None
+            key, cover, audio = _read(index, row)
             folder = out / index.split / index.facts["genres"][row["genre"]]
             folder.mkdir(parents=True, exist_ok=True)
             for data, kind in ((cover, ".jpg"), (audio, ".npy")):
@@ -166,6 +163,18 @@ def unpack_shards(indexes: list[Index], out: Path) -> int:
                         file.write(data)
             done += 1
     return done
+
+
+def _read(index: Index, row: np.void) -> tuple[str, bytes, bytes]:
+    """As ``read_sample``; ValueError, with the name of the shard, where it does not hold what its index says."""
+    path = index.shards[row["shard"]]
+    try:
+        if not path.is_file():  # a FIFO would be waited for
+            raise BadFileError("unreadable", "not a file")
+        with open(path, "rb") as file:
+            return read_sample(file, row)
+    except BadFileError as error:
+        raise ValueError(f"{path}: {error.detail}; see shard_tools.verify --full") from None
 
 
 def _file_stem(key: str) -> str:

@@ -13,6 +13,7 @@ import numpy as np
 
 from covergen.analyses import names_of
 from covergen.runtime import plots
+from covergen.runtime.tracking import lines_of
 
 SHOWN = re.compile(r"loss/.+|val/.+|optim/(.+_)?lr(_.+)?")
 SECTIONS = ("loss", "val", "optim")
@@ -56,10 +57,10 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
     path, rows = folder / "log.jsonl", []
     if not path.is_file():
         raise ValueError(f"{folder} has no log.jsonl: not a run folder, or one that has not been trained")
-    for line in path.read_bytes().splitlines():
+    for line in lines_of(path):
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             break
         if not isinstance(row, dict) or not is_number(row.get("step")):
             break

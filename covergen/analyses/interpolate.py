@@ -11,7 +11,7 @@ from torch import Tensor
 from covergen.analyses import names_of
 from covergen.nn.turn import Latents
 from covergen.runtime import plots
-from covergen.runtime.data import varied
+from covergen.runtime.order import varied
 from covergen.runtime.pictures import to_unit
 from covergen.runtime.run import Run
 from covergen.runtime.samples import Samples, find_split

@@ -19,6 +19,7 @@ import yaml
 from covergen import models
 from covergen.runtime.mirror import local_folder
 from shard_tools import cli
+from shard_tools.formats.index import read_bounded
 from shard_tools.formats.remote import check_url, is_remote
 
 
@@ -124,6 +125,7 @@ NOT_NEGATIVE = {"epochs", "patience", "weight_decay", "grad_clip", "ema", "ema_h
                 "shard_window"}
 SHARES = {"audio_dropped", "unheard", "max_damaged"}  # from 0 to below 1
 
+YAML_BYTES = 2**20  # most bytes of a configuration that are read
 # The demo world on two CPU cores in a few minutes; the model's recipe adds its own, the rest is the thesis's.
 DEMO = {"sample_every": 100, "save_every": 100, "minutes": 4.4}
 
@@ -175,15 +177,27 @@ def read_file(path: str) -> dict[str, Any]:
     Raises:
         ValueError: not a mapping of option names to values.
     """
-    try:
-        found = yaml.safe_load(Path(path).read_text())
-    except OSError as error:
-        raise ValueError(f"--config {path} can't be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"--config {path} is not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(found, dict):
+    found = read_yaml(Path(path), "--config ")
+    if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
         raise ValueError(f"--config {path}: expected lines 'option: value', found {type(found).__name__}")
     return found
+
+
+def read_yaml(path: Path, what: str = "") -> Any:
+    """The values in a YAML file, whoever wrote it; ``what`` comes before its path in messages.
+
+    Raises:
+        ValueError: no file, not YAML, or with aliases, whose ten lines can stand for more than memory holds.
+    """
+    try:
+        text = read_bounded(path, YAML_BYTES).decode()
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
+            raise ValueError("it has aliases (*name); write what they stand for")
+        return yaml.safe_load(text)
+    except OSError as error:
+        raise ValueError(f"{what}{path} can't be read: {error.strerror}") from None
+    except Exception as error:  # the boundary to YAML, which raises nearly anything for odd values
+        raise ValueError(f"{what}{path} is not YAML: {' '.join(str(error).split()) or type(error).__name__}") from None
 
 
 def check_range(name: str, value: Any) -> None:
@@ -213,8 +227,7 @@ def resolve(flags: dict[str, Any]) -> Config:
     cli.check_names(given, options)
     demo = given.get("shards") is None
     values = {**recipe.preset, **({**DEMO, **recipe.demo} if demo else {}), **given}
-    values = {name: cli.coerce(name, value, options[name].type) if value is not None else None
-              for name, value in values.items() if name in options}
+    values = {name: cli.coerce(name, value, options[name].type) for name, value in values.items() if name in options}
     for name, value in values.items():
         check_range(name, value)
     if not 0 <= values.get("ema", 0) < 1:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import mmap
 from collections.abc import Callable
 from functools import cached_property, lru_cache
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -21,10 +20,11 @@ from torch.nn import functional as F
 
 from covergen.runtime.damage import Damage, until_sound
 from covergen.runtime.members import Failures, Members
-from covergen.runtime.order import Partners, keys, of_albums, scramble
+from covergen.runtime.order import Partners, keys, of_albums, scramble, share_of, varied
 from covergen.runtime.scale import AudioScale
 from covergen.runtime.shelf import open_shelf
 from covergen.runtime.windows import WindowOrder, WindowPartners, make_order, shard_bounds, window_at
+from shard_tools.formats.facts import check_facts
 from shard_tools.formats.index import local_root, open_index, splits_in
 from shard_tools.formats.layout import UNKNOWN
 
@@ -75,17 +75,6 @@ class Stream(Protocol):
         """No sample of the stream from this position on will be read."""
 
 
-def varied(genres: np.ndarray, count: int) -> list[int]:
-    """At most ``count`` rows, round by round one of every genre, from the genre ``[N]`` of all rows."""
-    members = [np.flatnonzero(genres == genre)[:count].tolist() for genre in np.unique(genres)]
-    return [row for rows in zip_longest(*members) for row in rows if row is not None][:count]
-
-
-def share_of(batch_size: int, rank: int, ranks: int) -> range:
-    """Which places of a global batch a rank reads: as many as the others, or one more or less."""
-    return range(batch_size * rank // ranks, batch_size * (rank + 1) // ranks)
-
-
 class IndexedShards:
     """Shards that ``shard_tools.pack`` wrote, cut into global batches of which this rank reads its slice."""
 
@@ -111,6 +100,10 @@ class IndexedShards:
         places = share_of(batch_size, rank, ranks) or range(1)  # a rank without a share reads what does not count
         self.first, self.share = places.start, len(places)
         self.index = open_index(root, split)
+        try:
+            check_facts(self.index.facts, split)
+        except ValueError as error:
+            raise ValueError(f"{root}/{split}.index.json: {error}") from None
         self.facts, self.resolution = self.index.facts, self.index.facts["resolution"]
         self.identity = self.facts["self_sha256"]
         rows = self.index.rows

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import time
 from collections.abc import Callable
@@ -12,6 +11,7 @@ from typing import IO, Any
 
 from covergen.runtime.checkpoint import check, checkpoints, newest_sound, put_aside, step_of
 from covergen.runtime.config import Config, differences, read_run
+from covergen.runtime.facts import read_data
 from shard_tools.formats.index import facts_bytes, write_atomically
 
 LOCK_PATIENCE = 60.0
@@ -114,7 +114,7 @@ def write_run(folder: Path, config: Config, data: dict[str, Any], resuming: bool
     """
     path = folder / "data.json"
     if resuming and path.is_file():
-        begun = json.loads(path.read_text())
+        begun = read_data(folder)
         if begun["identity"] is None:  # converted from elsewhere, trained here for the first time
             for what, old, new in ((f"{folder} makes covers of", begun["resolution"], data["resolution"]),
                                    (f"{folder} hears vectors of", *map(_dimension, (begun, data)))):

@@ -20,7 +20,8 @@ import torch
 import webdataset
 
 from covergen.runtime.damage import SOON, Damage, DamagedSample
-from covergen.runtime.data import Batch, share_of
+from covergen.runtime.data import Batch
+from covergen.runtime.order import share_of
 from covergen.runtime.reading import decode
 from covergen.runtime.scale import AudioScale
 from shard_tools.formats import blocks, codec

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from covergen.runtime.data import IndexedShards, varied
+from covergen.runtime.data import IndexedShards
+from covergen.runtime.order import varied
 from shard_tools import extractors
 from shard_tools.extractors import audio
 from shard_tools.formats import acousticbrainz, codec

@@ -10,6 +10,7 @@ Source: Black and Rogaway 2002, "Ciphers with Arbitrary Finite Domains" (cycle w
 from __future__ import annotations
 
 import hashlib
+from itertools import zip_longest
 
 import numpy as np
 
@@ -60,6 +61,17 @@ def of_albums(groups: np.ndarray, whose: str) -> np.ndarray:
     """
     judged = scramble(scramble(groups.astype(np.uint64))) % np.uint64(4) == 0
     return np.flatnonzero({"judge": judged, "generator": ~judged, "all": np.ones(len(groups), bool)}[whose])
+
+
+def share_of(batch_size: int, rank: int, ranks: int) -> range:
+    """Which places of a global batch a rank reads: as many as the others, or one more or less."""
+    return range(batch_size * rank // ranks, batch_size * (rank + 1) // ranks)
+
+
+def varied(genres: np.ndarray, count: int) -> list[int]:
+    """At most ``count`` rows, round by round one of every genre, from the genre ``[N]`` of all rows."""
+    members = [np.flatnonzero(genres == genre)[:count].tolist() for genre in np.unique(genres)]
+    return [row for rows in zip_longest(*members) for row in rows if row is not None][:count]
 
 
 class SampleOrder:

@@ -6,7 +6,6 @@ Nothing else is needed, neither the shards of the run nor accelerate, webdataset
 from __future__ import annotations
 
 import dataclasses
-import json
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from covergen.nn.layers import AudioEncoder
 from covergen.nn.turn import Model, Sizes
 from covergen.runtime import checkpoint, config
 from covergen.runtime.data import Batch, shrink
+from covergen.runtime.facts import read_data
 from covergen.runtime.mirror import fetched_run
 from covergen.runtime.scale import AudioScale
 
@@ -110,10 +110,7 @@ def open_run(folder: str | Path, *, which: str = "auto", averaged: bool = True,
     """
     folder = fetched_run(folder)
     run = _with_options(config.read_run(folder), options or {})
-    try:
-        facts = json.loads((folder / "data.json").read_text())
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{folder}/data.json can't be read ({error}); without it the run can't be used") from None
+    facts = read_data(folder)
     chosen = _choose(folder, which)
     scale = AudioScale(facts["audio"], run.training.audio_scale) if facts["audio"] else None
     model = models.load(run.model).build(run.options, Sizes(facts["resolution"], scale.size if scale else 0))

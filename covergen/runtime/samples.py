@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from covergen.runtime.data import Batch, IndexedShards, shrink, varied
+from covergen.runtime.data import Batch, IndexedShards, shrink
+from covergen.runtime.order import varied
 from covergen.runtime.run import Run
 from shard_tools.cli import nearest
 from shard_tools.formats import codec

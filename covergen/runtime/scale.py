@@ -22,6 +22,8 @@ class AudioScale:
         if self.raw:
             self.size = self.dimension
             return
+        if facts["mean"] is None or facts["std"] is None:
+            raise ValueError("--audio_scale standard: the mean and standard deviation of the audio are missing")
         self.blocks = facts["blocks"]
         self.mean = np.asarray(facts["mean"], np.float64)
         std = np.asarray(facts["std"], np.float64)

@@ -9,7 +9,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from covergen.runtime.config import Training
-from covergen.runtime.data import Batch, share_of
+from covergen.runtime.data import Batch
+from covergen.runtime.order import share_of
 
 
 class Share:

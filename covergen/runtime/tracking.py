@@ -10,7 +10,7 @@ import math
 import os
 import secrets
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,14 @@ from torch import Tensor
 from covergen.runtime import pictures
 from shard_tools.formats.index import write_atomically
 
+LINE_BYTES = 2**20  # most bytes of a line that are read at once
+
+
+def lines_of(path: Path) -> Iterator[bytes]:
+    """The lines of a log with their ends, none longer than any log has."""
+    with open(path, "rb") as file:
+        yield from iter(lambda: file.readline(LINE_BYTES), b"")
+
 
 def cut_log(path: Path, step: int) -> int:
     """Drops the lines of a log after ``step``, and any half-written one, for that part of the run happens again.
@@ -26,11 +34,11 @@ def cut_log(path: Path, step: int) -> int:
     Returns the last step that the log held before.
     """
     kept, last = [], 0
-    for line in path.read_bytes().splitlines(keepends=True) if path.is_file() else []:
+    for line in lines_of(path) if path.is_file() else []:
         try:
-            last = json.loads(line)["step"]
-        except (ValueError, KeyError, TypeError):
-            break
+            last = int(json.loads(line)["step"])
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):  # damaged: the others stay
+            continue
         if last <= step and line.endswith(b"\n"):
             kept.append(line)
     write_atomically(path, b"".join(kept))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -104,8 +105,11 @@ def origin(track: Track, choice: Choice) -> str:
 def make_cover(task: CoverTask) -> Cover:
     """Writes the first sound picture as a JPEG to ``task.path``, unless that was done."""
     note = task.path.with_suffix(".json")
-    if note.exists():
-        return Cover(*json.loads(note.read_bytes()))
+    if note.is_file():
+        with contextlib.suppress(ValueError, TypeError, RecursionError):  # a damaged one is made again
+            chosen, problems = json.loads(note.read_bytes())
+            if -1 <= chosen < len(task.choices):
+                return Cover(chosen, problems)
     chosen, problems = -1, []
     for number, choice in enumerate(task.choices):
         try:

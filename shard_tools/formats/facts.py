@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -34,22 +35,35 @@ def check_facts(facts: dict[str, Any], split: str) -> None:
     _require(facts["genres"] == sorted(set(map(str, facts["genres"]))), "genres")
     _require(all(is_plain_name(genre) for genre in facts["genres"]), "genres")
     _require(all(isinstance(other, str) and other.isalpha() for other in facts["splits"]), "splits")
-    audio = facts.get("audio", ())
-    if audio is not None:
-        _require(isinstance(audio, dict) and isinstance(audio.get("dimension"), int), "audio")
-        for name in ("mean", "std"):
-            _require(isinstance(audio.get(name), list) and len(audio[name]) == audio["dimension"] > 0, "audio")
-            _require(all(isinstance(number, float) for number in audio[name]), "audio")
-        blocks = audio.get("blocks")
-        _require(isinstance(blocks, list) and blocks and all(
-            isinstance(block, list) and [type(edge) for edge in block] == [int, int] for block in blocks), "audio")
-        edges = [edge for block in blocks for edge in block]
-        _require([edges[0], edges[-1]] == [0, audio["dimension"]] and edges[1:-1:2] == edges[2::2], "audio")
-        _require(edges == sorted(edges) and len(audio.get("block_counts", ())) == len(blocks), "audio")
-        features = audio.get("features", {})
-        _require(isinstance(features, dict) and all(isinstance(features.get(n), t) for n, t in _FEATURES.items()
-                                                    if features), "audio")
+    _require("audio" in facts and is_audio(facts["audio"]), "audio")
+    if facts["audio"]:
+        counts = facts["audio"].get("block_counts")
+        _require(isinstance(counts, list) and len(counts) == len(facts["audio"]["blocks"])
+                 and all(isinstance(count, int) for count in counts), "audio")
     _require(all(isinstance(n, int) for n in [*facts["genre_counts"].values(), *facts["drops"].values()]), "drops")
+
+
+def is_audio(audio: Any, known: bool = True) -> bool:
+    """Whether it is what facts say of vectors: None, or their dimension, blocks that fill it, mean and standard
+    deviation (or, unless they must be ``known``, None), and perhaps what the numbers are."""
+    if audio is None:
+        return True
+    if not isinstance(audio, dict) or type(audio.get("dimension")) is not int or audio["dimension"] < 1:
+        return False
+    for name in ("mean", "std"):
+        numbers = audio.get(name)
+        if (numbers is not None or known) and not (
+                isinstance(numbers, list) and len(numbers) == audio["dimension"]
+                and all(isinstance(number, float) and math.isfinite(number) for number in numbers)):
+            return False
+    blocks, features = audio.get("blocks"), audio.get("features", {})
+    if not isinstance(blocks, list) or not blocks or not all(
+            isinstance(block, list) and [type(edge) for edge in block] == [int, int] for block in blocks):
+        return False
+    edges = [edge for block in blocks for edge in block]
+    return ([edges[0], edges[-1]] == [0, audio["dimension"]] and edges[1:-1:2] == edges[2::2]
+            and edges == sorted(edges) and isinstance(features, dict)
+            and all(isinstance(features.get(name), kind) for name, kind in _FEATURES.items() if features))
 
 
 def row_problems(index: Index) -> list[str]:

@@ -12,6 +12,7 @@ import io
 import json
 import os
 import re
+import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,7 @@ ROW = np.dtype([
     ("genre", "<i2"), ("group", "<i8"), ("cover_hash", "<u8"), ("crc", "<u4"),
 ])
 
+FACTS_BYTES = 2**27  # most bytes of a JSON that are read; 100,000 shards have 20 million
 SHARD_NAME = re.compile(r"([a-z]+)-(\d{5,})-of-(\d{5,})\.tar", re.ASCII)
 
 
@@ -63,6 +65,21 @@ def hash64(data: bytes) -> int:
 def file_sha256(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_bounded(path: Path, limit: int = FACTS_BYTES) -> bytes:
+    """The bytes of a regular file, which a FIFO or a device is not.
+
+    Raises:
+        OSError: it can't be read.
+        ValueError: no regular file, or larger than the limit.
+    """
+    facts = os.stat(path)
+    if not stat.S_ISREG(facts.st_mode):  # a FIFO would be waited for
+        raise ValueError("not a file")
+    if facts.st_size > limit:
+        raise ValueError(f"{facts.st_size:,} bytes, the limit is {limit:,}")
+    return path.read_bytes()
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -119,9 +136,9 @@ def read_facts(path: Path) -> dict[str, Any]:
         ValueError: damaged, or written by another version.
     """
     try:
-        facts = json.loads(path.read_bytes())
+        facts = json.loads(read_bounded(path))
         whole = facts["self_sha256"] == _digest(facts)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{path} is not a shard index ({error}); pack the shards again") from None
     if not whole:
         raise ValueError(f"{path} is damaged: its own checksum does not fit; pack the shards again")
@@ -152,8 +169,10 @@ def open_index(root: str | Path, split: str) -> Index:
         raise FileNotFoundError(f"{root} has no finished {split!r} split (found: {have}); make it: shard_tools.pack")
     facts = read_facts(path)
     try:
+        if not (root / f"{split}.index.npy").is_file():  # a FIFO would be waited for
+            raise ValueError("no such file")
         rows = np.lib.format.open_memmap(root / f"{split}.index.npy", mode="r")  # refuses objects
-    except (OSError, ValueError) as error:
+    except Exception as error:  # the boundary to numpy, whose header may hold any literal
         raise ValueError(f"{root / f'{split}.index.npy'} can't be read ({error}); pack the shards again") from None
     if rows.dtype != ROW or rows.shape != (facts["samples"],):
         raise ValueError(f"{root}: {split}.index.npy does not belong to {split}.index.json; pack the shards again")

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from shard_tools.formats.index import write_atomically
+from shard_tools.formats.index import read_bounded, write_atomically
 from shard_tools.formats.pool import Pool
 from shard_tools.formats.source import BadFileError, Entry
 
@@ -59,9 +59,26 @@ def memory_of(folder: Path, entry: Entry, *facts: object) -> Path:
 
 
 def recall(memory: Path) -> Heard:
-    """What was heard of a file."""
-    seconds, lines = json.loads(memory.read_bytes())
-    return Heard(seconds, [Part(*facts, np.frombuffer(base64.b64decode(text), "<f4")) for *facts, text in lines])
+    """What was heard of a file.
+
+    Raises:
+        ValueError: it is not kept, or damaged.
+    """
+    try:
+        seconds, lines = json.loads(read_bounded(memory))
+        return Heard(float(seconds), [Part(int(number), float(start), float(length),
+                                           np.frombuffer(base64.b64decode(text, validate=True), "<f4"))
+                                      for number, start, length, text in lines])
+    except (OSError, ValueError, TypeError, OverflowError, RecursionError) as error:
+        raise ValueError(f"{memory} is damaged ({error}); delete it and run the command again") from None
+
+
+def is_kept(memory: Path) -> bool:
+    """Whether what was heard of a file is there and whole."""
+    try:
+        return bool(recall(memory))
+    except ValueError:
+        return False
 
 
 def hear_all(tasks: Sequence[HearTask], pool: Pool) -> Iterator[tuple[HearTask, BadFileError | None]]:
@@ -96,7 +113,7 @@ def hear_all(tasks: Sequence[HearTask], pool: Pool) -> Iterator[tuple[HearTask, 
 
 def hear(task: HearTask) -> BadFileError | None:
     """Hears a file and keeps that, unless it is kept already; returns what is wrong with the file."""
-    if task.memory.exists():
+    if is_kept(task.memory):
         return None
     task.memory.parent.mkdir(exist_ok=True)
     task.begun.touch()

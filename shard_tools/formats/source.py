@@ -155,7 +155,7 @@ def read_entry(source: Path, entry: Entry, limit: int) -> bytes:
             data = _read_member(source, entry, limit)
         else:
             data = _read_known(source, entry) or _read_file(source / entry.path, limit)
-    except (OSError, ValueError, zlib.error, struct.error) as error:
+    except (OSError, ValueError, zlib.error, struct.error, OverflowError) as error:
         if isinstance(error, BadFileError):
             raise
         text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
@@ -232,6 +232,8 @@ def _read_directory(path: Path) -> Iterator[tuple[str, bytes]]:
             extra = file.read(extra_bytes)
             file.seek(comment_bytes, os.SEEK_CUR)
             size, packed, offset = _widen(extra, size, packed, offset)
+            if max(size, packed, offset) >= 2**62:
+                raise ValueError(f"{path} is a damaged zip: a member beyond any disk; copy or download it again")
             text = name.decode("utf-8", "surrogateescape") if flags & 0x800 else _legacy_name(name)
             *folders, leaf = text.replace("\\", "/").split("/")
             text = "/".join([*(part for part in folders if part not in ("", ".")), leaf])
@@ -274,11 +276,11 @@ def _find_directory(file: BinaryIO, path: Path) -> tuple[int, int, int]:
         file.seek(end - 20)
         locator = file.read(20)
         if locator[:4] == b"PK\6\7":
-            file.seek(struct.unpack_from("<Q", locator, 8)[0])
+            file.seek(min(struct.unpack_from("<Q", locator, 8)[0], length))
             wide = file.read(56)
-            if wide[:4] != b"PK\6\6":
+            if wide[:4] != b"PK\6\6" or len(wide) < 56 or (found := struct.unpack_from("<QQQ", wide, 32))[2] > length:
                 raise ValueError(f"{path} is a damaged zip (zip64 end record); copy or download it again")
-            count, size, start = struct.unpack_from("<QQQ", wide, 32)
+            count, size, start = found
             return start, count, 0
     shift = end - size - start
     if shift < 0:

@@ -17,7 +17,7 @@ from shard_tools.formats.layout import Listing
 from shard_tools.formats.source import BadFileError, Entry, read_entry
 
 TRUTH, DEMO = "attributes.npz", "demo.json"
-FILE_BYTES, UNPACKED_BYTES = 2**30, 2**32  # a demo of 20,000 albums has 6 MB, and 30 unpacked
+FILE_BYTES, UNPACKED_BYTES = 2**28, 2**29  # a demo of 20,000 albums has 6 MB, and 30 unpacked
 
 
 def find_truth(listing: Listing) -> Entry | None:
