@@ -131,20 +131,20 @@ def check(checkpoint: Path, only: Iterable[str] | None = None) -> None:
     except FileNotFoundError:
         return
     except OSError as error:
-        raise ValueError(f"{checkpoint / MANIFEST} can't be read: {error.strerror}") from None
+        raise ValueError(f"{checkpoint / MANIFEST} can't be loaded: {error.strerror}") from None
     try:
         files = {str(name): (int(facts["bytes"]), str(facts["sha256"]))
                  for name, facts in json.loads(text)["files"].items()}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise ValueError(f"{checkpoint / MANIFEST} is damaged: it lists no files") from None
+        raise ValueError(f"{checkpoint / MANIFEST} can't be loaded: it lists no files") from None
     for name in files if only is None else only:
         path = checkpoint / name
         if name not in files:
-            raise ValueError(f"{path} is not in the manifest of its checkpoint")
+            raise ValueError(f"{path} can't be loaded: the manifest of its checkpoint does not list it")
         if Path(name).name != name or not path.is_file():
-            raise ValueError(f"{path} is missing")
+            raise ValueError(f"{path} can't be loaded: it is missing")
         if path.stat().st_size != files[name][0] or file_sha256(path) != files[name][1]:
-            raise ValueError(f"{path} is damaged: it does not have the size and SHA-256 of the manifest")
+            raise ValueError(f"{path} can't be loaded: it does not have the size and SHA-256 of its manifest")
 
 
 def newest_sound(found: list[Path]) -> tuple[Path | None, list[str]]:
