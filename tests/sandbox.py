@@ -49,8 +49,8 @@ def watched(module: str, flags: Sequence[str], folder: Path, env: Mapping[str, s
     with tempfile.NamedTemporaryFile(prefix="said-") as said, tempfile.NamedTemporaryFile(prefix="strays-") as strays:
         process = warm._context.Process(target=_be, args=(module, list(flags), str(folder), dict(env), said.name,
                                                           strays.name, [str(path) for path in allowed]))
+        process.start()  # returns when the server, which first imports the libraries, has forked it
         began = time.monotonic()
-        process.start()
         first, most, status, used, moved = None, 0, None, 0.0, began
         while True:
             process.join(0.01 if time.monotonic() - began < 1 else 0.03)
