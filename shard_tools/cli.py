@@ -154,6 +154,11 @@ def guarded(call: Callable[[], int | None]) -> typing.NoReturn:
     except (ValueError, OSError) as error:
         print(f"error: {readable(str(error))}", file=sys.stderr)
         sys.exit(2)
+    except RuntimeError as error:  # pathlib's, of links that lead to themselves, before Python 3.13
+        if not str(error).startswith("Symlink loop"):
+            raise
+        print(f"error: {readable(str(error))}", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted; run the same command again to go on", file=sys.stderr)
         sys.exit(130)

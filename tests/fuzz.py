@@ -76,7 +76,7 @@ def manners(outcome: Outcome) -> list[str]:
     if outcome.memory > MEMORY:
         complaints.append(f"{outcome.memory / 1e6:,.0f} MB of memory")
     if outcome.status is None:
-        complaints.append(f"no end after {outcome.seconds:.0f} s")
+        complaints.append(f"no end: stopped after {outcome.seconds:.0f} s of computing")
     elif outcome.status not in ENDS:
         complaints.append(f"exit status {outcome.status}")
     if "Traceback (most recent call last)" in outcome.said or "Exception ignored" in outcome.said:

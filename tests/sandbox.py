@@ -22,7 +22,8 @@ from typing import NamedTuple
 
 import warm
 
-SECONDS, MEMORY, FILE = 60.0, 10**9, 2**32  # of time, bytes of memory above the beginning, bytes of one written file
+# Seconds of computing, and without any; bytes of memory above the beginning, and of one written file.
+SECONDS, STILL, MEMORY, FILE = 60.0, 30.0, 10**9, 2**32
 _CREATES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 # events of the interpreter: the places of the path that is changed, and of the folder (a handle) that it is below
 _CHANGES = {"os.mkdir": (0, 2), "os.remove": (0, 1), "os.rmdir": (0, 1), "os.rename": (1, 3), "os.symlink": (1, 2),
@@ -32,7 +33,8 @@ _NETWORK = 0x40000000  # CLONE_NEWNET
 
 
 class Outcome(NamedTuple):
-    """status None: it had to be stopped; memory: bytes above the beginning, at most; strays: what it must not do."""
+    """status None: it had to be stopped; seconds: of computing; memory: bytes above the beginning, at most; strays:
+    what it must not do."""
 
     status: int | None
     said: str
@@ -47,9 +49,9 @@ def watched(module: str, flags: Sequence[str], folder: Path, env: Mapping[str, s
     with tempfile.NamedTemporaryFile(prefix="said-") as said, tempfile.NamedTemporaryFile(prefix="strays-") as strays:
         process = warm._context.Process(target=_be, args=(module, list(flags), str(folder), dict(env), said.name,
                                                           strays.name, [str(path) for path in allowed]))
+        process.start()  # returns when the server, which first imports the libraries, has forked it
         began = time.monotonic()
-        process.start()
-        first, most, status = None, 0, None
+        first, most, status, used, moved = None, 0, None, 0.0, began
         while True:
             process.join(0.01 if time.monotonic() - began < 1 else 0.03)
             if process.exitcode is not None:
@@ -58,13 +60,24 @@ def watched(module: str, flags: Sequence[str], folder: Path, env: Mapping[str, s
             now = _resident(process.pid)
             first = now if first is None and now else first
             most = max(most, now - (first or now))
-            if time.monotonic() - began > seconds or most > 1.5 * MEMORY:
+            if (busy := _busy(process.pid)) > used + 0.01:
+                used, moved = busy, time.monotonic()
+            if used > seconds or time.monotonic() - moved > min(STILL, seconds) or most > 1.5 * MEMORY:
                 break
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)  # what it started goes with it
         process.join()
-        return Outcome(status, Path(said.name).read_text(errors="replace"), time.monotonic() - began, most,
+        return Outcome(status, Path(said.name).read_text(errors="replace"), used, most,
                        sorted(set(Path(strays.name).read_text(errors="replace").splitlines())))
+
+
+def _busy(pid: int) -> float:
+    """Seconds of computing of a process, which a busy machine does not lengthen."""
+    try:
+        parts = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(parts[11]) + int(parts[12])) / os.sysconf("SC_CLK_TCK")
+    except (OSError, IndexError):
+        return 0.0
 
 
 def _resident(pid: int) -> int:

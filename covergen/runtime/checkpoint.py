@@ -177,6 +177,8 @@ def load_networks(checkpoint: Path, networks: dict[str, nn.Module]) -> None:
     for name, network in networks.items():
         path = checkpoint / f"{name}.safetensors"
         try:
+            if path.exists() and not path.is_file():  # a FIFO would be waited for
+                raise ValueError("not a file")
             network.load_state_dict(load_file(path))
         except Exception as error:  # safetensors raises its own kinds for damaged files
             lines = str(error).splitlines()
@@ -188,6 +190,8 @@ def load(checkpoint: Path, networks: dict[str, nn.Module], averaged: dict[str, n
     """Fills the networks and averages from a checkpoint and returns its ``trainer.pt``; ValueError as above."""
     load_networks(checkpoint, with_averages(networks, averaged))
     try:
+        if (checkpoint / "trainer.pt").exists() and not (checkpoint / "trainer.pt").is_file():
+            raise ValueError("not a file")
         return torch.load(checkpoint / "trainer.pt", map_location="cpu", weights_only=True)
     except Exception as error:
         raise ValueError(f"{checkpoint / 'trainer.pt'} can't be loaded: {error}") from None

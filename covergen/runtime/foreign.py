@@ -11,6 +11,8 @@ import hashlib
 import itertools
 import json
 import random
+import re
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 import webdataset
+from webdataset.tariterators import group_by_keys
 
 from covergen.runtime.damage import SOON, Damage, DamagedSample
 from covergen.runtime.data import Batch
@@ -29,6 +32,7 @@ from shard_tools.formats.index import hash64
 
 HEAD = 2_000  # samples read at the start for resolution, genres and the statistics of the audio
 BUFFER = 2_000  # samples shuffled among each other
+META = re.compile(r"__[^/]*__($|/)")  # files that webdataset keeps for itself
 COVERS = ("jpg", "jpeg", "png", "webp")
 
 
@@ -117,7 +121,10 @@ class ForeignShards:
 
     def _samples(self, shards: Any, *stages: Any) -> Iterator[dict[str, Any]]:
         """Raw samples of shards; damaged or incomplete ones are counted, named and left out."""
-        pipeline = webdataset.DataPipeline(shards, webdataset.tarfile_to_samples(handler=self._skip), *stages)
+        def grouped(found: Any) -> Iterator[dict[str, Any]]:
+            return group_by_keys(self._members(found), handler=self._skip)
+
+        pipeline = webdataset.DataPipeline(shards, grouped, *stages)
         for raw in pipeline:
             try:
                 cover = next((raw[kind] for kind in COVERS if kind in raw), None)
@@ -130,6 +137,26 @@ class ForeignShards:
                 yield {"cover": cover, "audio": audio, "genre": genre_of(raw), "group": hash64(cover) >> 1}
             except ValueError as error:
                 self._skip(error, str(raw.get("__url__")), str(raw.get("__key__")))
+
+    def _members(self, shards: Any) -> Iterator[dict[str, Any]]:
+        """Files of tars in webdataset's form, whose own reader would follow a size that is a lie for ever."""
+        for shard in shards:
+            path = Path(shard["url"])
+            try:
+                if not path.is_file():  # a FIFO would be waited for
+                    raise ValueError("not a file")
+                end = path.stat().st_size
+                with tarfile.open(path, "r:") as tar:
+                    while (member := tar.next()) is not None:
+                        tar.members.clear()  # tarfile would keep every header
+                        if member.issparse() or member.size < 0 or member.offset_data + member.size > end:
+                            raise tarfile.ReadError(f"it can't be read beyond byte {member.offset:,}")
+                        if member.isreg() and member.size <= codec.COVER_BYTES and not META.match(member.name):
+                            data = tar.extractfile(member).read()
+                            yield {"fname": member.name, "data": data, "__url__": str(path)}
+                yield {}  # the end of a shard, whose samples don't go on in the next
+            except (OSError, ValueError, OverflowError, tarfile.TarError) as error:
+                self._skip(error, str(path))
 
     def _skip(self, error: Exception, url: str = "a shard", key: str | None = None) -> bool:
         self.failures.append(DamagedSample(url, None, str(error), key))
@@ -156,5 +183,5 @@ def genre_of(raw: dict[str, Any]) -> str | None:
         facts = json.loads(raw["json"]) if "json" in raw else {}
         found = facts.get("genre", facts.get("label"))
         return None if found is None else str(found)
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, RecursionError) as error:
         raise ValueError(f"unreadable genre: {error}") from None
