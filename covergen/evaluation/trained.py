@@ -17,7 +17,7 @@ from safetensors.torch import load as load_weights
 from safetensors.torch import save as save_weights
 from torch import Tensor, nn
 
-from covergen.runtime.checkpoint import lock
+from covergen.runtime.folder import lock
 from shard_tools.formats.index import facts_bytes, write_atomically
 
 KEEP = "COVERGEN_READERS"  # environment: a folder for trained networks instead of the user's cache; none = keep none
