@@ -65,12 +65,18 @@ def recall(memory: Path) -> Heard:
         ValueError: it is not kept, or damaged.
     """
     try:
-        seconds, lines = json.loads(read_bounded(memory))
+        seconds, lines, *digest = json.loads(read_bounded(memory))
+        if digest and digest != [_digest(memory, seconds, lines)]:  # older ones have none
+            raise ValueError("it is not what was written, or of another file")
         return Heard(float(seconds), [Part(int(number), float(start), float(length),
                                            np.frombuffer(base64.b64decode(text, validate=True), "<f4"))
                                       for number, start, length, text in lines])
     except (OSError, ValueError, TypeError, OverflowError, RecursionError) as error:
         raise ValueError(f"{memory} is damaged ({error}); delete it and run the command again") from None
+
+
+def _digest(memory: Path, seconds: float, lines: list[list]) -> str:
+    return hashlib.sha256(json.dumps([memory.stem, seconds, lines]).encode()).hexdigest()
 
 
 def is_kept(memory: Path) -> bool:
@@ -120,7 +126,7 @@ def hear(task: HearTask) -> BadFileError | None:
     try:
         seconds, parts = task.listen(task.source / task.path)
         lines = [[*facts, base64.b64encode(vector.astype("<f4").tobytes()).decode()] for *facts, vector in parts]
-        write_atomically(task.memory, json.dumps([seconds, lines]).encode())
+        write_atomically(task.memory, json.dumps([seconds, lines, _digest(task.memory, seconds, lines)]).encode())
     except BadFileError as error:
         return error
     finally:
