@@ -149,7 +149,7 @@ def test_a_network_that_fails_is_not_damage(shards: Path) -> None:
 
     def fail(*where: int) -> bytearray:
         raise ConnectionError("no route")
-    stream.members.shelf = type("Shelf", (), {"read": staticmethod(fail)})
+    stream.shelf.read = fail
     with pytest.raises(ConnectionError, match="no route"):
         stream.batch(0)
 

@@ -20,7 +20,7 @@ def shard_of(rows: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("window", [1, 3, 7])
 def test_an_epoch_has_every_sample_once_and_every_shard_in_one_window(window: int) -> None:
-    order, size = make_order(FACTS, np.arange(BOUNDS[-1]), None, 4, window), int(BOUNDS[-1])
+    order, size = make_order(FACTS, int(BOUNDS[-1]), None, None, 4, window), int(BOUNDS[-1])
     assert isinstance(order, WindowOrder) and order.size == size
     for epoch in range(3):
         rows = order(np.arange(epoch * size, (epoch + 1) * size))
@@ -35,8 +35,8 @@ def test_an_epoch_has_every_sample_once_and_every_shard_in_one_window(window: in
 
 
 def test_epochs_seeds_and_places_differ_and_any_place_is_known_at_once() -> None:
-    order, size = make_order(FACTS, np.arange(BOUNDS[-1]), None, 4, 3), int(BOUNDS[-1])
-    other = make_order(FACTS, np.arange(BOUNDS[-1]), None, 5, 3)
+    order, size = make_order(FACTS, int(BOUNDS[-1]), None, None, 4, 3), int(BOUNDS[-1])
+    other = make_order(FACTS, int(BOUNDS[-1]), None, None, 5, 3)
     stream = order(np.arange(10 * size))
     assert (stream[:size] != stream[size:2 * size]).mean() > 0.8
     assert (stream[:size] != other(np.arange(size))).mean() > 0.8
@@ -46,11 +46,11 @@ def test_epochs_seeds_and_places_differ_and_any_place_is_known_at_once() -> None
 
 def test_some_of_the_rows_and_windows_of_all_shards() -> None:
     chosen = np.arange(1, BOUNDS[-1], 3)
-    order = make_order(FACTS, chosen, None, 1, 2)
+    order = make_order(FACTS, len(chosen), chosen, None, 1, 2)
     assert sorted(order(np.arange(len(chosen))).tolist()) == list(range(len(chosen)))
-    assert isinstance(make_order(FACTS, chosen, None, 1, 0), SampleOrder)
-    assert isinstance(make_order(FACTS, chosen, None, 1, 8), SampleOrder)
-    assert isinstance(make_order(FACTS, chosen, chosen // 4, 1, None), GroupOrder)
+    assert isinstance(make_order(FACTS, len(chosen), chosen, None, 1, 0), SampleOrder)
+    assert isinstance(make_order(FACTS, len(chosen), chosen, None, 1, 8), SampleOrder)
+    assert isinstance(make_order(FACTS, len(chosen), chosen, chosen // 4, 1, None), GroupOrder)
 
 
 def test_how_many_are_mixed_depends_on_the_index_alone() -> None:
@@ -61,7 +61,7 @@ def test_how_many_are_mixed_depends_on_the_index_alone() -> None:
 
 def test_albums_are_seen_once_an_epoch_with_tracks_drawn_anew_in_windows_too() -> None:
     groups = np.random.default_rng(0).integers(0, 15, BOUNDS[-1])
-    order = make_order(FACTS, np.arange(BOUNDS[-1]), groups, 2, 2)
+    order = make_order(FACTS, int(BOUNDS[-1]), None, groups, 2, 2)
     tracks, albums = set(), len(set(groups.tolist()))
     for epoch in range(60):
         rows = order(np.arange(epoch * albums, (epoch + 1) * albums))

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from shard_tools.formats.index import ROW, SCHEMA, facts_bytes, file_sha256
+from shard_tools.formats.index import ROW, write_index
 
 BLOCK = 500_000  # rows that are made at once
 COVER, VECTOR, TAR = 10_700, 4_768, 512  # bytes of a cover, of a vector and of a tar's header
@@ -67,26 +66,29 @@ def open_apart(root: Path, order: str) -> dict[str, float]:
 
 def make_index(root: Path, rows: int, shard_samples: int) -> None:
     """Writes a train index of so many rows block by block, and its shards as empty files."""
-    table = np.lib.format.open_memmap(root / "train.index.npy", "w+", ROW, (rows,))
+    total = -(-rows // shard_samples)
+    shards = [{"name": f"train-{number:05d}-of-{total:05d}.tar",
+               "samples": min(shard_samples, rows - number * shard_samples),
+               "bytes": shard_samples * (COVER + VECTOR), "sha256": "0" * 64} for number in range(total)]
+    for shard in shards:
+        (root / shard["name"]).touch()
+    genres = [f"genre {number:02d}" for number in range(14)]
+    facts = {"samples": rows, "groups": max(2, rows // TRACKS), "resolution": 128, "audio": None, "genres": genres,
+             "genre_counts": dict.fromkeys(genres, rows // 14), "shards": shards, "splits": ["train"], "drops": {},
+             "quarantine_sha256": ""}
+    write_index(root, "train", facts, rows, blocks(rows, shard_samples))
+
+
+def blocks(rows: int, shard_samples: int) -> Iterator[np.ndarray]:
+    """Rows of an index, some at a time."""
     draws = np.random.default_rng(0)
     for start in range(0, rows, BLOCK):
         numbers = np.arange(start, min(start + BLOCK, rows))
-        block = table[start:start + BLOCK]
+        block = np.zeros(len(numbers), ROW)
         block["shard"] = numbers // shard_samples
         block["cover_offset"] = TAR + numbers % shard_samples * (COVER + VECTOR + 2 * TAR)
         block["audio_offset"] = block["cover_offset"] + COVER + TAR
         block["cover_bytes"], block["audio_bytes"] = COVER, VECTOR
         block["genre"] = draws.integers(0, 14, len(numbers))
         block["group"] = draws.integers(0, max(2, rows // TRACKS), len(numbers)) * 2_654_435_761
-        table.flush()
-    del table
-    shards = [{"name": f"train-{number:05d}-of-{-(-rows // shard_samples):05d}.tar", "samples": shard_samples,
-               "bytes": shard_samples * (COVER + VECTOR), "sha256": "0" * 64}
-              for number in range(-(-rows // shard_samples))]
-    for shard in shards:
-        (root / shard["name"]).touch()
-    facts: dict[str, Any] = {"schema": SCHEMA, "split": "train", "samples": rows, "resolution": 128, "audio": None,
-                             "genres": [f"genre {number}" for number in range(14)], "shards": shards,
-                             "rows_sha256": file_sha256(root / "train.index.npy")}
-    facts["self_sha256"] = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-    (root / "train.index.json").write_bytes(facts_bytes(facts))
+        yield block

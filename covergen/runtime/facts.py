@@ -21,14 +21,16 @@ def read_data(folder: Path) -> dict[str, Any]:
     path = folder / "data.json"
     try:
         facts = json.loads(read_bounded(path))
+        if not isinstance(facts, dict):
+            raise ValueError("no mapping")
         for name, fine in (("resolution", lambda value: type(value) is int and value in _SIDES),
                            ("genres", lambda value: isinstance(value, list) and all(type(one) is str for one in value)),
                            ("audio", lambda value: is_audio(value, known=False)),
                            ("shards", lambda value: value is None or isinstance(value, str)),
                            ("identity", lambda value: value is None or isinstance(value, str)),
                            ("samples", lambda value: type(value) is int)):
-            if name not in facts or not fine(facts[name]):
+            if not fine(facts.get(name, 0 if name == "samples" else None)):
                 raise ValueError(f"its {name!r} is not what training writes")
     except (OSError, ValueError, TypeError, RecursionError) as error:
         raise ValueError(f"{path} can't be read ({error}); without it the run can't be used") from None
-    return facts
+    return {"shards": None, "identity": None, "samples": 0, **facts}

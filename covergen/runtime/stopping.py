@@ -108,7 +108,8 @@ class Patience:
         return 0 < self.limit <= self.waited
 
     def state(self) -> dict[str, Any]:
-        return {"best": self.best, "best_step": self.best_step, "waited": self.waited, "due": self.due}
+        return {"best": self.best, "best_step": self.best_step, "waited": self.waited,
+                **({"due": True} if self.due else {})}
 
     def told(self, folder: Path) -> str:
         """The best loss, for people; a run that was converted may not have the weights of then."""
