@@ -159,7 +159,11 @@ class IndexedShards:
         raw = np.empty((len(rows), self.dimension), np.float32)
         places = zip(*(self.index.rows[rows][name].tolist() for name in PLACE), strict=True)
         for slot, (shard, _, _, start, length) in enumerate(places):
-            raw[slot] = codec.parse_vector(self._bytes(shard, start, length), self.dimension)
+            try:
+                raw[slot] = codec.parse_vector(self._bytes(shard, start, length), self.dimension)
+            except ValueError as error:
+                raise ValueError(f"{self.shards[shard]}: damaged sample at byte {start}: {error} (shard_tools.verify "
+                                 f"--full {self.index.root} names all of them)") from None
         return torch.from_numpy(self.scale(raw))
 
     def genres(self, rows: np.ndarray) -> np.ndarray:
