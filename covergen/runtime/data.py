@@ -190,7 +190,7 @@ class IndexedShards:
         """The audio alone of given rows ``[B]``, all of which have a vector; ValueError names a damaged one."""
         raw = np.empty((len(rows), self.dimension), np.float32)
         for failure in self.members.listen(rows, np.arange(len(rows)), raw).values():
-            raise failure
+            raise ValueError(f"{self.index.root}/{failure} (shard_tools.verify --full {self.index.root} names all)")
         return torch.from_numpy(self.scale(raw))
 
     def genres(self, rows: np.ndarray) -> np.ndarray:

@@ -113,7 +113,7 @@ def open_run(folder: str | Path, *, which: str = "auto", averaged: bool = True,
     facts = read_data(folder)
     chosen = _choose(folder, which)
     scale = AudioScale(facts["audio"], run.training.audio_scale) if facts["audio"] else None
-    model = models.load(run.model).build(run.options, Sizes(facts["resolution"], scale.size if scale else 0))
+    model = _build(folder, chosen, run, Sizes(facts["resolution"], scale.size if scale else 0))
     if device is None:
         device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
     names = {name: f"{name}_ema" if averaged and name in model.averaged and run.training.ema else name
@@ -121,6 +121,26 @@ def open_run(folder: str | Path, *, which: str = "auto", averaged: bool = True,
     checkpoint.load_networks(chosen, {names[name]: network for name, network in model.networks.items()})
     networks = {name: network.to(device).eval() for name, network in model.networks.items()}
     return Run(folder, run, facts, model, networks, chosen, device, scale)
+
+
+def _build(folder: Path, chosen: Path, run: config.Config, sizes: Sizes) -> Model:
+    """The run's model, of which a first one without memory tells whether it is as large as its checkpoint.
+
+    Raises:
+        ValueError: the configuration is that of other networks, or of none that can be.
+    """
+    recipe = models.load(run.model)
+    try:
+        with torch.device("meta"):
+            networks = recipe.build(run.options, sizes).networks.values()
+        needed = sum(part.numel() * part.element_size() for network in networks for part in network.parameters())
+    except (RuntimeError, OverflowError, TypeError, MemoryError) as error:  # torch's of sizes beyond any tensor
+        raise ValueError(f"{folder}/config.yaml describes networks that can't be: {str(error)[:200]}") from None
+    there = sum(file.stat().st_size for file in chosen.glob("*.safetensors") if file.is_file())
+    if needed > 2 * there + 2**24:
+        raise ValueError(f"{folder}/config.yaml describes networks of {needed:,} bytes, {chosen} holds {there:,}: they "
+                         "are not of one run, or damaged")
+    return recipe.build(run.options, sizes)
 
 
 def _with_options(run: config.Config, options: dict[str, Any]) -> config.Config:
