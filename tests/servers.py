@@ -82,19 +82,20 @@ class _Handler(socketserver.BaseRequestHandler):
             size = int(_header(answer, b"content-length") or 0)
             cutting = cut < faults.cut and size > 20_000 and request == b"GET"
             allowed = size // 2 if cutting else size
-            self.request.sendall(re.sub(rb"(?i)\r\nconnection:[^\r]*", b"", answer) + start[:allowed])
-            done = min(len(start), allowed)
+            whole = request == b"GET" and answer.split(b" ", 2)[1] in (b"200", b"206")
+            if place := re.fullmatch(rb"bytes \d+-(\d+)/(\d+)", _header(answer, b"content-range") or b""):
+                whole = whole and int(place[1]) + 1 == int(place[2])
+            data, done = re.sub(rb"(?i)\r\nconnection:[^\r]*", b"", answer) + start[:allowed], min(len(start), allowed)
             while request != b"HEAD" and done < allowed:
+                self.request.sendall(data)
                 data = upstream.recv(min(65536, allowed - done))
                 if not data:
-                    break
-                self.request.sendall(data)
+                    return False
                 done += len(data)
-        if request == b"GET" and answer.split(b" ", 2)[1] in (b"200", b"206"):
-            place = re.fullmatch(rb"bytes \d+-(\d+)/(\d+)", _header(answer, b"content-range") or b"")
-            with server.lock:
+            with server.lock:  # before the last bytes, after which the client goes on
                 faults.broken += cutting
-                faults.whole[path] += not cutting and (not place or int(place[1]) + 1 == int(place[2]))
+                faults.whole[path] += whole and not cutting
+            self.request.sendall(data)
         return not cutting
 
 

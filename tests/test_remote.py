@@ -21,7 +21,7 @@ from servers import Faults, fetch_all, proxy
 from covergen.runtime.data import open_stream
 from covergen.runtime.remote import RemoteShelf
 from shard_tools.formats import remote as far
-from shard_tools.formats.cache import BusyError, Cache, FullError, Stored
+from shard_tools.formats.cache import BusyError, Cache, FullError, Stored, locked
 from shard_tools.formats.index import local_root, open_index, splits_in
 from shard_tools.formats.remote import Remote, check_url, shown
 from shard_tools.inspect import inspect
@@ -69,7 +69,8 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def sizes(cache: Cache) -> int:
-    return sum(path.stat().st_size for path in cache.folder.rglob("*") if path.is_file() and path.name != "bound")
+    with locked(cache.folder / ".lock"):  # or what goes and what comes for it would both be counted
+        return sum(path.stat().st_size for path in cache.folder.rglob("*") if path.is_file() and path.name != "bound")
 
 
 def test_a_cache_stays_within_its_bound_and_lets_go_of_what_was_used_longest_ago(tmp_path: Path, web) -> None:
