@@ -117,7 +117,7 @@ class ForeignShards:
 
     def _decode(self, sample: dict[str, Any]) -> torch.Tensor:
         jpeg = codec.fit_cover(sample["cover"], self.resolution)
-        return decode(torch.frombuffer(bytearray(jpeg), dtype=torch.uint8))
+        return torch.from_numpy(decode(bytearray(jpeg)).transpose(2, 0, 1).copy())
 
     def _samples(self, shards: Any, *stages: Any) -> Iterator[dict[str, Any]]:
         """Raw samples of shards; damaged or incomplete ones are counted, named and left out."""

@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 
 from covergen.runtime.damage import DamagedSample, is_damage
-from covergen.runtime.reading import decode
+from covergen.runtime.reading import RGB, decode
 from covergen.runtime.shelf import Shelf
 from shard_tools.formats import codec
 from shard_tools.formats.index import Index
 
 PLACE = ("shard", "cover_offset", "cover_bytes", "audio_offset", "audio_bytes")  # where a sample lies
 LARGEST = codec.COVER_BYTES + codec.VECTOR_BYTES  # that a sample can be
+TURNED = 4  # pictures at a time, see Desk
 HEADER = 512  # bytes of a tar's header before a member; the name is the first hundred
 Failures = dict[int, DamagedSample]  # by their slots in a batch
 
@@ -48,24 +49,24 @@ class Members:
         What is read for the first time must fit its checksum: a flipped bit that still decodes would go unseen.
         """
         failures: Failures = {}
-        decoded: list[tuple[int, np.ndarray]] = []
         samples, checked = self.rows[rows], self.checked[rows].tolist()
         self.shelf.expect(samples["shard"].tolist())
-        shape = cover.shape[1:]
+        desk, vectors = Desk(cover), memoryview(raw).cast("B")
         places = zip(rows.tolist(), slots.tolist(), checked, *(samples[name].tolist() for name in PLACE), strict=True)
         for row, slot, sound, shard, start, size, audio, length in places:
             try:
                 data = self._bytes(shard, start, audio + length - start if length else size)
                 if not sound:
                     self._check(row, data, size, audio - start, length)
-                pixels = decode(torch.frombuffer(data, dtype=torch.uint8, count=size))
-                if pixels.shape != shape:
-                    raise ValueError(f"a cover of {tuple(pixels.shape[1:])}, expected {tuple(shape[1:])}")
-                raw[slot] = codec.parse_vector(data[audio - start:], self.dimension) if length else 0
-                decoded.append((slot, pixels.numpy()))
+                desk.decode(memoryview(data)[:size], slot)
+                if length:  # not by numpy, which would let go of the interpreter's lock for so little
+                    vector = codec.parse_vector(data, self.dimension, audio - start)
+                    vectors[slot * vector.nbytes:(slot + 1) * vector.nbytes] = memoryview(vector).cast("B")
+                else:
+                    raw[slot] = 0
             except Exception as error:  # boundary to bytes that may be anything
                 failures[slot] = self._failure(error, shard, start)
-        spread(decoded, cover.numpy())
+        desk.clear()
         self._refuse_infinite(rows, slots, raw, failures)
         return failures
 
@@ -124,18 +125,30 @@ class Members:
         return name.rpartition(".")[0] if name.isprintable() else None
 
 
-def spread(decoded: list[tuple[int, np.ndarray]], cover: np.ndarray) -> None:
-    """Copies decoded covers ``[3, R, R]``, which lie colour beside colour, into their slots of ``[B, 3, R, R]``.
+class Desk:
+    """Decodes JPEGs into slots of a batch, uint8 ``[B, 3, R, R]``, whatever its layout.
 
-    By numpy, since torch would start compute threads from every decoding thread; after all of a batch are decoded, so
-    that copies don't drive the decoder's tables out of the processor's cache.
+    A decoder gives colour beside colour. Where the batch wants them apart, a few pictures at a time are turned, while
+    they are in the processor's cache; more at a time would drive the decoder's tables out of it, and fewer would give
+    up the interpreter's lock more often. By numpy: torch would start compute threads from every decoding thread.
     """
-    if not cover.flags.c_contiguous:  # the same order on both sides
-        for slot, pixels in decoded:
-            cover[slot] = pixels
-        return
-    planes = cover.reshape(len(cover), 3, -1)
-    for slot, pixels in decoded:
-        pixels = pixels.reshape(3, -1)
-        for plane in range(3):  # in one go numpy would copy three bytes at a time
-            planes[slot, plane] = pixels[plane]
+
+    def __init__(self, cover: Tensor) -> None:
+        self.apart = cover.is_contiguous()
+        self.cover = cover.numpy() if self.apart else cover.permute(0, 2, 3, 1).numpy()
+        self.place = np.empty((TURNED, *cover.shape[2:], RGB), np.uint8) if self.apart else self.cover
+        self.slots: list[int] = []
+
+    def decode(self, jpeg: memoryview, slot: int) -> None:
+        """Raises RuntimeError or ValueError, see ``reading.decode``."""
+        decode(jpeg, self.place[len(self.slots) if self.apart else slot])
+        if self.apart:
+            self.slots.append(slot)
+            if len(self.slots) == TURNED:
+                self.clear()
+
+    def clear(self) -> None:
+        """Puts the last pictures into their slots."""
+        if self.slots:
+            self.cover[self.slots] = self.place[:len(self.slots)].transpose(0, 3, 1, 2)
+            self.slots = []

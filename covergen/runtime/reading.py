@@ -8,25 +8,57 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
+import numpy as np
 
 RGB = 3  # torchvision.io.ImageReadMode.RGB
 
 
 @cache
-def _decoder() -> Callable[[Tensor, int], Tensor]:
+def _fast() -> Callable[..., np.ndarray] | None:
+    """A decoder that writes where it is told to and refuses what is cut or bent, where it is installed."""
+    try:
+        from simplejpeg import decode_jpeg
+    except ImportError:
+        return None
+    return decode_jpeg
+
+
+@cache
+def _general() -> Callable[[Any, int], Any]:
     """What torchvision.io.decode_jpeg calls, without the ten microseconds that its checks take of the interpreter lock.
 
     torchvision takes two seconds to import, which nobody who only generates covers needs to wait for.
     """
+    import torch
     import torchvision.io  # noqa: F401  (registers the operator)
     return torch.ops.image.decode_jpeg.default
 
 
-def decode(jpeg: Tensor) -> Tensor:
-    """The bytes of a JPEG, uint8 ``[n]``, as pixels, uint8 ``[3, H, W]``."""
-    return _decoder()(jpeg, RGB)
+def decode(jpeg: bytearray | memoryview, out: np.ndarray | None = None) -> np.ndarray:
+    """The bytes of a JPEG as pixels, uint8 ``[H, W, 3]``, in ``out`` where that is given; from many threads at once.
+
+    Both decoders are libjpeg-turbo and give the same pixels of what packing writes; torchvision's decides about what
+    the fast one refuses.
+
+    Raises:
+        RuntimeError: it can't be decoded.
+        ValueError: it is not of the size of ``out``.
+    """
+    if fast := _fast():
+        try:
+            pixels = fast(jpeg, buffer=out)
+            if out is None or pixels.shape == out.shape:
+                return pixels
+        except ValueError:
+            pass
+    import torch
+    pixels = _general()(torch.frombuffer(jpeg, dtype=torch.uint8), RGB).permute(1, 2, 0).numpy()
+    if out is None:
+        return pixels
+    if pixels.shape != out.shape:
+        raise ValueError(f"a cover of {pixels.shape[1]} x {pixels.shape[0]}, expected {out.shape[1]} x {out.shape[0]}")
+    out[:] = pixels
+    return out
 
 
 @lru_cache(maxsize=256)

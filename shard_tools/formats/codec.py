@@ -288,13 +288,13 @@ def write_vector(vector: np.ndarray) -> bytes:
     return vector_header(len(vector)) + vector.astype("<f4").tobytes()
 
 
-def parse_vector(data: bytes, dimension: int) -> np.ndarray:
-    """A vector that ``write_vector`` wrote, float32 ``[D]``, read-only: one comparison and no copy.
+def parse_vector(data: bytes | bytearray, dimension: int, start: int = 0) -> np.ndarray:
+    """A vector that ``write_vector`` wrote, from byte ``start`` of data to its end, float32 ``[D]``: without a copy.
 
     Raises:
         BadFileError: any other bytes.
     """
     header = vector_header(dimension)
-    if len(data) != len(header) + 4 * dimension or not data.startswith(header):
+    if len(data) - start != len(header) + 4 * dimension or not data.startswith(header, start):
         raise BadFileError("damaged vector", f"not the canonical .npy of {dimension} float32 numbers")
-    return np.frombuffer(data, "<f4", offset=len(header))
+    return np.frombuffer(data, "<f4", offset=start + len(header))
