@@ -83,6 +83,7 @@ def test_a_run_without_a_sound_checkpoint_is_not_begun_again(shards: Path, tmp_p
     assert done.returncode == 2 and "no checkpoint of runs/run is sound" in done.stdout
     assert done.stdout.count("trainer.pt can't be loaded") == 2
     assert sorted((tmp_path / "runs/run").rglob("*")) == before
+    run_command(tmp_path, "covergen.generate", "--run", "runs/run", "--out", "x.png")  # which needs the networks alone
 
 
 def test_a_full_disk_keeps_the_old_checkpoint_and_stops_cleanly(shards: Path, tmp_path: Path) -> None:

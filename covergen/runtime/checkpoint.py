@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -120,8 +119,10 @@ def _fill(temporary: Path, taken: Snapshot) -> None:
         _sync(path)
 
 
-def check(checkpoint: Path, only: Iterable[str] | None = None) -> None:
-    """Compares the files of a checkpoint (or ``only`` some) with its manifest; one of an older version has none.
+def check(checkpoint: Path, training: bool = True) -> None:
+    """Compares the files of a checkpoint with its manifest; one of an older version has none.
+
+    Without ``training`` the networks alone, which is all that is left of a run that was passed on to make covers.
 
     Raises:
         ValueError: a file is missing or not as it was written; names it.
@@ -137,22 +138,22 @@ def check(checkpoint: Path, only: Iterable[str] | None = None) -> None:
                  for name, facts in json.loads(text)["files"].items()}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise ValueError(f"{checkpoint / MANIFEST} can't be loaded: it lists no files") from None
-    for name in files if only is None else only:
+    for name in files:
         path = checkpoint / name
-        if name not in files:
-            raise ValueError(f"{path} can't be loaded: the manifest of its checkpoint does not list it")
+        if name == "trainer.pt" and not training:
+            continue
         if Path(name).name != name or not path.is_file():
             raise ValueError(f"{path} can't be loaded: it is missing")
         if path.stat().st_size != files[name][0] or file_sha256(path) != files[name][1]:
             raise ValueError(f"{path} can't be loaded: it does not have the size and SHA-256 of its manifest")
 
 
-def newest_sound(found: list[Path]) -> tuple[Path | None, list[str]]:
-    """The last of some checkpoints, oldest first, that fits its manifest, and why later ones don't."""
+def newest_sound(found: list[Path], training: bool = True) -> tuple[Path | None, list[str]]:
+    """The last of some checkpoints, oldest first, that fits its manifest (see ``check``), and why later ones don't."""
     problems: list[str] = []
     for path in reversed(found):
         try:
-            check(path)
+            check(path, training)
             return path, problems
         except ValueError as error:
             problems.append(str(error))

@@ -189,7 +189,7 @@ def _choose(folder: Path, which: str) -> Path:
         raise ValueError(f"{folder} has no checkpoint yet; train on, it saves every --save_every steps")
     if which in ("auto", "last"):
         wanted = [*steps, *best] if which == "auto" or not steps else steps
-        newest, problems = checkpoint.newest_sound(wanted)
+        newest, problems = checkpoint.newest_sound(wanted, training=False)
         if newest is None:
             raise ValueError("\n  ".join([f"no checkpoint of {folder} is sound:", *problems]))
         for problem in problems:
@@ -199,5 +199,5 @@ def _choose(folder: Path, which: str) -> Path:
     if which not in found:
         steps = ", ".join(sorted(found, key=int))
         raise ValueError(f"--checkpoint {which}: {folder} has auto, last and the steps {steps}")
-    checkpoint.check(found[which])
+    checkpoint.check(found[which], training=False)
     return found[which]
