@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 import raw_data
 
 from shard_tools.formats.gather import Expected
+from shard_tools.formats.source import SourceChangedError
 from shard_tools.pack import pack
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -163,3 +165,35 @@ def test_covers_unlike_the_first_are_packed_after_all_where_most_are_so(tmp_path
     monkeypatch.setattr("shard_tools.formats.plan.first_look", lambda *args: Expected(64, False, 7))
     pack(str(source), str(tmp_path / "out"), workers=1)
     assert raw_data.hashes(tmp_path / "out") == raw_data.hashes(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("messy", [False, True], ids=["gathered", "cut anew"])
+@pytest.mark.parametrize("harm", ["flipped", "emptied", "swapped"])
+def test_whatever_of_unfinished_work_is_damaged_is_made_again(tmp_path, monkeypatch, messy, harm):
+    source = raw_data.sound_pairs(tmp_path / "source", 24)
+    if messy:
+        raw_data.messy_pairs(source)
+    options = {"samples_per_shard": 7, "workers": 1, "max_failure_rate": 1.0}
+    monkeypatch.setattr(os, "fsync", lambda handle: None)
+    pack(str(source), str(tmp_path / "whole"), **options)
+    with monkeypatch.context() as patch:
+        patch.setattr("shard_tools.pack.write_index", lambda *args: (_ for _ in ()).throw(raw_data.Killed))
+        with pytest.raises(raw_data.Killed):
+            pack(str(source), str(tmp_path / "half"), **options)
+    files = sorted(path.relative_to(tmp_path / "half") for path in (tmp_path / "half").rglob("*")
+                   if path.is_file() and path.stat().st_size)
+    assert sum(path.suffix == ".npz" for path in files) > 3
+    for number, path in enumerate(files):
+        out = tmp_path / f"out{number}"
+        shutil.copytree(tmp_path / "half", out)
+        data, other = bytearray((out / path).read_bytes()), out / files[number - 1]
+        data[len(data) // 2] ^= 8
+        (out / path).write_bytes({"flipped": data, "emptied": b"", "swapped": other.read_bytes()}[harm])
+        if harm == "swapped":
+            other.write_bytes((tmp_path / "half" / path).read_bytes())
+        try:
+            pack(str(source), str(out), **options)
+        except SourceChangedError as error:
+            assert "run the command again" in str(error)
+            pack(str(source), str(out), **options)
+        assert raw_data.hashes(out) == raw_data.hashes(tmp_path / "whole"), path

@@ -29,7 +29,8 @@ def read_data(folder: Path) -> dict[str, Any]:
                            ("shards", lambda value: value is None or isinstance(value, str)),
                            ("identity", lambda value: value is None or isinstance(value, str)),
                            ("samples", lambda value: type(value) is int)):
-            if not fine(facts.get(name, 0 if name == "samples" else None)):
+            absent = {"audio": False, "samples": 0}.get(name)  # the others may be absent where they may be null
+            if not fine(facts.get(name, absent)):
                 raise ValueError(f"its {name!r} is not what training writes")
     except (OSError, ValueError, TypeError, RecursionError) as error:
         raise ValueError(f"{path} can't be read ({error}); without it the run can't be used") from None

@@ -101,7 +101,7 @@ def _gather(work: Work, orders: Orders, drops: list[Drop]) -> tuple[Gathered, Ex
         gathered = plan.gather_tasks(
             work.counts, orders.samples_per_shard, work=work.folder, source=orders.source, out=orders.root,
             genres=tuple(work.genres), max_pixels=orders.max_pixels, expected=expected, blocks=blocks)
-        if not known.get("gathered"):
+        if "recut_blocks" not in known or not plan.all_known(_all(gathered)):  # what is done already is only checked
             _run(gather_shard, list(_all(gathered)), orders, "packing",
                  lambda task: [task.result_path, task.shard_path if task.shard_path.exists()
                                else task.out / task.name])

@@ -22,7 +22,7 @@ from shard_tools.formats.probe import canonical, check_sample, from_line, read_d
 from shard_tools.formats.recut import RecutTask, Stretch
 from shard_tools.formats.schema import FILE, Schema
 from shard_tools.formats.shards import read_result, shard_name
-from shard_tools.formats.source import BadFileError, read_entry
+from shard_tools.formats.source import BadFileError, SourceChangedError, read_entry
 
 STRAYS = 0.05  # share of vectors of a wrong size that is taken for damage, and not for another kind of vectors
 SAMPLE_VECTORS, SAMPLE_BYTES = 4096, 2**25  # blocks are detected on so many vectors at most
@@ -141,6 +141,14 @@ def vectors_of_shards(tasks: Iterable[GatherTask], dimension: int) -> Iterator[n
             for row in rows:
                 file.seek(int(row["audio_offset"]))
                 yield parse_vector(file.read(int(row["audio_bytes"])), dimension)
+
+
+def all_known(tasks: Iterable[GatherTask]) -> bool:
+    """Whether the results of all tasks are there, though their shards may be gone."""
+    try:
+        return all(read_result(task.result_path) is not None for task in tasks)
+    except SourceChangedError:
+        return False
 
 
 def all_taken(task: GatherTask) -> bool:

@@ -6,6 +6,7 @@ All samples that are to stay lie in the gathered shards in their order, so a sha
 from __future__ import annotations
 
 import os
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -94,13 +95,15 @@ def _copy(shard: Path, rows: np.ndarray, tar: TarWriter, statistics: Statistics)
     lengths = np.where(vectors_at > 0, vectors_at + rows["audio_bytes"], begins + 512 + rows["cover_bytes"])
     lengths = (lengths + 511) // 512 * 512 - begins
     with open(shard, "rb", buffering=0) as file:
-        for i, (begin, length, audio_at, audio_bytes) in enumerate(zip(
-                begins.tolist(), lengths.tolist(), vectors_at.tolist(), rows["audio_bytes"].tolist(), strict=True)):
+        places = (begins, lengths, rows["cover_bytes"], vectors_at, rows["audio_bytes"], rows["crc"])
+        for i, (begin, length, cover_bytes, audio_at, audio_bytes, crc) in enumerate(
+                zip(*(part.tolist() for part in places), strict=True)):
             data = os.pread(file.fileno(), length, begin)
-            if len(data) != length:
-                raise SourceChangedError(f"{shard} was cut short; run the command again")
+            cover, audio = data[512:512 + cover_bytes], data[audio_at - begin:][:audio_bytes] if audio_at else b""
+            if len(data) != length or zlib.crc32(audio, zlib.crc32(cover)) != crc:
+                raise SourceChangedError(f"{shard}, made before, is damaged; run the command again")
             rows["cover_offset"][i] = tar.offset + 512
             if audio_at:
                 rows["audio_offset"][i] = tar.offset + audio_at - begin
-                statistics.add(parse_vector(data[audio_at - begin:][:audio_bytes], statistics.lot.shape[1]))
+                statistics.add(parse_vector(audio, statistics.lot.shape[1]))
             tar.add_bytes(data)

@@ -9,7 +9,6 @@ import queue
 import re
 import tarfile
 import threading
-import zipfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ import numpy as np
 from shard_tools.formats.blocks import Blocks, Moments
 from shard_tools.formats.codec import COVER_BYTES, VECTOR_BYTES
 from shard_tools.formats.index import file_sha256, hash64
-from shard_tools.formats.source import BadFileError
+from shard_tools.formats.source import BadFileError, SourceChangedError
 
 KEY = re.compile(r"[A-Za-z0-9_%~-]{1,96}", re.ASCII)
 _STATISTICS_BYTES = 2**21  # vectors are added to the statistics in lots of this many bytes of float64
@@ -235,26 +234,34 @@ def write_result(path: Path, result: ShardResult) -> None:
     np.savez(parts, rows=result.rows, album=result.album, bytes=result.bytes, sha256=result.sha256,
              moments=np.stack([moments.count, moments.mean, moments.m2, moments.low, moments.high]),
              checked=result.checked, drops=np.frombuffer(result.drops, np.uint8))
-    # Not synced: what a crash of the machine leaves of it is seen by its checksums, and the shard is made again.
+    # Not synced: what a crash of the machine leaves of it is seen by its digest, and the shard is made again.
     temporary = path.with_name(temporary_name(path.name))
-    temporary.write_bytes(parts.getvalue())
+    temporary.write_bytes(_digest(path, parts.getvalue()) + parts.getvalue())
     os.replace(temporary, path)
 
 
 def read_result(path: Path) -> ShardResult:
-    """The result that ``write_result`` left."""
-    with np.load(path, allow_pickle=False) as parts:
+    """The result that ``write_result`` left under this name; SourceChangedError for anything else."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise SourceChangedError(f"{path}, made before, can't be read ({error.strerror}); run again") from None
+    if data[:32] != _digest(path, data[32:]):
+        raise SourceChangedError(f"{path}, made before, is damaged; run the command again")
+    with np.load(io.BytesIO(data[32:]), allow_pickle=False) as parts:
         return ShardResult(parts["rows"], parts["album"], int(parts["bytes"]), str(parts["sha256"]),
                            Moments(*parts["moments"]), parts["checked"], parts["drops"].tobytes())
 
 
+def _digest(path: Path, data: bytes) -> bytes:
+    return hashlib.sha256(path.name.encode() + data).digest()
+
+
 def is_done(result_path: Path, *places: Path) -> bool:
     """Whether an earlier run left a result, and in one of these places the shard that it speaks of."""
-    if not result_path.exists():
-        return False
     try:
         result = read_result(result_path)
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):  # half of one, of a machine that crashed
+    except SourceChangedError:  # none yet, or half of one, of a machine that crashed
         return False
     return any(path.is_file() and path.stat().st_size == result.bytes and file_sha256(path) == result.sha256
                for path in places)

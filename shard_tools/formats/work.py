@@ -180,13 +180,17 @@ def forget(root: Path) -> None:
 
 def recall(work: Work) -> dict[str, Any]:
     """What ``note`` last wrote: of samples what is ``expected``, whether all are ``gathered``, and the vectors'
-    ``blocks``; empty at the beginning."""
-    path = work.folder / "gathered.json"
-    return json.loads(path.read_bytes()) if path.exists() else {}
+    ``blocks``; empty at the beginning, or when it is damaged: then all is looked at again."""
+    with contextlib.suppress(FileNotFoundError):
+        digest, _, facts = (work.folder / "gathered.json").read_bytes().partition(b"\n")
+        if digest == hashlib.sha256(facts).hexdigest().encode():
+            return json.loads(facts)
+    return {}
 
 
 def note(work: Work, facts: dict[str, Any]) -> None:
-    write_atomically(work.folder / "gathered.json", json.dumps(facts).encode())
+    data = json.dumps(facts).encode()
+    write_atomically(work.folder / "gathered.json", hashlib.sha256(data).hexdigest().encode() + b"\n" + data)
 
 
 def _spool(work: Work, listing: Listing, file: BinaryIO, keys: array | None = None, seed: int = 0) -> Work:
