@@ -222,8 +222,7 @@ def train(run: config.Config) -> int:
             tracker.finish()
             saver.close()
     if main and saver.failure:
-        say(f"stopped: {saver.failure}. {checkpoint.last_good(folder)}. Make room, and the same command goes on from "
-            "there")
+        say(f"stopped: {saver.failure}. {checkpoint.last_good(folder)}. Make room; the same command goes on from there")
         status = 1
     engine.close()
     if held:
