@@ -16,15 +16,15 @@ from tqdm import tqdm
 from shard_tools.formats import groups, schema
 from shard_tools.formats.assign import FILE, Assignment, Unit, assign, read_splits, rule_of, write_splits
 from shard_tools.formats.codec import COVER_BYTES
-from shard_tools.formats.companions import GROUPS_BYTES, find_schema, read_beside
-from shard_tools.formats.index import SPLITS, write_atomically
+from shard_tools.formats.companions import find_schema, read_beside
+from shard_tools.formats.index import GROUPS_BYTES, SPLITS, write_atomically
 from shard_tools.formats.layout import Drop, Listing, album_of, open_layout
 from shard_tools.formats.leaks import NEAR, Covers, find_leaks, look_at_files, near_pairs, show_leaks
 from shard_tools.formats.links import TEMPORARY, Way, place, place_bytes
 from shard_tools.formats.pool import available_workers
 from shard_tools.formats.quarantine import write_quarantine
 from shard_tools.formats.source import BadFileError, Entry, Zip, open_source, read_entry
-from shard_tools.formats.truth import DEMO, FILE_BYTES, TRUTH, find_truth, read_columns
+from shard_tools.formats.truth import DEMO, TRUTH, find_truth, read_columns, read_truth
 from shard_tools.formats.units import TRACKS, Sample, make_units, name_of, read_artists
 from shard_tools.formats.work import QUARANTINE
 
@@ -209,7 +209,7 @@ def _write_beside(root: Path, source: Path, listing: Listing, samples: Sequence[
         schema.write_schema(root / "audio", found)
     entry = find_truth(listing)
     if entry:
-        columns = read_columns(io.BytesIO(read_entry(source, entry, FILE_BYTES)), entry.path)
+        columns = read_columns(io.BytesIO(read_truth(source, entry)), entry.path)
         moved = {sample.name: name for sample, name in zip(samples, splits, strict=True)}
         rows = zip(columns["genre"].tolist(), columns["stems"].tolist(), columns["split"].tolist(), strict=True)
         columns["split"] = np.array([moved.get((genre, stem), before) for genre, stem, before in rows])

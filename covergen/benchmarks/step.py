@@ -47,7 +47,8 @@ def run(model: Literal["wgan_gp", "r3gan", "flow"] = "wgan_gp", resolution: int 
     losses = {name: one.losses(max(curve, bench.kinds_of_step)) for name, one in contenders.items()}
     print("loss of the first step: " + ", ".join(f"{name} {some[0]:.3f}" for name, some in losses.items()))
     times = take_turns({name: one.seconds for name, one in contenders.items()}, rounds)
-    about = {"model": model, "resolution": sizes.resolution, "batch_size": bench.batch_size, "width": width}
+    about = {"model": model, "resolution": sizes.resolution, "batch_size": bench.batch_size,
+             "width": bench.options.width}
     for name, one in contenders.items():
         if one.compiling:
             print(f"{name}: {one.compiling.text()}")

@@ -134,10 +134,12 @@ def check(checkpoint: Path, training: bool = True) -> None:
     except OSError as error:
         raise ValueError(f"{checkpoint / MANIFEST} can't be loaded: {error.strerror}") from None
     try:
-        files = {str(name): (int(facts["bytes"]), str(facts["sha256"]))
-                 for name, facts in json.loads(text)["files"].items()}
+        manifest = json.loads(text)
+        files = {str(name): (int(facts["bytes"]), str(facts["sha256"])) for name, facts in manifest["files"].items()}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise ValueError(f"{checkpoint / MANIFEST} can't be loaded: it lists no files") from None
+    if manifest.get("step") != step_of(checkpoint):
+        raise ValueError(f"{checkpoint / MANIFEST} can't be loaded: it is of step {str(manifest.get('step'))[:20]}")
     for name in files:
         path = checkpoint / name
         if name == "trainer.pt" and not training:

@@ -18,6 +18,7 @@ from shard_tools.extractors.work import Item, Options, Task
 from shard_tools.formats import schema
 from shard_tools.formats.acousticbrainz import JSON_BYTES
 from shard_tools.formats.genres import to_folder
+from shard_tools.formats.index import read_bounded
 from shard_tools.formats.source import BadFileError
 
 Found = Iterator[tuple[Item, int]]
@@ -88,7 +89,7 @@ def of_pairs(table: Path, suffixes: Sequence[str]) -> Found:
         ValueError: it is no such table.
     """
     try:
-        rows = csv.DictReader(io.StringIO(table.read_bytes().decode("utf-8-sig"), newline=""))
+        rows = csv.DictReader(io.StringIO(read_bounded(table).decode("utf-8-sig"), newline=""))
         if not {"audio", "cover"} <= set(rows.fieldnames or ()):
             raise ValueError(f"its columns are {', '.join(rows.fieldnames or ()) or 'none'}")
         rows = list(rows)

@@ -21,7 +21,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from shard_tools.formats.index import SPLITS, write_atomically
+from shard_tools.formats.index import GROUPS_BYTES, SPLITS, read_bounded, write_atomically
 
 FILE = "splits.csv"
 COLUMNS = ("group", "split", "rule")
@@ -198,7 +198,7 @@ def read_splits(path: Path) -> tuple[dict[str, str], str]:
         ValueError: it can't be read.
     """
     try:
-        rows = csv.reader(io.StringIO(path.read_bytes().decode("utf-8", "surrogateescape"), newline=""))
+        rows = csv.reader(io.StringIO(read_bounded(path, GROUPS_BYTES).decode("utf-8", "surrogateescape"), newline=""))
         if tuple(next(rows, ())) != COLUMNS:
             raise ValueError(f"expected the columns {', '.join(COLUMNS)}")
         splits, rule = {}, ""

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from shard_tools.formats import groups, schema
+from shard_tools.formats.index import GROUPS_BYTES
 from shard_tools.formats.source import BadFileError, Folder, Zip, read_entry
-
-GROUPS_BYTES = 2**30  # a line is 60 bytes or so
 
 
 def read_beside(source: Folder | Zip, folder: str, name: str, limit: int) -> bytes | None:

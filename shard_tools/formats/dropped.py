@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from shard_tools.formats.index import write_atomically
+from shard_tools.formats.index import GROUPS_BYTES, read_bounded, write_atomically
 
 DONE, BEGUN = "dropped.csv", ".moving.csv"
 COLUMNS = ("path", "stays")
@@ -61,7 +61,7 @@ def finish(source: Path, dropped: Path) -> None:
 
 
 def _read(path: Path) -> list[tuple[str, str]]:
-    text = path.read_bytes().decode("utf-8", "surrogateescape")
+    text = read_bounded(path, GROUPS_BYTES).decode("utf-8", "surrogateescape")
     rows = list(csv.reader(io.StringIO(text, newline="")))
     if not rows or tuple(rows[0]) != COLUMNS or any(len(row) != len(COLUMNS) for row in rows):
         raise ValueError(f"{path} can't be read: expected the columns {', '.join(COLUMNS)}; put it right, or move it "

@@ -7,7 +7,7 @@ import re
 import unicodedata
 from pathlib import Path
 
-from shard_tools.formats.index import SPLITS
+from shard_tools.formats.index import SPLITS, read_bounded
 from shard_tools.formats.layout import ALIASES, UNKNOWN
 
 # The sixteen genres of the thesis, and what it counted for them; every tag with "metal" in it besides.
@@ -50,7 +50,7 @@ def read_map(path: Path) -> dict[str, str]:
     """
     found: dict[str, str] = {}
     try:
-        rows = csv.reader(path.read_text(encoding="utf-8-sig").splitlines())
+        rows = csv.reader(read_bounded(path).decode("utf-8-sig").splitlines())
         for number, row in enumerate(rows):
             if not row or (number == 0 and [cell.strip().lower() for cell in row] == _COLUMNS):
                 continue

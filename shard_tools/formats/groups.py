@@ -9,7 +9,7 @@ import csv
 import io
 from pathlib import Path
 
-from shard_tools.formats.index import write_atomically
+from shard_tools.formats.index import GROUPS_BYTES, read_bounded, write_atomically
 
 FILE = "groups.csv"
 COLUMNS = ("genre", "stem", "group")
@@ -31,7 +31,7 @@ def read_groups(folder: Path) -> dict[tuple[str, str], str]:
         ValueError: the file is damaged.
     """
     path = folder / FILE
-    return parse_groups(path.read_bytes(), str(path)) if path.is_file() else {}
+    return parse_groups(read_bounded(path, GROUPS_BYTES), str(path)) if path.is_file() else {}
 
 
 def parse_groups(data: bytes, name: str) -> dict[tuple[str, str], str]:

@@ -31,6 +31,7 @@ ROW = np.dtype([
     ("genre", "<i2"), ("group", "<i8"), ("cover_hash", "<u8"), ("crc", "<u4"),
 ])
 
+GROUPS_BYTES = 2**30  # of a table of samples or groups; a line is 60 bytes or so
 FACTS_BYTES = 2**27  # most bytes of a JSON that are read; 100,000 shards have 20 million
 SHARD_NAME = re.compile(r"([a-z]+)-(\d{5,})-of-(\d{5,})\.tar", re.ASCII)
 

@@ -32,6 +32,14 @@ def find_truth(listing: Listing) -> Entry | None:
         folder = folder.rpartition("/")[0]
 
 
+def read_truth(source: Path, entry: Entry) -> bytes:
+    """The bytes of the truth in a folder or zip; ValueError if they can't be read."""
+    try:
+        return read_entry(source, entry, FILE_BYTES)
+    except BadFileError as error:
+        raise ValueError(f"{source}/{entry.path} can't be read ({error})") from None
+
+
 def copy_truth(source: Path, listing: Listing, root: Path) -> bool:
     """Puts the truth of a demo beside its shards; returns whether there was anything to put there.
 
@@ -46,10 +54,7 @@ def copy_truth(source: Path, listing: Listing, root: Path) -> bool:
     entry = find_truth(listing)
     if entry is None:
         return False
-    try:
-        data = read_entry(source, entry, FILE_BYTES)
-    except BadFileError as error:
-        raise ValueError(f"{source}/{entry.path} can't be read ({error})") from None
+    data = read_truth(source, entry)
     read_columns(io.BytesIO(data), f"{source}/{entry.path}")
     if (root / TRUTH).is_file() and (root / TRUTH).read_bytes() == data:
         return False

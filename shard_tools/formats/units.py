@@ -13,7 +13,8 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from shard_tools.formats.assign import Unit
-from shard_tools.formats.companions import GROUPS_BYTES, read_beside
+from shard_tools.formats.companions import read_beside
+from shard_tools.formats.index import GROUPS_BYTES
 from shard_tools.formats.layout import Candidate, Listing, read_name
 from shard_tools.formats.music import fold
 
