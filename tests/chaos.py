@@ -88,7 +88,8 @@ def disturb(folder: Path, kills: int, ranks: list[int], seed: int, shards: str |
             break
         moment = draw.choice(["step", "checkpoint", "evaluation"])
         victim = draw.choice(["rank", "launcher", "everything"])
-        wait_for(folder, process, moment, before + draw.randint(2, 2 * STEPS // max(kills, 1)), draw)
+        wait_for(folder, process, moment, before + draw.randint(2, STEPS // kills), draw)
+        assert process.poll() is None, f"start {start} ended before it was killed: {process.communicate()[0][-2000:]}"
         kill(process, victim, draw)
         done[victim, moment] += 1
     check(folder, starts, flags, ranks)
