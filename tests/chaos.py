@@ -9,6 +9,7 @@ fixed number of ranks the weights are bit for bit those of a run that nobody dis
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import random
 import subprocess
@@ -88,7 +89,7 @@ def disturb(folder: Path, kills: int, ranks: list[int], seed: int, shards: str |
             break
         moment = draw.choice(["step", "checkpoint", "evaluation"])
         victim = draw.choice(["rank", "launcher", "everything"])
-        wait_for(folder, process, moment, before + draw.randint(2, STEPS // kills), draw)
+        wait_for(folder, start, process, moment, before + draw.randint(2, STEPS // kills), draw)
         assert process.poll() is None, f"start {start} ended before it was killed: {process.communicate()[0][-2000:]}"
         kill(process, victim, draw)
         done[victim, moment] += 1
@@ -111,22 +112,28 @@ def step_of(folder: Path) -> int:
     return max((int(path.name[5:]) for path in (folder / "runs/killed/checkpoints").glob("step_????????")), default=0)
 
 
-def wait_for(folder: Path, process: subprocess.Popen, moment: str, step: int, draw: random.Random) -> None:
-    """Until the log has come to a step and the moment is there; not for ever."""
-    run, deadline = folder / "runs/killed", time.monotonic() + 120
+def wait_for(folder: Path, start: int, process: subprocess.Popen, moment: str, step: int, draw: random.Random) -> None:
+    """Until this start has come to a step and the moment is there; not for ever."""
+    deadline, stale = time.monotonic() + 120, unfinished(folder)
     (folder / "evaluating").unlink(missing_ok=True)
 
     def there() -> bool:
-        text = (run / "log.jsonl").read_text() if (run / "log.jsonl").is_file() else ""
-        if text.count("\n") < step:
-            return False
-        return {"step": True, "checkpoint": any((run / "checkpoints").glob(".tmp_*")),
-                "evaluation": (folder / "evaluating").exists()}[moment]
+        return last_of(folder, start) >= step and {"step": True, "checkpoint": unfinished(folder) - stale,
+                                                   "evaluation": (folder / "evaluating").exists()}[moment]
 
     while process.poll() is None and time.monotonic() < deadline and not there():
         time.sleep(0.002)
     if moment != "checkpoint":
         time.sleep(0.1 * draw.random())
+
+
+def unfinished(folder: Path) -> set[tuple[str, int]]:
+    """Checkpoints that are being written, or were when a start was killed."""
+    found = set()
+    for path in (folder / "runs/killed/checkpoints").glob(".tmp_*"):
+        with contextlib.suppress(FileNotFoundError):
+            found.add((path.name, path.stat().st_ino))
+    return found
 
 
 def kill(process: subprocess.Popen, victim: str, draw: random.Random) -> None:
