@@ -51,7 +51,7 @@ class Members:
         failures: Failures = {}
         samples, checked = self.rows[rows], self.checked[rows].tolist()
         self.shelf.expect(samples["shard"].tolist())
-        desk, vectors = Desk(cover), memoryview(raw).cast("B")
+        desk, vectors = Desk(cover), memoryview(raw.reshape(-1).view(np.uint8))
         places = zip(rows.tolist(), slots.tolist(), checked, *(samples[name].tolist() for name in PLACE), strict=True)
         for row, slot, sound, shard, start, size, audio, length in places:
             try:
