@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import raw_data
 import torch
 from PIL import Image
 
@@ -16,6 +17,7 @@ from covergen.runtime.data import IndexedShards, open_stream, shrink
 from covergen.runtime.loader import Loader
 from covergen.runtime.scale import AudioScale
 from shard_tools.formats.index import open_index
+from shard_tools.pack import pack
 
 CPU = torch.device("cpu")
 
@@ -42,6 +44,15 @@ def test_a_batch_holds_the_pairs_of_the_folders(world: Path, shards: Path) -> No
         pixels = standard[vector.numpy().tobytes()]
         assert np.abs(cover.permute(1, 2, 0).numpy().astype(int) - pixels).max() <= 3  # two decoders
         assert genre == stream.index.rows["genre"][row]
+
+
+def test_covers_without_vectors_are_read_too(tmp_path: Path) -> None:
+    for number in range(12):
+        raw_data.add(tmp_path / "raw", "train/pop", f"{number}", raw_data.jpeg(number), None)
+    assert pack(str(tmp_path / "raw/audio-cover_dataset/cover"), str(tmp_path / "shards"), workers=1) == 0
+    stream = IndexedShards(tmp_path / "shards", "train", batch_size=4)
+    batch = stream.batch(0)
+    assert batch.audio is None and batch.cover.float().std() > 10
 
 
 def test_audio_is_standardised_clipped_and_says_what_is_absent() -> None:
