@@ -15,6 +15,8 @@ from safetensors.torch import load_file
 
 from covergen import models
 
+ALIKE = ("ae_transpose", "cond_vae", "cond_lsgan")  # to others that are tried every time; each takes 20 s
+
 
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_several_ranks_train_what_one_process_does(shards: Path, tmp_path: Path, ranks: int) -> None:
