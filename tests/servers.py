@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from shard_tools.formats.cache import Cache, Stored
+from shard_tools.formats.cache import Cache, Stored, locked
 from shard_tools.formats.remote import Remote
 
 
@@ -207,10 +207,11 @@ def watched(folder: Path) -> Iterator[list[int]]:
 
     def watch() -> None:
         while not done.wait(0.01):
-            total = 0
-            for path in folder.rglob("*"):
-                with contextlib.suppress(OSError):
-                    total += path.stat().st_size if path.is_file() else 0
+            with locked(folder / ".lock"):  # or what goes and what comes for it would both be counted
+                total = 0
+                for path in folder.rglob("*"):
+                    with contextlib.suppress(FileNotFoundError):
+                        total += path.stat().st_size if path.is_file() else 0
             sizes.append(total)
 
     thread = threading.Thread(target=watch, daemon=True)

@@ -92,7 +92,7 @@ def test_what_is_open_or_spared_is_not_removed(tmp_path: Path, web) -> None:
     with cache.open(remote, stored[0]) as held:
         cache.open(remote, stored[1]).close()
         with pytest.raises(FullError):
-            cache.open(remote, stored[2], spare={stored[1].sha256})
+            cache.open(remote, stored[2], spare=lambda: [stored[1].sha256])
         cache.open(remote, stored[2]).close()
         assert os.fstat(held.fileno()).st_nlink == 1
         with Cache(tmp_path / "cache").open(remote, stored[2]), pytest.raises(FullError):
@@ -220,6 +220,23 @@ def test_batches_are_those_of_local_shards_and_each_shard_comes_once_an_epoch(
     assert largest <= bound * 1e9
     assert len(fetched) == len(here.shards)
     assert set(fetched.values()) == {1} if not windows else max(fetched.values()) <= epochs
+
+
+@pytest.mark.parametrize(("window", "follow"), [(0, 1), (2, 2)])  # of 14 shards four at a time, the last one has two
+def test_the_next_window_comes_at_once(window: int, follow: int, many: Path, tmp_path: Path) -> None:
+    root = local_root(put(many, f"memory://{tmp_path.name}"), tmp_path / "cache")
+    stream = open_stream(root, "train", batch_size=1, seed=3, window=4)
+    windows = [stream.order.window(0)]
+    for _ in range(4):
+        windows.append(stream.order.window(windows[-1].stop))
+    stream.shelf.at(windows[window].start, 1)
+    shards = {shard for part in windows[window:window + 1 + follow] for shard in part.shards}
+    expected = {stream.shelf.stored[shard].sha256 for shard in shards}
+    here, deadline = tmp_path / "cache" / "shards", time.monotonic() + 10
+    while {path.stem for path in here.glob("*.tar")} != expected and time.monotonic() < deadline:
+        time.sleep(0.02)
+    time.sleep(0.2)
+    assert {path.stem for path in here.iterdir()} == expected
 
 
 def test_a_cache_too_small_for_what_is_mixed_is_refused_with_the_size_it_needs(many: Path, tmp_path: Path) -> None:

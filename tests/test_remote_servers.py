@@ -155,11 +155,11 @@ def test_a_longer_training_waits_for_nothing_once_warm(kind: str, tmp_path: Path
     shards, faults = tmp_path / "shards", bad()
     assert pack(str(tmp_path / "raw"), str(shards), samples_per_shard=50, workers=1) == 0
     steps = str(3 * len(open_index(shards, "train").rows) // 128)
-    flags = [*TINY, "--steps", steps, "--batch_size", "64", "--log_every", "10", "--width", "16", "--sample_every", "0",
+    flags = [*TINY, "--steps", steps, "--batch_size", "64", "--log_every", "10", "--width", "24", "--sample_every", "0",
              "--save_every", "1000", "--shard_window", "8"]
     train(tmp_path, *flags, "--shards", str(shards), "--name", "near")
     with served(kind, shards, tmp_path, faults) as (url, environment), watched(tmp_path / "cache") as sizes:
-        bound = bound_for(shards, 5)  # two windows of 8, and 4
+        bound = bound_for(shards, 7)  # windows of 8: the last, this and the next one, and 4
         train(tmp_path, *flags, "--shards", url, "--name", "far", "--cache_dir", str(tmp_path / "cache"), "--cache_gb",
               f"{bound:.6f}", **environment)
     near, far = tmp_path / "runs" / "near", tmp_path / "runs" / "far"

@@ -1,8 +1,8 @@
 """Shards that lie elsewhere: a URL and the order of reading in; their bytes out, from whole copies on this machine.
 
-A few threads fetch the shards of the window that is read and then those of the next, through the cache that all
-processes of the machine share (``shard_tools.formats.cache``). Shards of the current window are held open and so stay;
-those of the next go for nothing that this process fetches; older ones go as room is needed.
+A few threads fetch the shards of the window that is read and then those of the next, as far as there is room, through
+the cache that all processes of the machine share (``shard_tools.formats.cache``). Shards of the current window are held
+open and so stay; those of the next go for nothing that this process fetches; older ones go as room is needed.
 """
 
 from __future__ import annotations
@@ -20,10 +20,12 @@ from covergen.runtime.windows import Window
 from shard_tools.formats.cache import GIGABYTE, BusyError, Cache, FullError, stored_shard, wait_a_little
 from shard_tools.formats.remote import Remote
 
-THREADS = 4  # that fetch
+THREADS = 8  # that fetch: shards of a few MB need several at a time where an answer takes long
 HELD, LOOSE = 256, 2  # copies held open at most: of a window; where nothing is known of what comes next
 PATIENCE = 300.0  # seconds that a needed shard waits for others to let go of room
 IDLE = 5.0  # seconds after which a thread with nothing to fetch ends
+DEAR = 1.0  # seconds that a needed shard waits before one that was fetched ahead goes for it
+FULL, TAKEN = 0.3, 0.1  # seconds until another try where there was no room; where another process is at it
 SLACK = 16  # batches into a window after which the one before is let go
 
 
@@ -48,12 +50,13 @@ class RemoteShelf:
         self.stored = [stored_shard(shard, url) for shard in facts["shards"]]
         self.last: int | None = None
         self._window_at: Callable[[int], Window] | None = None
+        self._largest = 0
         self._now: Window | None = None
         self._held: OrderedDict[int, BinaryIO] = OrderedDict()
         self._current, self._before, self._soon = set[int](), set[int](), set[int]()
         self._queue: list[int] = []
         self._urgent, self._busy, self._had, self._failed = set[int](), set[int](), set[int](), dict[int, Exception]()
-        self._change, self._threads, self._begin_next = threading.Condition(), 0, 0
+        self._change, self._threads, self._releases, self._release_at = threading.Condition(), 0, 0, 0
 
     def plan(self, window_at: Callable[[int], Window], largest: int) -> None:
         """Prepares reading in an order.
@@ -71,36 +74,46 @@ class RemoteShelf:
             gigabytes = -(-need // (GIGABYTE // 1000)) / 1000
             least = "" if largest == 1 else ", or mix fewer shards at a time with --shard_window (another order)"
             raise ValueError(f"--cache_gb {self.cache.bound() / GIGABYTE:g} is too little for {largest} shards that "
-                             f"are mixed at a time, and the index: give --cache_gb {gigabytes:g} or more (twice that "
-                             f"to fetch ahead){least}")
-        self._window_at = window_at
+                             f"are mixed at a time, and the index: give --cache_gb {gigabytes:g} or more (three times "
+                             f"that to fetch ahead){least}")
+        self._window_at, self._largest = window_at, largest
 
     def at(self, position: int, batch: int) -> None:
         """Tells where in the stream the reader is, and how many samples a batch has."""
         now = self._now
-        if self._window_at is None or (now and now.start <= position < min(now.stop, self._begin_next)):
+        if self._window_at is None or (now and now.start <= position < min(now.stop, self._release_at)):
             return
         with self._change:
             now = self._now
             if now and (now.start - SLACK * batch <= position < now.start):
                 return  # a thread that lags behind
             if now is None or not now.start <= position < now.stop:
+                self._release(self._before - self._current)  # of a window shorter than a batch
                 self._before = self._current
                 self._now = now = self._window_at(position)
                 self._current = set(now.shards)
                 self._had -= self._current - self._soon
-                self._begin_next = min(now.start + SLACK * batch, (now.start + now.stop) // 2)
+                self._release_at = min(now.start + SLACK * batch, (now.start + now.stop) // 2)
                 self._queue = []
                 self._line_up([*self._urgent, *now.shards])
-            if position >= self._begin_next:
-                self._begin_next = now.stop
+                self._look_ahead(now)
+            if position >= self._release_at:
+                self._release_at = now.stop
                 self._release(self._before - self._current)
                 self._before = set()
-                if self.last is None or now.stop < self.last:
-                    following = self._window_at(now.stop).shards
-                    self._soon = set(following) - self._current
-                    self._line_up(shard for shard in following if shard in self._soon)
+                self._look_ahead(now)  # shards that the window before had too
             self._start_threads()
+
+    def _look_ahead(self, now: Window) -> None:
+        """Lines up the shards of the window after this one, and of another where that is the short end of an epoch."""
+        self._soon, following = set(), now
+        for _ in range(2):
+            if len(self._soon) >= self._largest or (self.last is not None and following.stop >= self.last):
+                break
+            following = self._window_at(following.stop)
+            fresh = [shard for shard in following.shards if shard not in self._current | self._soon]
+            self._soon.update(fresh)
+            self._line_up(shard for shard in fresh if shard not in self._had)
 
     def _line_up(self, shards: Iterable[int]) -> None:
         """Puts shards at the end of the queue that are neither here, nor coming, nor in it."""
@@ -153,42 +166,54 @@ class RemoteShelf:
             self._threads += 1
             threading.Thread(target=self._work, name="fetch", daemon=True).start()
 
+    def _place(self) -> int | None:
+        """Where in the queue is what may be fetched now: nothing ahead before all of the window is here, lest it take
+        the room."""
+        ahead = self._current <= self._had
+        return next((place for place, shard in enumerate(self._queue)
+                     if ahead or shard in self._current or shard in self._urgent), None)
+
     def _work(self) -> None:
         while True:
             with self._change:
-                if not self._queue and not self._change.wait_for(lambda: self._queue, IDLE):
+                if not self._change.wait_for(lambda: self._place() is not None, IDLE):
                     self._threads -= 1
                     return
-                shard = self._queue.pop(0)
+                shard = self._queue.pop(self._place())
                 self._busy.add(shard)
+                releases = self._releases
             file = error = None
-            again = False
+            again = 0.0
             try:
                 file = self._fetch(shard)
             except BusyError as busy:
-                again = True
-                time.sleep(0.3 if isinstance(busy, FullError) else 0.1)
+                again = FULL if isinstance(busy, FullError) else TAKEN
             except Exception as failure:  # whatever it is, the reader who needs the shard is told
                 error = failure
             with self._change:
+                if again:  # wait, unless room was made or somebody waits
+                    def changed(shard: int = shard, releases: int = releases) -> bool:
+                        return (self._releases != releases or shard in self._urgent
+                                or (bool(self._queue) and self._queue[0] in self._urgent))
+                    self._change.wait_for(changed, again)
                 self._busy.discard(shard)
                 if file:
                     self._keep(shard, file, shard in self._urgent or shard in self._current)
                 elif again and (shard in self._urgent or shard in self._current or shard in self._soon):
-                    self._queue.append(shard) if shard not in self._urgent else self._queue.insert(0, shard)
+                    first = shard in self._urgent or shard in self._current
+                    self._queue.insert(0 if first else len(self._queue), shard)
                 elif error and shard in self._urgent:
                     self._failed[shard] = error
                     self._urgent.discard(shard)
-                self._change.notify_all()
+                self._start_threads()
 
     def _fetch(self, shard: int) -> BinaryIO:
-        began = time.monotonic()
+        remote, stored, began = self.remote, self.stored[shard], time.monotonic()
         while True:
             with self._change:
                 urgent = shard in self._urgent
-                spare = [self.stored[other].sha256 for other in self._current | self._soon | self._before]
             try:
-                return self.cache.open(self.remote, self.stored[shard], spare=spare, wait=urgent)
+                return self.cache.open(remote, stored, spare=lambda: self._spared(True), wait=urgent)
             except FullError as full:
                 if not urgent:
                     raise
@@ -196,8 +221,15 @@ class RemoteShelf:
                     for other in [*(o for o in self._held if o in self._before), *self._held][:LOOSE]:
                         self._held.pop(other, None)
                 with contextlib.suppress(FullError):
-                    return self.cache.open(self.remote, self.stored[shard], wait=True)
+                    dear = time.monotonic() - began < DEAR
+                    return self.cache.open(remote, stored, spare=lambda dear=dear: self._spared(False) if dear else [])
                 wait_a_little(began, PATIENCE, full)
+
+    def _spared(self, before: bool) -> list[str]:
+        """Hashes of the shards that should stay: of this window, the next, and with ``before`` the last one."""
+        with self._change:
+            shards = self._current | self._soon | (self._before if before else set())
+            return [self.stored[shard].sha256 for shard in shards]
 
     def _keep(self, shard: int, file: BinaryIO, hold: bool) -> None:
         """Holds a copy open, or only knows that it is there."""
@@ -212,6 +244,7 @@ class RemoteShelf:
                 self._let_go(next(iter(self._held)))
 
     def _release(self, shards: Iterable[int]) -> None:
+        self._releases += 1
         for shard in shards:
             self._let_go(shard)
             self._had.discard(shard)

@@ -13,7 +13,7 @@ import fcntl
 import os
 import re
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -88,13 +88,14 @@ class Cache:
         """Bytes of them that are indexes, which nothing pushes out."""
         return sum(map(_size, _files(self.folder / INDEXES)))
 
-    def open(self, remote: Remote, stored: Stored, *, spare: Collection[str] = (), wait: bool = True) -> BinaryIO:
+    def open(self, remote: Remote, stored: Stored, *, spare: Callable[[], Collection[str]] = tuple,
+             wait: bool = True) -> BinaryIO:
         """The copy, opened, downloaded first where need be; it stays in the cache for as long as it is open.
 
         Args:
             remote: where the file is.
             stored: which.
-            spare: hashes of copies that must not go for it.
+            spare: gives the hashes of copies that must not go for it.
             wait: for another process that downloads it.
 
         Raises:
@@ -123,7 +124,8 @@ class Cache:
                     self.set_aside(part, stored.bytes, spare)
                     with open(part.name, "r+b") as file:
                         remote.fetch(stored.name, stored.bytes, stored.sha256, file)
-                    os.replace(part.name, whole)
+                    with locked(self.folder / ".lock"):  # whoever counts sees it once
+                        os.replace(part.name, whole)
                 except BaseException:
                     with contextlib.suppress(FileNotFoundError):
                         os.unlink(part.name)
@@ -158,12 +160,12 @@ class Cache:
         os.utime(file.fileno())
         return file
 
-    def set_aside(self, part: BinaryIO, size: int, spare: Collection[str] = ()) -> None:
+    def set_aside(self, part: BinaryIO, size: int, spare: Callable[[], Collection[str]] = tuple) -> None:
         """Makes room for a file, and takes it at once by the file's own length."""
         with locked(self.folder / ".lock"):
             missing = self.used() - os.fstat(part.fileno()).st_size + size - self.bound()
             if missing > 0:
-                held = {f"{name}{ending}" for name in spare for ending in (WHOLE, PART)}
+                held = {f"{name}{ending}" for name in spare() for ending in (WHOLE, PART)}
                 idle = [entry for entry in _files(self.shards) if entry.name not in held]
                 for entry in sorted(idle, key=_last_used):
                     if entry.path != part.name:
