@@ -7,6 +7,7 @@ import io
 import os
 import queue
 import re
+import sys
 import tarfile
 import threading
 import zlib
@@ -24,6 +25,7 @@ from shard_tools.formats.source import BadFileError, SourceChangedError
 KEY = re.compile(r"[A-Za-z0-9_%~-]{1,96}", re.ASCII)
 _STATISTICS_BYTES = 2**21  # vectors are added to the statistics in lots of this many bytes of float64
 _PIECE = 2**20  # bytes that are written and hashed at once
+_PATIENCE = 0.0002  # seconds that a thread waits for Python's lock before it asks: writing needs it shortly, and often
 
 
 def shard_name(split: str, number: int, total: int) -> str:
@@ -116,6 +118,8 @@ class TarWriter:
         self._begun, self._error = 0, None
         self._pieces: queue.SimpleQueue[tuple[bytes, list] | None] = queue.SimpleQueue()
         self._room = threading.Semaphore(4)
+        self._patience = sys.getswitchinterval()
+        sys.setswitchinterval(_PATIENCE)
         self._thread = threading.Thread(target=self._work, daemon=True)
         self._thread.start()
 
@@ -151,6 +155,7 @@ class TarWriter:
     def close(self) -> None:
         self._pieces.put(None)
         self._thread.join()
+        sys.setswitchinterval(self._patience)
 
     def _hand_over(self, least: int) -> None:
         if self.offset - self._begun < least:
