@@ -164,6 +164,8 @@ def _plan_tracks(root: Path, source: str | None, pairs: str | None, name: str, o
         if not total:
             raise ValueError(f"--source {source} holds nothing that {name} reads: {', '.join(suffixes)}")
         return plan._replace(found=sources.of_folder(path, suffixes), total=total)
+    if not path.is_file():  # a FIFO would be waited for
+        raise ValueError(f"--source {source} is neither a file nor a folder")
     if extractor.of_json and is_archive(path):
         return plan._replace(found=sources.of_archive(path), total=path.stat().st_size, in_bytes=True)
     if path.suffix.lower() not in suffixes:

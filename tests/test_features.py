@@ -157,6 +157,7 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
     ({"source": "in", "excerpt": 2.0}, "--excerpt 2.0: expected 3 to 3,600"),
     ({"source": "in", "extractor": "acousticbrainz"}, "holds nothing that acousticbrainz reads: .json"),
     ({"source": "in/a.txt"}, r"is nothing that essentia reads: .mp3, .*\.tar\.zst"),
+    ({"source": "in/a.tar", "extractor": "acousticbrainz"}, "is neither a file nor a folder"),
     ({"source": "in", "extractor": "pca"}, "holds no vectors"),
     ({"source": "in/a.txt", "extractor": "pca"}, "is not a folder"),
     ({"pairs": "in/a.txt"}, "can't be read .its columns are none.; expected a CSV with the columns audio and cover"),
@@ -165,6 +166,7 @@ def test_options_that_do_not_fit_are_refused(tmp_path, monkeypatch, options, sai
     monkeypatch.chdir(tmp_path)
     (tmp_path / "in").mkdir()
     (tmp_path / "in/a.txt").write_text("")
+    os.mkfifo(tmp_path / "in/a.tar")
     with pytest.raises(ValueError, match=said):
         features("out", **options)
 

@@ -168,7 +168,7 @@ def test_covers_unlike_the_first_are_packed_after_all_where_most_are_so(tmp_path
 
 
 @pytest.mark.parametrize("messy", [False, True], ids=["gathered", "cut anew"])
-@pytest.mark.parametrize("harm", ["flipped", "emptied", "swapped"])
+@pytest.mark.parametrize("harm", ["flipped", "emptied", "swapped", "endless"])
 def test_whatever_of_unfinished_work_is_damaged_is_made_again(tmp_path, monkeypatch, messy, harm):
     source = raw_data.sound_pairs(tmp_path / "source", 24)
     if messy:
@@ -188,7 +188,11 @@ def test_whatever_of_unfinished_work_is_damaged_is_made_again(tmp_path, monkeypa
         shutil.copytree(tmp_path / "half", out)
         data, other = bytearray((out / path).read_bytes()), out / files[number - 1]
         data[len(data) // 2] ^= 8
-        (out / path).write_bytes({"flipped": data, "emptied": b"", "swapped": other.read_bytes()}[harm])
+        if harm == "endless":
+            (out / path).unlink()
+            (out / path).symlink_to("/dev/zero")
+        else:
+            (out / path).write_bytes({"flipped": data, "emptied": b"", "swapped": other.read_bytes()}[harm])
         if harm == "swapped":
             other.write_bytes((tmp_path / "half" / path).read_bytes())
         try:

@@ -19,11 +19,12 @@ import numpy as np
 
 from shard_tools.formats.blocks import Blocks, Moments
 from shard_tools.formats.codec import COVER_BYTES, VECTOR_BYTES
-from shard_tools.formats.index import file_sha256, hash64
+from shard_tools.formats.index import file_sha256, hash64, read_bounded
 from shard_tools.formats.source import BadFileError, SourceChangedError
 
 KEY = re.compile(r"[A-Za-z0-9_%~-]{1,96}", re.ASCII)
 _STATISTICS_BYTES = 2**21  # vectors are added to the statistics in lots of this many bytes of float64
+_RESULT_BYTES = 2**29  # of a shard of a million samples, all of them dropped with a reason
 _PIECE = 2**20  # bytes that are written and hashed at once
 _PATIENCE = 0.0002  # seconds that a thread waits for Python's lock before it asks: writing needs it shortly, and often
 
@@ -248,9 +249,9 @@ def write_result(path: Path, result: ShardResult) -> None:
 def read_result(path: Path) -> ShardResult:
     """The result that ``write_result`` left under this name; SourceChangedError for anything else."""
     try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise SourceChangedError(f"{path}, made before, can't be read ({error.strerror}); run again") from None
+        data = read_bounded(path, _RESULT_BYTES)
+    except (OSError, ValueError) as error:
+        raise SourceChangedError(f"{path}, made before, can't be read ({error}); run again") from None
     if data[:32] != _digest(path, data[32:]):
         raise SourceChangedError(f"{path}, made before, is damaged; run the command again")
     with np.load(io.BytesIO(data[32:]), allow_pickle=False) as parts:

@@ -24,7 +24,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from shard_tools import __version__
-from shard_tools.formats.index import SHARD_NAME, SPLITS, read_facts, splits_in, write_atomically
+from shard_tools.formats.index import SHARD_NAME, SPLITS, read_bounded, read_facts, splits_in, write_atomically
 from shard_tools.formats.layout import Candidate, Drop, Listing
 from shard_tools.formats.probe import shuffle_key, to_line
 from shard_tools.formats.truth import TRUTH
@@ -141,9 +141,10 @@ def begin(root: Path, listing: Listing, options: dict[str, Any], overwrite: bool
         raise ValueError(f"{len(work.genres):,} genre folders; at most 32,767 can be told apart")
     state = json.dumps({"options": options, "version": __version__, "source": work.version}).encode()
     state_path = folder / "state.json"
-    if state_path.exists() and state_path.read_bytes() != state:
+    known = state_path.is_file() and state_path.stat().st_size == len(state) and state_path.read_bytes() == state
+    if state_path.exists() and not known:
         print("unfinished work was for other options or another source: beginning again")
-    if not state_path.exists() or state_path.read_bytes() != state:
+    if not known:
         _clear(root, but=folder / "candidates.tmp")
     os.replace(folder / "candidates.tmp", folder / "candidates.jsonl")
     _write_order(folder, np.frombuffer(keys, "<u8").reshape(-1, 2), work.counts)
@@ -181,8 +182,8 @@ def forget(root: Path) -> None:
 def recall(work: Work) -> dict[str, Any]:
     """What ``note`` last wrote: of samples what is ``expected``, whether all are ``gathered``, and the vectors'
     ``blocks``; empty at the beginning, or when it is damaged: then all is looked at again."""
-    with contextlib.suppress(FileNotFoundError):
-        digest, _, facts = (work.folder / "gathered.json").read_bytes().partition(b"\n")
+    with contextlib.suppress(OSError, ValueError):
+        digest, _, facts = read_bounded(work.folder / "gathered.json").partition(b"\n")
         if digest == hashlib.sha256(facts).hexdigest().encode():
             return json.loads(facts)
     return {}
