@@ -5,6 +5,7 @@ Dynamo keeps its counts for the whole process, and so does this: one run a proce
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
@@ -28,6 +29,8 @@ class Compiling:
         self.told: dict[str, float] = {}
         if training.cuda_graphs:
             check_cuda_graphs(training, device)
+        # diffusers asks for torch's version in its forward, through a cache: nothing that a user could mend
+        warnings.filterwarnings("ignore", message="Dynamo detected a call to a `functools.lru_cache`")
         for turn in self.turns:
             compile_turn(turn, training.cuda_graphs)
 
