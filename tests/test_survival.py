@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import threading
@@ -50,18 +51,20 @@ def script(folder: Path, body: str) -> Path:
     return path
 
 
-@pytest.mark.parametrize("harm", ["flip", "cut", "missing", "manifest"])
+@pytest.mark.parametrize("harm", ["flip", "cut", "missing", "manifest", "fifo"])
 def test_a_damaged_checkpoint_is_put_aside_and_the_one_before_goes_on(shards: Path, tmp_path: Path, harm: str) -> None:
     flags = [*TINY, "--shards", str(shards), "--name", "run"]
     train(tmp_path, *flags, "--steps", "8")
     whole = weights(tmp_path / "runs/run", 8)
     newest = tmp_path / "runs/run/checkpoints/step_00000008"
     file = newest / {"flip": "generator.safetensors", "cut": "trainer.pt", "missing": "critic.safetensors",
-                     "manifest": "manifest.json"}[harm]
+                     "manifest": "manifest.json", "fifo": "manifest.json"}[harm]
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 4
     file.unlink()  # not written over: what was read of it is mapped
-    if harm != "missing":
+    if harm == "fifo":
+        os.mkfifo(file)
+    elif harm != "missing":
         file.write_bytes({"flip": data, "cut": data[:-9], "manifest": b"{}"}[harm])
     (tmp_path / "runs/run/grids/step_00000008_noise.png").unlink()
     made = run_command(tmp_path, "covergen.generate", "--run", "runs/run", "--n", "1", "--out", "x.png")

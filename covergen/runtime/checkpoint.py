@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from covergen.runtime.ema import with_averages
-from shard_tools.formats.index import file_sha256
+from shard_tools.formats.index import file_sha256, read_bounded
 
 MANIFEST = "manifest.json"
 
@@ -128,11 +128,12 @@ def check(checkpoint: Path, training: bool = True) -> None:
         ValueError: a file is missing or not as it was written; names it.
     """
     try:
-        text = (checkpoint / MANIFEST).read_bytes()
+        text = read_bounded(checkpoint / MANIFEST)
     except FileNotFoundError:
         return
-    except OSError as error:
-        raise ValueError(f"{checkpoint / MANIFEST} can't be loaded: {error.strerror}") from None
+    except (OSError, ValueError) as error:
+        said = getattr(error, "strerror", "") or error
+        raise ValueError(f"{checkpoint / MANIFEST} can't be loaded: {said}") from None
     try:
         manifest = json.loads(text)
         files = {str(name): (int(facts["bytes"]), str(facts["sha256"])) for name, facts in manifest["files"].items()}

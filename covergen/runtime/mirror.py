@@ -20,7 +20,7 @@ from platformdirs import user_cache_path
 
 from shard_tools.formats.cache import locked
 from shard_tools.formats.elsewhere import folder_name
-from shard_tools.formats.index import file_sha256, write_atomically
+from shard_tools.formats.index import file_sha256, read_bounded, write_atomically
 from shard_tools.formats.remote import Remote, check_url, is_remote, shown
 
 CHECKPOINTS, WHOLE, OURS = "checkpoints", "whole.json", ".uploaded.json"
@@ -205,7 +205,7 @@ class Mirror:
 
     def _notes(self) -> dict[str, str]:
         with contextlib.suppress(OSError, ValueError):
-            notes = json.loads((self.folder / OURS).read_text())
+            notes = json.loads(read_bounded(self.folder / OURS))
             return notes if isinstance(notes, dict) else {}
         return {}
 
