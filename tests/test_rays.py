@@ -111,5 +111,5 @@ def test_a_machine_that_does_not_see_the_folders_is_named(tmp_path):
 
 def test_without_ray_the_option_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(ValueError, match=r"pip install covergen\[ray\]"):
+    with pytest.raises(ValueError, match=r"pip install -e \.\[ray\]"):
         list(run_tasks(len, [[]], 2, "ray"))

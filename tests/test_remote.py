@@ -166,8 +166,10 @@ def test_errors_say_what_to_do_and_no_secret(tmp_path: Path, web, monkeypatch: p
         assert "hidden" not in str(error.value)
     assert shown("no https://a:b@c/d?e#f, s3://g/h") == "no https://c/d s3://g/h"
     monkeypatch.setitem(__import__("sys").modules, "gcsfs", None)
-    with pytest.raises(ValueError, match=r"gs:// needs pip install covergen\[gcs\]"):
-        local_root("gs://bucket/x", tmp_path / "cache")
+    monkeypatch.setitem(__import__("sys").modules, "aiohttp", None)
+    for url, extra in (("gs://bucket/x", "gcs"), ("https://host/x", "http")):
+        with pytest.raises(ValueError, match=rf"{url[:2]}.*// needs pip install -e \.\[{extra}\]"):
+            local_root(url, tmp_path / "cache")
     with pytest.raises(ValueError, match="give a path, s3://"):
         local_root("s4://bucket/x", tmp_path / "cache")
 

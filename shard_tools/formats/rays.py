@@ -81,7 +81,7 @@ def _connect() -> ModuleType:
     try:
         import ray
     except ImportError:
-        raise ValueError("--distributor ray needs ray: pip install covergen[ray], on every machine") from None
+        raise ValueError("--distributor ray needs ray: pip install -e .[ray], on every machine") from None
     if not ray.is_initialized():
         options = {"logging_level": "error", "log_to_driver": False}
         try:

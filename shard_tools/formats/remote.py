@@ -103,14 +103,13 @@ class Remote:
 
     def _file_system(self) -> Any:
         """ValueError that names the extra when its library is not installed."""
-        extra = EXTRAS.get(self.protocol)
-        need = f"pip install covergen[{extra}]" if extra else "the package of fsspec for it"
+        extra = "http" if self.protocol in HTTP else EXTRAS.get(self.protocol)
+        need = f"pip install -e .[{extra}]" if extra else "the package of fsspec for it"
         try:
             import fsspec
             options: dict[str, Any] = {}
             if self.protocol in HTTP:
                 import aiohttp
-                need = "pip install covergen[http]"
                 timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT, sock_read=SILENT)
                 options = {"client_kwargs": {"timeout": timeout, "trust_env": True}, "headers": dict(_PLAIN)}
             elif EXTRAS.get(self.protocol) == "s3":
