@@ -200,7 +200,8 @@ def many(world: Path) -> Path:
     return out
 
 
-@pytest.mark.parametrize(("window", "order", "windows"), [(None, "sample", 0), (4, "sample", 2), (4, "group", 2)])
+@pytest.mark.parametrize(("window", "order", "windows"), [
+    (None, "sample", 0), (4, "sample", 2), (4, "group", 2), (10, "sample", 1)])
 def test_batches_are_those_of_local_shards_and_each_shard_comes_once_an_epoch(
         many: Path, tmp_path: Path, window: int | None, order: str, windows: int) -> None:
     largest = max(path.stat().st_size for path in many.glob("train-*.tar"))

@@ -24,7 +24,7 @@ THREADS = 8  # that fetch: shards of a few MB need several at a time where an an
 HELD, LOOSE = 256, 2  # copies held open at most: of a window; where nothing is known of what comes next
 PATIENCE = 300.0  # seconds that a needed shard waits for others to let go of room
 IDLE = 5.0  # seconds after which a thread with nothing to fetch ends
-DEAR = 1.0  # seconds that a needed shard waits before one that was fetched ahead goes for it
+DEAR = 0.1  # seconds that a needed shard waits before one that was fetched ahead goes for it
 FULL, TAKEN = 0.3, 0.1  # seconds until another try where there was no room; where another process is at it
 SLACK = 16  # batches into a window after which the one before is let go
 
@@ -191,21 +191,23 @@ class RemoteShelf:
             except Exception as failure:  # whatever it is, the reader who needs the shard is told
                 error = failure
             with self._change:
-                if again:  # wait, unless room was made or somebody waits
-                    def changed(shard: int = shard, releases: int = releases) -> bool:
-                        return (self._releases != releases or shard in self._urgent
-                                or (bool(self._queue) and self._queue[0] in self._urgent))
-                    self._change.wait_for(changed, again)
+                if again:
+                    self._wait_for_room(shard, releases, again)
                 self._busy.discard(shard)
                 if file:
                     self._keep(shard, file, shard in self._urgent or shard in self._current)
                 elif again and (shard in self._urgent or shard in self._current or shard in self._soon):
-                    first = shard in self._urgent or shard in self._current
-                    self._queue.insert(0 if first else len(self._queue), shard)
+                    self._queue.insert(0 if shard in self._urgent else len(self._queue), shard)
                 elif error and shard in self._urgent:
                     self._failed[shard] = error
                     self._urgent.discard(shard)
                 self._start_threads()
+
+    def _wait_for_room(self, shard: int, releases: int, seconds: float) -> None:
+        """Until room was made since so many releases, or somebody waits for the shard, or for one in the queue, whose
+        needed ones come first."""
+        self._change.wait_for(lambda: self._releases != releases or shard in self._urgent
+                              or bool(self._urgent.intersection(self._queue[:1])), seconds)
 
     def _fetch(self, shard: int) -> BinaryIO:
         remote, stored, began = self.remote, self.stored[shard], time.monotonic()
