@@ -1,5 +1,7 @@
 """Album covers from the music itself: models, distributed training, sampling and evaluation."""
 
+from __future__ import annotations
+
 import os
 
 # OpenMP threads that wait for each other spin on their cores for milliseconds. Where anything else wants those cores,

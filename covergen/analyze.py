@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from covergen.analyses import curves, interpolate, latent, matrix, neighbours, reconstruct
-from covergen.nn.turn import Model
-from covergen.runtime import config, tracking
-from covergen.runtime.machine import use_threads
-from covergen.runtime.mirror import fetched_run
-from covergen.runtime.run import open_run
+from covergen.distributed.environment import use_threads
+from covergen.inference.trained_model import open_run
+from covergen.models.base import Model
+from covergen.runs import config
+from covergen.runs.sync import fetched_run
+from covergen.training import tracking
 from shard_tools import cli
 
 MOST = 64  # covers along one side of a picture

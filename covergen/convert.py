@@ -24,13 +24,13 @@ import torch
 from torch import Tensor, nn
 
 from covergen import models
-from covergen.nn.turn import Model, Sizes
-from covergen.runtime import checkpoint, config
-from covergen.runtime.folder import write_run
-from covergen.runtime.stopping import Patience
+from covergen.models.base import Model, Sizes
+from covergen.runs import checkpoint, config
+from covergen.runs.folder import write_run
+from covergen.training.validation import Patience
 from shard_tools import cli
-from shard_tools.formats.index import write_atomically
-from shard_tools.formats.world import LABELS  # the demo world has the thesis's genres
+from shard_tools.core.files import write_atomically
+from shard_tools.dataset.demo_world import LABELS  # the demo world has the thesis's genres
 
 RESOLUTION = 128
 AUDIO = {"dimension": 1160, "blocks": [[0, 580], [580, 1160]], "mean": None, "std": None}  # heard as it is

@@ -7,34 +7,33 @@ the genre's mean, no audio, and copies of training covers. Starts on several pro
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 from tqdm import tqdm
 
-from covergen.evaluation import denoising, quality, report, table
+from covergen.data.indexed import IndexedShards, open_split
+from covergen.distributed.collectives import join
+from covergen.distributed.environment import keep_memory, use_threads
+from covergen.distributed.interrupts import Stop
 from covergen.evaluation import judge as judges
-from covergen.evaluation.reader import open_reader
-from covergen.evaluation.songs import Songs, baselines, choose, make_covers, others, read_songs
-from covergen.runtime import config, tracking
-from covergen.runtime.checkpoint import step_of
-from covergen.runtime.data import IndexedShards, open_split, shrink
-from covergen.runtime.machine import keep_memory, use_threads
-from covergen.runtime.ranks import Ranks, join
-from covergen.runtime.run import Run, open_run
-from covergen.runtime.samples import find_split
-from covergen.runtime.stopping import Stop
-from covergen.runtime.truth import read_truth
+from covergen.evaluation import metrics as quality
+from covergen.evaluation import report
+from covergen.evaluation.cover_reader import open_reader
+from covergen.evaluation.demo_truth import read_truth
+from covergen.evaluation.generation import choose, read_songs
+from covergen.evaluation.pipeline import evaluate
+from covergen.inference.cover_inputs import find_split
+from covergen.inference.trained_model import Run, open_run
+from covergen.runs import config
+from covergen.runs.checkpoint import step_of
+from covergen.training import tracking
 from shard_tools import cli
-from shard_tools.formats.index import write_atomically
+from shard_tools.core.files import write_atomically
 
 LEAST = 8  # songs
 SHOWN = 16  # songs whose covers are shown on W&B
-REFERENCE, MOST = 5000, 100_000  # training covers that FID compares with, and among which copies are looked for
 
 
 def main(run: str, shards: str | None = None, judge: str | None = None, split: str = "test", songs: int = 1000,
@@ -138,93 +137,6 @@ def default_path(run: Run, split: str, options: dict[str, Any], inception: bool)
     """Where a result goes: by checkpoint, split and whatever differs from the run's own options."""
     more = "".join(f"_{name}_{value:g}" for name, value in options.items()) + "_inception" * inception
     return run.folder / "evaluations" / f"{run.checkpoint.name}_{split}{more}.json"
-
-
-def evaluate(run: Run, judge: Run | None, reader: Any, songs: Songs, held_out: IndexedShards, train: IndexedShards, *,
-             noises: int, seed: int, ranks: Ranks, inner: Callable | None, tick: Callable[..., None], quiet: bool
-             ) -> tuple[dict[str, dict[str, table.Figure]], dict[str, dict[str, float]], Tensor]:
-    """The table of a run, its attributes one by one (on demo data), and its covers uint8 ``[N, noises, 3, R, R]``.
-
-    Only rank 0 has tables.
-
-    Args:
-        run, judge, reader: see the modules of ``covergen.evaluation``.
-        songs: of ``held_out``; train: the split that the run learned from.
-        noises, seed, ranks, tick: see ``make_covers``.
-        inner: images to the features that tell quality; None: the judge's, else the reader's.
-        quiet: no progress bar.
-    """
-    base = baselines(run, songs, train, seed)
-    hears = run.model.conditional
-    own = run.scale(songs.raw) if hears else None
-    mute = run
-    if hasattr(run.config.options, "guidance"):
-        mute = open_run(run.folder, which=str(step_of(run.checkpoint)),
-                        options={"guidance": 0.0, "sampling_steps": run.config.options.sampling_steps})
-    bar = tqdm(total=3 * len(songs) * noises // ranks.ranks, unit="cover", disable=quiet, dynamic_ncols=True)
-
-    def made(by: Run, heard: np.ndarray | None, key: str) -> Tensor:
-        def count(number: int) -> None:
-            bar.update(number)
-            tick()
-        bar.set_description(key)
-        return make_covers(by, heard if hears else None, len(songs), noises, seed, ranks, count)
-
-    covers = {"run": made(run, own, "run"), "real": songs.covers[:, None]}
-    covers["shuffled"] = covers["run"][torch.from_numpy(others(songs.groups, seed))]
-    covers["genre_mean"] = made(run, base["genre_mean"], "genre_mean")
-    covers["unconditional"] = made(mute, base["any"] if mute is run else own, "unconditional")
-    covers["copy"] = base["copy"][:, None]
-    bar.close()
-    losses = denoising.gaps(run, songs, seed, ranks, tick) if run.model.denoising_loss else {}
-    if ranks.rank:
-        return {}, {}, covers["run"]
-    views = {name: look(part, judge, reader, inner, tick) for name, part in covers.items()}
-    training = known_features(run, train, lambda part: features_of(part, judge, reader, inner), tick)
-    truth, predicted = reader.truth_of(held_out, songs.rows), reader.predict(songs.raw)
-    heard = judges.hear(judge, songs.raw).numpy() if judge else None
-    found = table.measure(views, heard, songs, training[:REFERENCE],
-                          None if held_out.index.split == "train" else training, truth, predicted, seed, tick)
-    found["run"] |= losses
-    details = {}
-    if truth is not None and predicted is not None:
-        details = table.each_attribute(views["run"].attributes, truth, predicted, table.kinds(songs),
-                                       reader.truth.names)
-    return found, details, covers["run"]
-
-
-def known_features(run: Run, train: IndexedShards, see: Callable[[Tensor], Tensor], tick: Callable[..., None]
-                   ) -> np.ndarray:
-    """Quality features of one cover of every album that a run was trained on (at most ``MOST``), ``[M, D]``."""
-    rows = choose(train, MOST, 0, run.config.training.albums_for)
-    parts = []
-    for start in range(0, len(rows), 512):
-        tick()
-        parts.append(see(shrink(train.read(rows[start:start + 512]).cover, run.resolution)))
-    return torch.cat(parts).numpy()
-
-
-def features_of(covers: Tensor, judge: Run | None, reader: Any, inner: Callable | None) -> Tensor:
-    """What quality is measured in: Inception's features, else the judge's, else the reader's."""
-    if inner:
-        return inner(covers, judge.device if judge else "cpu")
-    return judges.see(judge, covers) if judge else reader.features(covers)
-
-
-def look(covers: Tensor, judge: Run | None, reader: Any, inner: Callable | None, tick: Callable[..., None]
-         ) -> table.Views:
-    """What judge and reader see in covers uint8 ``[N, K, 3, R, R]``."""
-    count, noises = covers.shape[:2]
-    flat = covers.flatten(0, 1)
-    tick()
-    genres, attributes = reader.read(flat)
-
-    def shaped(part: Tensor | None) -> np.ndarray | None:
-        return None if part is None else part.unflatten(0, (count, noises)).numpy()
-
-    seen = shaped(judges.see(judge, flat)) if judge else None
-    looks = seen[:, 0] if judge and not inner else features_of(covers[:, 0], judge, reader, inner).numpy()
-    return table.Views(seen, looks, shaped(genres), shaped(attributes))
 
 
 if __name__ == "__main__":

@@ -20,14 +20,16 @@ from typing import Any
 from PIL import Image
 
 from covergen import models
+from covergen.data.audio import AudioScale
 from covergen.evaluation.report import short
-from covergen.nn.turn import Sizes
-from covergen.runtime import config
-from covergen.runtime.demo import demo_shards
-from covergen.runtime.jobs import Work
-from covergen.runtime.scale import AudioScale
+from covergen.experiments.jobs import Work
+from covergen.models.base import Sizes
+from covergen.runs import config
+from covergen.training.setup import demo_shards
 from shard_tools import cli
-from shard_tools.formats.index import open_index, write_atomically
+from shard_tools.core.files import write_atomically
+from shard_tools.remote.index_cache import local_root
+from shard_tools.shards.index import open_index
 
 PLANS = Path(__file__).parent / "experiments"
 PARTS = {"about", "tiers", "judge", "rows", "thresholds", "shown"}
@@ -154,7 +156,7 @@ def check_plan(plan: dict[str, Any], tier: str, path: Path) -> None:
 def check_training(name: str, options: dict[str, Any], shards: str) -> None:
     """Raises ValueError, before hours of work, for a row whose model can't be configured or built."""
     run = config.resolve({"shards": shards} | {key: str(value) for key, value in options.items()})
-    facts = open_index(shards, "train").facts
+    facts = open_index(local_root(shards), "train").facts
     audio = AudioScale(facts["audio"], run.training.audio_scale).size if facts["audio"] else 0
     try:
         models.load(run.model).build(run.options, Sizes(run.training.resolution or facts["resolution"], audio))

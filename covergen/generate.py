@@ -18,11 +18,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from covergen.runtime import hearing, pictures, tags
-from covergen.runtime.checkpoint import step_of
-from covergen.runtime.machine import use_threads
-from covergen.runtime.run import AT_ONCE, Run, open_run
+from covergen.distributed.environment import use_threads
+from covergen.inference import audio_inputs as hearing
+from covergen.inference import images as pictures
+from covergen.inference.trained_model import AT_ONCE, Run, open_run
+from covergen.runs.checkpoint import step_of
 from shard_tools import __version__, cli
+from shard_tools.core.files import written
+from shard_tools.music import embed as tags
 
 SIDES = (32, 4096)  # the least and the most pixels of --size
 EMBEDDED_SIDE = 600  # pixels that a cover in an audio file has at least, without --size
@@ -237,7 +240,7 @@ def write(out: str, parts: Iterator[Tensor], rows: int, count: int, heard: heari
         pictures.save(path, pictures.plain(covers[0], size) if size and total == 1 else
                       pictures.grid(covers, count if heard else 8, labels, size), about)
     else:
-        with pictures.written(path) as temporary:
+        with written(path) as temporary:
             array = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32,
                                               shape=(total, 3, run.resolution, run.resolution))
             start = 0

@@ -1,7 +1,7 @@
 """Trains a model: ``accelerate launch -m covergen.train --model wgan_gp [--shards DIR]``, on one process or many.
 
 The loop of a run from top to bottom. What a step computes is in the model's file, how it is computed on many processes
-in ``runtime.engine``, which covers it sees in ``runtime.data``.
+in ``training.engine``, which covers it sees in ``data.indexed``.
 """
 
 from __future__ import annotations
@@ -12,27 +12,28 @@ import torch
 from tqdm import tqdm
 
 from covergen import models
-from covergen.nn.turn import Sizes
-from covergen.runtime import checkpoint, config, data
-from covergen.runtime.agreement import reasons_first
-from covergen.runtime.demo import demo_shards
-from covergen.runtime.engine import Engine
-from covergen.runtime.folder import lock, start_from, write_run
-from covergen.runtime.loader import Loader
-from covergen.runtime.machine import keep_memory, processes, use_threads
-from covergen.runtime.meter import Meter
-from covergen.runtime.mirror import in_step
-from covergen.runtime.order import seed_of
-from covergen.runtime.preparation import check, facts_of, say
-from covergen.runtime.preview import Preview
-from covergen.runtime.profile import Profile
-from covergen.runtime.run import Run, start_hearing
-from covergen.runtime.saver import Saver
-from covergen.runtime.stopping import Patience, Stop
-from covergen.runtime.tracking import Tracker
-from covergen.runtime.validation import validate
+from covergen.data import indexed as data
+from covergen.data.loader import Loader
+from covergen.data.sampling import seed_of
+from covergen.distributed.collectives import reasons_first
+from covergen.distributed.environment import keep_memory, processes, use_threads
+from covergen.distributed.interrupts import Stop
+from covergen.inference.trained_model import Run
+from covergen.models.base import Sizes
+from covergen.runs import checkpoint, config
+from covergen.runs.checkpoint import Saver
+from covergen.runs.folder import facts_of, start_from, write_run
+from covergen.runs.sync import in_step
+from covergen.training.engine import Engine
+from covergen.training.profiler import Profile
+from covergen.training.sample_grids import Preview
+from covergen.training.session import Meter
+from covergen.training.setup import check, demo_shards, say, start_hearing
+from covergen.training.tracking import Tracker
+from covergen.training.validation import Patience, validate
 from shard_tools import cli
-from shard_tools.formats.index import local_root
+from shard_tools.core.locks import lock
+from shard_tools.remote.index_cache import local_root
 
 EXAMPLES = 32  # covers of the validation split that grids show
 
@@ -118,8 +119,8 @@ def train(run: config.Config) -> int:
     preview = Preview(model, (held_out or stream).examples(EXAMPLES), stream.facts["genres"], resolution, engine)
     glance = None
     if training.eval_every and main:
-        from covergen.evaluation.glance import Glance  # torchmetrics and others, which take seconds to load
         from covergen.evaluation.judge import open_judge
+        from covergen.evaluation.pipeline import Glance  # torchmetrics and others, which take seconds to load
         glance = Glance(data.IndexedShards(root, "val", batch_size=1, audio_scale="raw"), resolution,
                         open_judge(training.judge) if training.judge else None, training.seed)
 

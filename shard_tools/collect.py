@@ -18,19 +18,19 @@ from typing import Any
 from tqdm import tqdm
 
 from shard_tools import extractors
+from shard_tools.core.errors import BadFileError
+from shard_tools.core.locks import locked
+from shard_tools.core.parallel import Distributor, Pool, available_workers
+from shard_tools.core.quarantine import Drop, show_reasons, verdict, write_quarantine
+from shard_tools.dataset.genres import read_map
+from shard_tools.dataset.layout import AUDIO_SUFFIXES
 from shard_tools.extractors import audio
-from shard_tools.formats.albums import Track, make_tracks
-from shard_tools.formats.collection import Sample, begin, write_collection
-from shard_tools.formats.covers import CoverTask, choices, make_cover, origin
-from shard_tools.formats.genres import read_map
-from shard_tools.formats.layout import Drop
-from shard_tools.formats.library import Library, walk
-from shard_tools.formats.memory import Heard, HearTask, Part, hear_all, is_kept, memory_of
-from shard_tools.formats.music import Tags, read_tags
-from shard_tools.formats.pool import Distributor, Pool, available_workers
-from shard_tools.formats.quarantine import show_reasons, verdict, write_quarantine
-from shard_tools.formats.source import BadFileError
-from shard_tools.formats.work import locked
+from shard_tools.music.albums import Track, make_tracks
+from shard_tools.music.collection import Sample, begin, write_collection
+from shard_tools.music.covers import CoverTask, choices, make_cover, origin
+from shard_tools.music.excerpt_cache import Heard, HearTask, Part, hear_all, is_kept, memory_of
+from shard_tools.music.library import Library, walk
+from shard_tools.music.tags import Tags, read_tags
 
 CHUNK = 32  # files whose tags are read in one task
 COMPILATION = "compilation"
@@ -94,7 +94,7 @@ def collect(source: str, out: str, extractor: str = "essentia", model: str | Non
     with locked(root):
         work = begin(root, schema)
         pool = Pool(workers or available_workers(distributor), distributor, (source_path, work))
-        library = walk(source_path, audio.SUFFIXES)
+        library = walk(source_path, AUDIO_SUFFIXES)
         drops = list(library.drops)
         tracks = make_tracks(_read_all_tags(source_path, library, drops, pool))
         if no_compilations:
@@ -112,7 +112,7 @@ def collect(source: str, out: str, extractor: str = "essentia", model: str | Non
         if not samples:
             show_reasons(root, drops, "left out")
             raise ValueError(f"--source {source}: of its {len(library.songs):,} audio files "
-                             f"({', '.join(audio.SUFFIXES)}) none can be collected")
+                             f"({', '.join(AUDIO_SUFFIXES)}) none can be collected")
         rows = write_collection(root, [(sample, memories[sample.track.path]) for sample in samples], own, schema)
         _report(root, library, samples, rows, drops, time.monotonic() - started)
         return verdict(sum(drop.reason != COMPILATION for drop in drops), len(samples), max_failure_rate,

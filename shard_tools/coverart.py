@@ -17,14 +17,13 @@ from typing import Any, Literal, NamedTuple
 from tqdm import tqdm
 
 from shard_tools import __version__
-from shard_tools.formats.acousticbrainz import JSON_BYTES
-from shard_tools.formats.index import write_atomically
-from shard_tools.formats.layout import Drop
-from shard_tools.formats.links import place
-from shard_tools.formats.pool import available_workers, run_tasks
-from shard_tools.formats.quarantine import show_reasons, write_quarantine
-from shard_tools.formats.source import BadFileError, Entry, read_entry
-from shard_tools.formats.work import locked
+from shard_tools.core.errors import BadFileError
+from shard_tools.core.files import place, write_atomically
+from shard_tools.core.locks import locked
+from shard_tools.core.parallel import available_workers, run_tasks
+from shard_tools.core.quarantine import Drop, show_reasons, write_quarantine
+from shard_tools.dataset.source import Entry, read_entry
+from shard_tools.extractors.acousticbrainz import JSON_BYTES
 
 ARCHIVE = "https://coverartarchive.org"
 FOLDER, ANSWERS, SIZE = ".coverart", "answers.jsonl", "size"
@@ -112,7 +111,7 @@ def _check(contact: str, base_url: str, **numbers: tuple[float, float, float]) -
 
 def _client(**options: Any):
     try:
-        from shard_tools.formats.polite import Client
+        from shard_tools.music.coverart_client import Client
     except ImportError as error:
         raise ValueError(f"fetching needs a package that is missing ({error}): pip install -e '.[coverart]'") from None
     return Client(**options)

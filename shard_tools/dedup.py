@@ -18,18 +18,18 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from shard_tools.formats.clusters import WHY, File, Member, find_clusters, merged_groups, units_in
-from shard_tools.formats.codec import COVER_BYTES, MAX_PIXELS, read_cover
-from shard_tools.formats.dropped import DONE, drop_files, finish, is_unfinished
-from shard_tools.formats.fingerprints import LOOKED, LookTask, look_chunk
-from shard_tools.formats.groups import FILE as GROUPS
-from shard_tools.formats.groups import write_groups
-from shard_tools.formats.index import write_atomically
-from shard_tools.formats.layout import Candidate, Drop, Listing, album_of, open_layout, read_name
-from shard_tools.formats.pool import available_workers, run_tasks
-from shard_tools.formats.quarantine import show_reasons, write_quarantine
-from shard_tools.formats.sheet import Row, Tile, draw_sheet
-from shard_tools.formats.source import Folder, open_source, read_entry
+from shard_tools.core.files import write_atomically
+from shard_tools.core.parallel import available_workers, run_tasks
+from shard_tools.core.quarantine import Drop, show_reasons, write_quarantine
+from shard_tools.curation.clusters import WHY, File, Member, find_clusters, merged_groups, units_in
+from shard_tools.curation.contact_sheet import Row, Tile, draw_sheet
+from shard_tools.curation.fingerprints import LOOKED, LookTask, look_chunk
+from shard_tools.curation.removal import DONE, drop_files, finish, is_unfinished
+from shard_tools.dataset.groups import FILE as GROUPS
+from shard_tools.dataset.groups import write_groups
+from shard_tools.dataset.images import COVER_BYTES, MAX_PIXELS, read_cover
+from shard_tools.dataset.layout import Candidate, Listing, album_of, open_layout, read_name
+from shard_tools.dataset.source import Folder, open_source, read_entry
 
 COLUMNS = ("cluster", "genre", "stem", "path", "why", "distance", "keep")
 TABLE, SHEET, QUARANTINE, MEMORY = "clusters.csv", "clusters.png", "quarantine.jsonl", ".prints"

@@ -35,8 +35,9 @@ import numpy as np
 from tqdm import tqdm
 
 from shard_tools import cli
-from shard_tools.formats import world as worlds
-from shard_tools.formats.index import SPLITS, read_bounded, write_atomically
+from shard_tools.core.files import read_bounded, write_atomically
+from shard_tools.dataset import demo_world as worlds
+from shard_tools.dataset.layout import SPLITS
 
 VERSION = 1  # of the world: raise it whenever the same options give other bytes
 Tier = Literal["toy", "std", "hard"]

@@ -18,16 +18,17 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from shard_tools.extractors import load, sources, vectors
-from shard_tools.extractors.archive import is_archive
-from shard_tools.extractors.audio import SUFFIXES
-from shard_tools.extractors.work import FOLDER, Item, Options, compute
-from shard_tools.formats.layout import Drop
-from shard_tools.formats.links import place
-from shard_tools.formats.pool import Distributor, available_workers, run_tasks
-from shard_tools.formats.quarantine import show_reasons, verdict, write_quarantine
-from shard_tools.formats.schema import FILE, Schema, read_schema, write_schema
-from shard_tools.formats.work import locked
+from shard_tools.core.files import place
+from shard_tools.core.locks import locked
+from shard_tools.core.parallel import Distributor, available_workers, run_tasks
+from shard_tools.core.quarantine import Drop, show_reasons, verdict, write_quarantine
+from shard_tools.dataset.layout import AUDIO_SUFFIXES
+from shard_tools.dataset.schema import FILE, Schema, read_schema, write_schema
+from shard_tools.extractors import load
+from shard_tools.extractors import tracks as sources
+from shard_tools.extractors import vector_sources as vectors
+from shard_tools.extractors.compute import FOLDER, Item, Options, compute
+from shard_tools.extractors.tracks import is_archive
 
 _OF_VECTORS = ("pca", "concat")
 
@@ -151,7 +152,7 @@ def _plan_tracks(root: Path, source: str | None, pairs: str | None, name: str, o
                  heard: dict[str, float], keep_json: bool) -> Plan:
     make = partial(load, name, **options)
     extractor = make()
-    suffixes = (*(SUFFIXES if extractor.of_audio else ()), *([".json"] if extractor.of_json else ()))
+    suffixes = (*(AUDIO_SUFFIXES if extractor.of_audio else ()), *([".json"] if extractor.of_json else ()))
     folder = root / "audio" if pairs else root
     plan = Plan(replace(extractor.schema, heard=heard),
                 Options(make, root, folder, heard.get("excerpt"), heard.get("excerpts", 1), keep_json), iter(()), 0)

@@ -11,14 +11,15 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
-from shard_tools.formats.codec import read_cover
-from shard_tools.formats.facts import check_facts, is_plain_name, row_problems
-from shard_tools.formats.index import Index, local_root, open_index, splits_in, write_atomically
-from shard_tools.formats.layout import make_key, read_key
-from shard_tools.formats.remote import is_remote
-from shard_tools.formats.shards import read_sample
-from shard_tools.formats.source import BadFileError
-from shard_tools.formats.truth import TRUTH
+from shard_tools.core.errors import BadFileError
+from shard_tools.core.files import write_atomically
+from shard_tools.dataset.demo_truth import TRUTH
+from shard_tools.dataset.images import read_cover
+from shard_tools.dataset.layout import make_key, read_key
+from shard_tools.remote.filesystem import is_remote
+from shard_tools.remote.index_cache import local_root
+from shard_tools.shards.index import Index, check_facts, is_plain_name, open_index, row_problems, splits_in
+from shard_tools.shards.tar import read_sample
 
 COLUMNS, LINES = 8, 6
 TILE, LABEL, GAP = 144, 24, 8

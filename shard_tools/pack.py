@@ -2,7 +2,7 @@
 
 One pass over the source, shared among processes, a shard a task: every file is read once, checked and packed, as if all
 were sound, for the order of the samples hangs on their names alone. Where some are not, the shards are cut anew from
-those (``formats.recut``). What is finished is kept in ``OUT/.pack`` until the end, so that the same command goes on
+those (``shards.tasks``). What is finished is kept in ``OUT/.pack`` until the end, so that the same command goes on
 where a killed one stopped. Memory: some 50 bytes a sample, and what the listing of the largest folder takes.
 """
 
@@ -16,19 +16,20 @@ from typing import Any, Literal
 import numpy as np
 
 from shard_tools import __version__
-from shard_tools.formats import work as job
-from shard_tools.formats.codec import MAX_PIXELS
-from shard_tools.formats.companions import find_schema
-from shard_tools.formats.index import write_index
-from shard_tools.formats.layout import Drop, Listing, open_layout
-from shard_tools.formats.packing import Orders, make_shards
-from shard_tools.formats.pool import Distributor, Pool, available_workers
-from shard_tools.formats.quarantine import show_reasons, verdict, write_quarantine
-from shard_tools.formats.remote import is_remote
-from shard_tools.formats.source import SourceChangedError, open_source
-from shard_tools.formats.staging import pack_to
-from shard_tools.formats.summary import audio_facts, settle_groups, split_facts, split_rows
-from shard_tools.formats.truth import TRUTH, copy_truth
+from shard_tools.core.errors import SourceChangedError
+from shard_tools.core.locks import locked
+from shard_tools.core.parallel import Distributor, Pool, available_workers
+from shard_tools.core.quarantine import Drop, show_reasons, verdict, write_quarantine
+from shard_tools.dataset.demo_truth import TRUTH, copy_truth
+from shard_tools.dataset.images import MAX_PIXELS
+from shard_tools.dataset.layout import Listing, open_layout
+from shard_tools.dataset.schema import find_schema
+from shard_tools.dataset.source import open_source
+from shard_tools.remote.filesystem import is_remote
+from shard_tools.remote.upload import pack_to
+from shard_tools.shards import state as job
+from shard_tools.shards.index import write_index
+from shard_tools.shards.packing import Orders, audio_facts, make_shards, settle_groups, split_facts, split_rows
 
 
 def pack(source: str, out: str, dataset: Literal["auto", "audio-cover", "cover"] = "auto",
@@ -78,7 +79,7 @@ def pack(source: str, out: str, dataset: Literal["auto", "audio-cover", "cover"]
     listing = open_layout(open_source(source_path), dataset)
     schema = find_schema(listing.source, listing.top, listing.audio_folders())
     root.mkdir(parents=True, exist_ok=True)
-    with job.locked(root):
+    with locked(root):
         facts = [] if overwrite else job.finished(root)
         if facts:
             job.check_same(root, facts, options, listing)

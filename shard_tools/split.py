@@ -13,20 +13,19 @@ from typing import Literal
 import numpy as np
 from tqdm import tqdm
 
-from shard_tools.formats import groups, schema
-from shard_tools.formats.assign import FILE, Assignment, Unit, assign, read_splits, rule_of, write_splits
-from shard_tools.formats.codec import COVER_BYTES
-from shard_tools.formats.companions import find_schema, read_beside
-from shard_tools.formats.index import GROUPS_BYTES, SPLITS, write_atomically
-from shard_tools.formats.layout import Drop, Listing, album_of, open_layout
-from shard_tools.formats.leaks import NEAR, Covers, find_leaks, look_at_files, near_pairs, show_leaks
-from shard_tools.formats.links import TEMPORARY, Way, place, place_bytes
-from shard_tools.formats.pool import available_workers
-from shard_tools.formats.quarantine import write_quarantine
-from shard_tools.formats.source import BadFileError, Entry, Zip, open_source, read_entry
-from shard_tools.formats.truth import DEMO, TRUTH, find_truth, read_columns, read_truth
-from shard_tools.formats.units import TRACKS, Sample, make_units, name_of, read_artists
-from shard_tools.formats.work import QUARANTINE
+from shard_tools.core.errors import BadFileError
+from shard_tools.core.files import GROUPS_BYTES, TEMPORARY, Way, place, place_bytes, write_atomically
+from shard_tools.core.parallel import available_workers
+from shard_tools.core.quarantine import QUARANTINE, Drop, write_quarantine
+from shard_tools.curation.assignment import FILE, Assignment, Unit, assign, read_splits, rule_of, write_splits
+from shard_tools.curation.grouping import TRACKS, Sample, make_units, name_of, read_artists
+from shard_tools.curation.leakage import NEAR, Covers, find_leaks, look_at_files, near_pairs, show_leaks
+from shard_tools.dataset import groups, schema
+from shard_tools.dataset.demo_truth import DEMO, TRUTH, find_truth, read_columns, read_truth
+from shard_tools.dataset.images import COVER_BYTES
+from shard_tools.dataset.layout import SPLITS, Listing, album_of, open_layout
+from shard_tools.dataset.schema import find_schema
+from shard_tools.dataset.source import Entry, Zip, open_source, read_beside, read_entry
 
 HOW = {"hard": "hard links: the files are those of --source, in a second place", "copy": "copies of --source's files",
        "soft": "soft links to the files of --source, which must stay where it is"}

@@ -12,15 +12,16 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from shard_tools.formats.check import Check, check_shard
-from shard_tools.formats.facts import check_facts, row_problems
-from shard_tools.formats.index import Index, facts_bytes, file_sha256, open_index, read_facts, splits_in
-from shard_tools.formats.leaks import NEAR, find_leaks, look_at_shards, near_pairs, show_leaks
-from shard_tools.formats.pool import available_workers, run_tasks
-from shard_tools.formats.remote import is_remote
-from shard_tools.formats.shards import read_sample
-from shard_tools.formats.truth import TRUTH, read_columns
-from shard_tools.formats.work import FOLDER, QUARANTINE
+from shard_tools.core.files import file_sha256
+from shard_tools.core.parallel import available_workers, run_tasks
+from shard_tools.core.quarantine import QUARANTINE
+from shard_tools.curation.leakage import NEAR, find_leaks, look_at_shards, near_pairs, show_leaks
+from shard_tools.dataset.demo_truth import TRUTH, read_columns
+from shard_tools.remote.filesystem import is_remote
+from shard_tools.shards.check import Check, check_shard
+from shard_tools.shards.index import Index, check_facts, facts_bytes, open_index, read_facts, row_problems, splits_in
+from shard_tools.shards.state import FOLDER
+from shard_tools.shards.tar import read_sample
 
 
 def verify(shards: str, full: bool = False, leaks: bool = False, workers: int | None = None) -> int:

@@ -9,8 +9,8 @@ import numpy as np
 import raw_data
 from PIL import Image
 
-from shard_tools.formats.layout import Candidate, album_of, open_layout
-from shard_tools.formats.source import open_source
+from shard_tools.dataset.layout import Candidate, album_of, open_layout
+from shard_tools.dataset.source import open_source
 from shard_tools.split import split
 
 

@@ -197,8 +197,8 @@ def check(folder: Path, starts: list[int], flags: list[str], ranks: list[int]) -
 
 
 def stream_of(shards: str | None):
-    from covergen.runtime.data import IndexedShards
-    from covergen.runtime.demo import demo_shards
+    from covergen.data.indexed import IndexedShards
+    from covergen.training.setup import demo_shards
     return IndexedShards(shards or demo_shards(print), "train", batch_size=BATCH)
 
 

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 import yaml
 
-from shard_tools.formats.index import _digest, facts_bytes
+from shard_tools.shards.index import _digest, facts_bytes
 
 Maker = Callable[[Random, bytes, Path], bytes]
 VALUES: tuple[Any, ...] = (None, "", "x", "../../x", [], {}, -1, 0, 2**31, 2**63, -2**63 - 1, 1e308, 10**30, True, [[]],

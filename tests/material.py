@@ -21,10 +21,10 @@ from test_extractors import document_of
 
 from shard_tools import pack as packing
 from shard_tools.collect import collect
+from shard_tools.dataset.schema import Schema, write_schema
 from shard_tools.demo import make
+from shard_tools.extractors.acousticbrainz import NAMES
 from shard_tools.features import features
-from shard_tools.formats.acousticbrainz import NAMES
-from shard_tools.formats.schema import Schema, write_schema
 from shard_tools.pack import pack
 
 TRAIN = ["--batch_size", "8", "--tracker", "none", "--sample_every", "0", "--save_every", "2", "--log_every", "1",

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from shard_tools.formats.memory import Heard, Part
+from shard_tools.music.excerpt_cache import Heard, Part
 
 RATE = 22050
 CODECS = {".mp3": "libmp3lame", ".flac": "flac", ".ogg": "vorbis", ".opus": "libopus", ".m4a": "aac"}

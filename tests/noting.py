@@ -15,8 +15,8 @@ import zlib
 from pathlib import Path
 
 from covergen import train
-from covergen.runtime.data import Batch
-from covergen.runtime.engine import Engine
+from covergen.data.batch import Batch
+from covergen.training.engine import Engine
 from shard_tools import cli
 
 

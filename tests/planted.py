@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageEnhance, ImageFont
 
-from shard_tools.formats import world
-from shard_tools.formats.clusters import File, find_clusters
-from shard_tools.formats.fingerprints import LOOKED, look
-from shard_tools.formats.index import hash64
-from shard_tools.formats.source import Entry
+from shard_tools.core.files import hash64
+from shard_tools.curation.clusters import File, find_clusters
+from shard_tools.curation.fingerprints import LOOKED, look
+from shard_tools.dataset import demo_world as world
+from shard_tools.dataset.source import Entry
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "data" / "gamemusic.tar.xz"
 Alter = Callable[[Image.Image, np.random.Generator], Image.Image]

@@ -18,8 +18,8 @@ from pathlib import Path
 
 import pytest
 
-from shard_tools.formats.cache import Cache, Stored, locked
-from shard_tools.formats.remote import Remote
+from shard_tools.remote.cache import Cache, Stored, locked
+from shard_tools.remote.filesystem import Remote
 
 
 def free_port() -> int:

@@ -14,7 +14,7 @@ from material import MODELS, PAIRED, STEPS, TRAIN
 from safetensors.torch import load_file
 from sandbox import Outcome
 
-from shard_tools.formats.layout import make_key, read_name
+from shard_tools.dataset.layout import make_key, read_name
 
 
 @dataclass(frozen=True)

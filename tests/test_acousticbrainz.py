@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shard_tools.formats import acousticbrainz
-from shard_tools.formats.acousticbrainz import NAMES, NAMES_559, SIZE, read
-from shard_tools.formats.source import BadFileError
+from shard_tools.core.errors import BadFileError
+from shard_tools.extractors import acousticbrainz
+from shard_tools.extractors.acousticbrainz import NAMES, NAMES_559, SIZE, read
 
 REAL = sorted((Path(__file__).resolve().parent.parent.parent / "shared/data/acousticbrainz").glob("*.json"))
 MATRICES = ("gfcc.cov", "gfcc.icov", "mfcc.cov", "mfcc.icov")

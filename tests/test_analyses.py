@@ -10,9 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from covergen.analyses import curves, interpolate
-from covergen.nn.turn import normal_latents
-from covergen.runtime import plots
+from covergen.analyses import curves, interpolate, plots
+from covergen.models.base import normal_latents
 
 
 def write_log(folder: Path, lines: list[str]) -> Path:

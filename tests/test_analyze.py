@@ -17,12 +17,12 @@ from runs import TINY, environment, train
 
 from covergen import analyze
 from covergen.analyses import interpolate, matrix, neighbours, reconstruct
-from covergen.nn.turn import unit
-from covergen.runtime import tracking
-from covergen.runtime.data import IndexedShards
-from covergen.runtime.run import Run, open_run
-from covergen.runtime.samples import Pictures, Samples
-from covergen.runtime.scale import AudioScale
+from covergen.data.audio import AudioScale
+from covergen.data.indexed import IndexedShards
+from covergen.inference.cover_inputs import Pictures, Samples
+from covergen.inference.trained_model import Run, open_run
+from covergen.models.base import unit
+from covergen.training import tracking
 from shard_tools import cli
 
 SMALL = ["--width", "4", "--batch_size", "16", "--steps", "4", "--tracker", "none", "--sample_every", "0"]

@@ -7,8 +7,8 @@ from collections import Counter, defaultdict
 import numpy as np
 import pytest
 
-from shard_tools.formats.assign import Unit, assign, whole_shares
-from shard_tools.formats.index import SPLITS
+from shard_tools.curation.assignment import Unit, assign, whole_shares
+from shard_tools.dataset.layout import SPLITS
 
 SHARES = (0.8, 0.1, 0.1)
 

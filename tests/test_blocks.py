@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from shard_tools.formats.blocks import Moments, blocks_of_sizes, detect_blocks
+from shard_tools.shards.statistics import Moments, blocks_of_sizes, detect_blocks
 
 
 def vectors(count: int, sizes: tuple[int, ...], absent: float, seed: int = 0) -> np.ndarray:

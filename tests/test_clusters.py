@@ -15,7 +15,7 @@ import pytest
 import yaml
 from runs import ROOT, environment, log_of
 
-from covergen.runtime import config
+from covergen.runs import config
 
 LAUNCH = ROOT / "launch"
 WAYS = ["slurm.sbatch", "kubernetes.yaml", "pytorchjob.yaml", "torchrun.sh", "skypilot.yaml"]

@@ -9,8 +9,9 @@ import pytest
 import raw_data
 from PIL import Image, ImageOps
 
-from shard_tools.formats import codec
-from shard_tools.formats.source import BadFileError
+from shard_tools.core.errors import BadFileError
+from shard_tools.dataset import images as codec
+from shard_tools.dataset.vectors import parse_vector, read_vector, write_vector
 
 
 def refused(function, data: bytes, **options) -> str:
@@ -92,7 +93,7 @@ def test_random_damage_never_escapes_the_boundary():
         data[random.integers(0, min(len(data), 700), 3)] = random.integers(0, 256, 3)
         header = np.frombuffer(vector, np.uint8).copy()
         header[random.integers(0, 128, 3)] = random.integers(0, 256, 3)
-        for function, bytes_ in ((codec.fit_cover, data.tobytes()), (codec.read_vector, header.tobytes())):
+        for function, bytes_ in ((codec.fit_cover, data.tobytes()), (read_vector, header.tobytes())):
             try:
                 function(bytes_, 16) if function is codec.fit_cover else function(bytes_)
             except BadFileError as error:
@@ -105,7 +106,7 @@ def test_random_damage_never_escapes_the_boundary():
     np.asfortranarray(np.arange(5, dtype=np.float16)[None]), np.arange(5, dtype=np.uint64),
 ])
 def test_real_vectors_of_any_type_become_float32(values):
-    vector = codec.read_vector(raw_data.npy(values))
+    vector = read_vector(raw_data.npy(values))
     assert vector.dtype == np.float32 and vector.tolist() == [0, 1, 2, 3, 4]
 
 
@@ -113,7 +114,7 @@ def test_later_npy_versions_are_read():
     data = raw_data.npy(np.arange(3, dtype="<f4"))
     for version in (2, 3):
         later = data[:6] + bytes([version, 0]) + struct.pack("<I", len(data) - 12 - 10) + data[10:-12] + data[-12:]
-        assert codec.read_vector(later).tolist() == [0, 1, 2]
+        assert read_vector(later).tolist() == [0, 1, 2]
 
 
 @pytest.mark.parametrize("data, reason", [
@@ -131,7 +132,7 @@ def test_later_npy_versions_are_read():
     (b"\x93NUMPY\x02\x00" + struct.pack("<I", 1 << 30) + b"{", "damaged vector"),
 ])
 def test_everything_else_is_refused_with_its_reason(data, reason):
-    assert refused(codec.read_vector, data) == reason
+    assert refused(read_vector, data) == reason
 
 
 def test_details_hold_no_addresses_so_that_quarantine_is_the_same_in_every_run():
@@ -140,14 +141,14 @@ def test_details_hold_no_addresses_so_that_quarantine_is_the_same_in_every_run()
 
 def test_a_claim_of_a_terabyte_allocates_nothing():
     data = raw_data.npy(np.zeros(3)).replace(b"(3,), }          ", b"(300000000000,), }")
-    assert refused(codec.read_vector, data) == "truncated vector"
+    assert refused(read_vector, data) == "truncated vector"
 
 
 def test_our_own_vectors_are_parsed_by_one_comparison():
     vector = raw_data.vector(1)
-    data = codec.write_vector(vector)
-    np.testing.assert_array_equal(codec.parse_vector(data, 60), vector)
-    np.testing.assert_array_equal(codec.read_vector(data), vector)
+    data = write_vector(vector)
+    np.testing.assert_array_equal(parse_vector(data, 60), vector)
+    np.testing.assert_array_equal(read_vector(data), vector)
     for other in (data[:-1], data + b"x", raw_data.npy(vector.astype(">f4")), raw_data.npy(vector[None])):
         with pytest.raises(BadFileError):
-            codec.parse_vector(other, 60)
+            parse_vector(other, 60)

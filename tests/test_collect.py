@@ -21,11 +21,11 @@ import raw_data
 
 from shard_tools import extractors
 from shard_tools.collect import collect
+from shard_tools.core.errors import BadFileError
+from shard_tools.dataset.schema import Schema, read_schema
 from shard_tools.extractors import EXTRACTORS, Extractor, audio
-from shard_tools.formats.index import open_index
-from shard_tools.formats.schema import Schema, read_schema
-from shard_tools.formats.source import BadFileError
 from shard_tools.pack import pack
+from shard_tools.shards.index import open_index
 
 pytest.importorskip("mutagen")
 pytest.importorskip("av")

@@ -11,11 +11,11 @@ from runs import log_of, run_command
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from covergen import models
-from covergen.nn.turn import Model, Sizes
-from covergen.runtime.compiling import Compiling, compile_turn, load_optimizer, optimizer_of
-from covergen.runtime.config import Training
-from covergen.runtime.data import Batch
-from covergen.runtime.profile import Profile
+from covergen.data.batch import Batch
+from covergen.models.base import Model, Sizes
+from covergen.runs.config import Training
+from covergen.training.compilation import Compiling, compile_turn, load_optimizer, optimizer_of
+from covergen.training.profiler import Profile
 from shard_tools import cli
 
 SMALL = {"flow": {"width": 32, "multiples": (1, 1), "stem": 4}, "r3gan": {"width": 4, "penalty_every": 2},
@@ -192,7 +192,7 @@ def test_a_profile_of_too_short_a_run_says_so(tmp_path: Path) -> None:
 
 
 def test_options_of_speed_are_checked() -> None:
-    from covergen.runtime import config
+    from covergen.runs import config
     with pytest.raises(ValueError, match="--profile -1: must be 0 or more"):
         config.resolve({"profile": "-1"})
     assert "profile" in config.FREE and cli.coerce("compile", "True", bool) is True

@@ -11,7 +11,7 @@ import yaml
 from runs import ROOT, environment
 
 from covergen.models.wgan_gp import WGAN_GP
-from covergen.runtime.config import DEMO, differences, resolve
+from covergen.runs.config import DEMO, differences, resolve
 
 
 def run(*flags: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:

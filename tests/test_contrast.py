@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from covergen import models
+from covergen.data.batch import Batch
+from covergen.models.base import Model, Sizes
 from covergen.models.contrast import HOTTEST, everyone
 from covergen.nn.losses import matching
-from covergen.nn.turn import Model, Sizes
-from covergen.runtime.data import Batch
 
 AUDIO = 20
 

@@ -16,9 +16,9 @@ from runs import log_of, train
 from torch import nn
 
 from covergen.convert import OPTIONS, convert, prepare, rows
-from covergen.runtime import checkpoint, config
-from covergen.runtime.data import Batch
-from covergen.runtime.run import open_run
+from covergen.data.batch import Batch
+from covergen.inference.trained_model import open_run
+from covergen.runs import checkpoint, config
 from shard_tools import cli
 
 CLOSE = {"rtol": 0.0, "atol": 1e-5}

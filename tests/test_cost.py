@@ -12,9 +12,9 @@ from torch import nn
 
 from covergen import bench, models
 from covergen.benchmarks import cost, counting, scaling
-from covergen.nn.turn import Model, Sizes, Turn
-from covergen.runtime import config
-from covergen.runtime.data import IndexedShards
+from covergen.data.indexed import IndexedShards
+from covergen.models.base import Model, Sizes, Turn
+from covergen.runs import config
 
 HARDWARE = scaling.Machine(gpus=8, images=1000.0, inside=100e9, network=10e9, hop=1e-5, storage=1e9, source=4e9,
                            decode=500.0, cores=4.0, disk=1e9, price=3.6)

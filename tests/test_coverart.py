@@ -20,9 +20,10 @@ from archive import Archive
 from PIL import Image
 from runs import environment
 
+from shard_tools.core.errors import BadFileError
 from shard_tools.coverart import coverart, release_of
-from shard_tools.formats.layout import Candidate, open_layout
-from shard_tools.formats.source import BadFileError, open_source
+from shard_tools.dataset.layout import Candidate, open_layout
+from shard_tools.dataset.source import open_source
 
 pytest.importorskip("httpx")
 pytest.importorskip("tenacity")
@@ -230,7 +231,7 @@ def test_pictures_are_known_by_their_bytes(archive, tmp_path, monkeypatch):
     archive.pictures[release(1)] = raw_data.encoded(raw_data.picture(1), "GIF")
     archive.pictures[release(2)] = raw_data.header_of_huge_png()
     archive.pictures[release(3)] = raw_data.encoded(Image.effect_noise((300, 300), 90), "PNG")
-    monkeypatch.setattr("shard_tools.formats.polite.COVER_BYTES", 50_000)
+    monkeypatch.setattr("shard_tools.music.coverart_client.COVER_BYTES", 50_000)
     assert len(archive.pictures[release(3)]) > 50_000
     assert fetch(tmp_path / "json", tmp_path / "out", archive) == 0
     assert [path.name for path in (tmp_path / "out" / "cover").rglob("*.*")] == ["track-0-0.png"]

@@ -13,11 +13,12 @@ import pytest
 import torch
 from runs import TINY, log_of, train
 
-from covergen.runtime.damage import Damage, DamagedSample
-from covergen.runtime.data import Batch, IndexedShards, open_stream
-from covergen.runtime.foreign import ForeignShards
-from shard_tools.formats import codec
-from shard_tools.formats.index import open_index
+from covergen.data.batch import Batch
+from covergen.data.corruption import Damage, DamagedSample
+from covergen.data.indexed import IndexedShards, open_stream
+from covergen.data.webdataset import ForeignShards
+from shard_tools.dataset.vectors import vector_header
+from shard_tools.shards.index import open_index
 
 BATCHES = 30  # of 12: more than an epoch of the small world
 pytestmark = pytest.mark.filterwarnings("ignore:left out")
@@ -97,7 +98,7 @@ def test_a_flipped_bit_that_still_decodes_is_found_by_the_checksum(three: Path) 
 
 def test_numbers_that_are_not_finite_are_damage_even_with_a_right_checksum(shards: Path, tmp_path: Path) -> None:
     def endless(data: bytearray, row: np.void) -> None:
-        at = int(row["audio_offset"]) + len(codec.vector_header(1160))
+        at = int(row["audio_offset"]) + len(vector_header(1160))
         data[at:at + 4] = np.float32(np.nan).tobytes()
     stream = whole(harmed(shards, tmp_path / "shards", {7: endless}))
     stream.members.checked[7] = True  # as if the checksum, too, were of these bytes

@@ -13,11 +13,12 @@ import raw_data
 import torch
 from PIL import Image
 
-from covergen.runtime.data import IndexedShards, open_stream, shrink
-from covergen.runtime.loader import Loader
-from covergen.runtime.scale import AudioScale
-from shard_tools.formats.index import open_index
+from covergen.data.audio import AudioScale
+from covergen.data.batch import shrink
+from covergen.data.indexed import IndexedShards, open_stream
+from covergen.data.loader import Loader
 from shard_tools.pack import pack
+from shard_tools.shards.index import open_index
 
 CPU = torch.device("cpu")
 

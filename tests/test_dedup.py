@@ -16,11 +16,11 @@ import raw_data
 from PIL import Image
 from runs import run_command
 
+from shard_tools.curation import removal as dropped
+from shard_tools.dataset.groups import read_groups, write_groups
+from shard_tools.dataset.layout import album_of, open_layout
+from shard_tools.dataset.source import open_source
 from shard_tools.dedup import COLUMNS, dedup
-from shard_tools.formats import dropped
-from shard_tools.formats.groups import read_groups, write_groups
-from shard_tools.formats.layout import album_of, open_layout
-from shard_tools.formats.source import open_source
 
 PLACE = "audio-cover_dataset/{part}/train/{genre}/{stem}.{kind}"
 

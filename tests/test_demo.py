@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from shard_tools import demo
-from shard_tools.formats import world as worlds
+from shard_tools.dataset import demo_world as worlds
 
 UUID = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 MSD = r"TR[A-Z0-9]{16}"

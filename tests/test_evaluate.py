@@ -15,9 +15,9 @@ from runs import command, environment, train
 from runs import run_command as start
 from safetensors.torch import load_file
 
-from covergen.evaluation import table
-from covergen.evaluation.songs import Songs, choose, others
-from covergen.runtime.data import IndexedShards
+from covergen.data.indexed import IndexedShards
+from covergen.evaluation import scores as table
+from covergen.evaluation.generation import Songs, choose, others
 from shard_tools.demo import make
 from shard_tools.pack import pack
 

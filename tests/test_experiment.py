@@ -12,8 +12,8 @@ from PIL import Image
 from test_evaluate import FLOW, run_command
 
 from covergen import experiment, models
-from covergen.runtime import config
-from covergen.runtime.jobs import Work
+from covergen.experiments.jobs import Work
+from covergen.runs import config
 
 TINY = {"batch_size": 12, "steps": 2, "tracker": "none", "sample_every": 0}
 PLAN = {

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from shard_tools.extractors.archive import KINDS, is_archive, members, safe_name
-from shard_tools.formats.source import BadFileError
+from shard_tools.core.errors import BadFileError
+from shard_tools.extractors.tracks import KINDS, is_archive, members, safe_name
 
 
 def tar_of(files: list[tuple[str | tarfile.TarInfo, bytes]], form: int = tarfile.PAX_FORMAT) -> bytes:

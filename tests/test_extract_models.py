@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from sklearn.decomposition import PCA
 
+from shard_tools.core.errors import BadFileError
+from shard_tools.dataset.schema import Schema
 from shard_tools.extractors import Extractor, audio, from_facts, load, pca
 from shard_tools.extractors.concat import of_schemas, of_size
-from shard_tools.formats.blocks import detect_blocks
-from shard_tools.formats.schema import Schema
-from shard_tools.formats.source import BadFileError
+from shard_tools.shards.statistics import detect_blocks
 
 
 def save_model(folder: Path, seed: int, fused: bool = False) -> str:

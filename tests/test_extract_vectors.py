@@ -8,9 +8,9 @@ import raw_data
 from test_features import brainz, put_json, quarantine, vectors
 
 from shard_tools import cli
+from shard_tools.dataset.schema import read_schema
 from shard_tools.extractors import load
 from shard_tools.features import features
-from shard_tools.formats.schema import read_schema
 from shard_tools.pack import pack
 
 
@@ -108,7 +108,7 @@ def test_sources_are_joined_by_their_paths_and_no_sample_is_without_one(tmp_path
 def test_a_run_on_components_hears_descriptors_through_the_same_pca(tmp_path: Path) -> None:
     from test_acousticbrainz import as_bytes, low_level
 
-    from covergen.runtime import hearing
+    from covergen.inference import audio_inputs as hearing
     (tmp_path / "json").mkdir()
     for number in range(12):
         (tmp_path / f"json/{number}.json").write_bytes(as_bytes(low_level(number)))

@@ -11,9 +11,10 @@ import music
 import numpy as np
 import pytest
 
-from shard_tools.extractors import EXTRACTORS, Extractor, audio, from_facts, load, musicextractor
-from shard_tools.formats import acousticbrainz, essentia
-from shard_tools.formats.source import BadFileError
+from shard_tools.core.errors import BadFileError
+from shard_tools.dataset.layout import AUDIO_SUFFIXES
+from shard_tools.extractors import EXTRACTORS, Extractor, acousticbrainz, audio, essentia, from_facts, load
+from shard_tools.extractors import essentia as musicextractor
 
 SHARED = Path(__file__).resolve().parents[2] / "shared/data"
 real = pytest.mark.skipif(not SHARED.is_dir(), reason="the real data are not beside this checkout")
@@ -112,7 +113,7 @@ def test_a_real_clip_sounds_as_its_descriptors_say():
     assert vector["lowlevel.mfcc.mean:mean"] == pytest.approx(-27.44, abs=1)
 
 
-@pytest.mark.parametrize("kind", audio.SUFFIXES)
+@pytest.mark.parametrize("kind", AUDIO_SUFFIXES)
 def test_every_kind_of_file_is_heard_at_its_length(tmp_path, kind):
     pytest.importorskip("av")
     path = tmp_path / f"song{kind}"

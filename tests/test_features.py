@@ -17,13 +17,13 @@ import raw_data
 from runs import ROOT, environment
 from test_extractors import SHARED, document_of, noise, real, walk, wav
 
+from shard_tools.dataset.schema import read_schema
 from shard_tools.extractors import load
+from shard_tools.extractors.acousticbrainz import NAMES, NAMES_559
+from shard_tools.extractors.essentia import NAMES as ESSENTIA
 from shard_tools.features import features
-from shard_tools.formats.acousticbrainz import NAMES, NAMES_559
-from shard_tools.formats.essentia import NAMES as ESSENTIA
-from shard_tools.formats.index import open_index
-from shard_tools.formats.schema import read_schema
 from shard_tools.pack import pack
+from shard_tools.shards.index import open_index
 
 
 def put_json(folder: Path, names: list[str], of: tuple[str, ...] = NAMES) -> Path:

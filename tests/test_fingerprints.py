@@ -12,9 +12,10 @@ import pytest
 import raw_data
 from PIL import Image
 
-from shard_tools.formats import clusters, fingerprints, lookalikes
-from shard_tools.formats.fingerprints import LOOKED, PRINT, LookTask, close_pairs, dhash, hamming, look, look_chunk
-from shard_tools.formats.source import Entry
+from shard_tools.curation import clusters, fingerprints
+from shard_tools.curation import similarity as lookalikes
+from shard_tools.curation.fingerprints import LOOKED, PRINT, LookTask, close_pairs, dhash, hamming, look, look_chunk
+from shard_tools.dataset.source import Entry
 
 
 def bit_count(hashes: np.ndarray) -> np.ndarray:

@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import nn
 
+from covergen.data.batch import Batch
+from covergen.models.base import Model, Sizes, signed
 from covergen.models.flow import Options, build, errors, heun
-from covergen.nn.turn import Model, Sizes, signed
-from covergen.runtime.data import Batch
 
 AUDIO = 20
 TINY = {"width": 32, "multiples": (1,), "blocks": 1, "attention": 0, "stem": 4, "sampling_steps": 1}

@@ -16,9 +16,9 @@ from PIL import Image
 from runs import TINY, environment, run_command, train
 
 from covergen import generate
-from covergen.runtime.run import open_run
+from covergen.inference.trained_model import open_run
 from shard_tools import cli
-from shard_tools.formats import acousticbrainz
+from shard_tools.extractors import acousticbrainz
 
 
 @pytest.fixture(scope="session")

@@ -15,13 +15,14 @@ from PIL import Image
 from test_acousticbrainz import as_bytes, low_level
 
 from covergen import generate, models
-from covergen.nn.turn import Sizes
-from covergen.runtime import checkpoint, config, hearing
-from covergen.runtime.folder import write_run
-from covergen.runtime.run import open_run
-from covergen.runtime.scale import AudioScale
+from covergen.data.audio import AudioScale
+from covergen.inference import audio_inputs as hearing
+from covergen.inference.trained_model import open_run
+from covergen.models.base import Sizes
+from covergen.runs import checkpoint, config
+from covergen.runs.folder import write_run
 from shard_tools import __version__, cli, extractors
-from shard_tools.formats.schema import write_schema
+from shard_tools.dataset.schema import write_schema
 
 AUDIO = {"dimension": 1160, "blocks": [[0, 580], [580, 1160]], "mean": [0.0] * 1160, "std": [1.0] * 1160}
 

@@ -19,7 +19,7 @@ def be(rank: int, port: int, said: str, fate: str) -> None:
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE=str(RANKS))
     import torch.distributed as dist
 
-    from covergen.runtime import heartbeat
+    from covergen.distributed import heartbeat
     heartbeat.INTERVAL, heartbeat.SILENCE, heartbeat.ANSWER = 0.1, 1.5, 1.5
     dist.init_process_group("gloo")
     beat = heartbeat.Heartbeat(rank, RANKS, dist.new_group(backend="gloo"))

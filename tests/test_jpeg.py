@@ -11,10 +11,10 @@ import pytest
 import raw_data
 from PIL import Image
 
-from shard_tools.formats.codec import is_finite, load
-from shard_tools.formats.jpeg import plain_size
-from shard_tools.formats.shards import member_header
-from shard_tools.formats.source import BadFileError
+from shard_tools.core.errors import BadFileError
+from shard_tools.dataset.images import load, plain_size
+from shard_tools.dataset.vectors import is_finite
+from shard_tools.shards.tar import member_header
 
 
 def photo(seed: int, **options) -> bytes:

@@ -14,10 +14,11 @@ import torch
 from runs import environment
 from test_damage import harmed, no_picture, no_vector
 
-from covergen.runtime import kept
-from covergen.runtime.data import Batch, IndexedShards, open_stream
-from covergen.runtime.loader import Loader
-from covergen.runtime.machine import free_memory
+from covergen.data import memory_cache as kept
+from covergen.data.batch import Batch
+from covergen.data.indexed import IndexedShards, open_stream
+from covergen.data.loader import Loader
+from covergen.distributed.environment import free_memory
 
 CPU = torch.device("cpu")
 BATCHES = 30  # of 12: two epochs of the small world and more

@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 import raw_data
 
-from shard_tools.formats.layout import Candidate, Drop, album_of, make_key, open_layout, read_key, read_name
-from shard_tools.formats.source import BadFileError, Zip, open_source, read_entry
+from shard_tools.core.errors import BadFileError
+from shard_tools.core.quarantine import Drop
+from shard_tools.dataset.layout import Candidate, album_of, make_key, open_layout, read_key, read_name
+from shard_tools.dataset.source import Zip, open_source, read_entry
 
 UUID = "478ff859-34eb-457e-b9d2-dc74b5a372e9"
 TRACK = "e52a5405-eec0-4f2a-9f3c-0f800e1164e3"

@@ -14,12 +14,12 @@ from runs import environment
 
 pytest.importorskip("imagehash")
 
-from shard_tools.formats.groups import write_groups
-from shard_tools.formats.index import SPLITS, open_index
-from shard_tools.formats.layout import open_layout
-from shard_tools.formats.leaks import NEAR, Covers, find_leaks, look_at_files, near_pairs
-from shard_tools.formats.source import open_source
+from shard_tools.curation.leakage import NEAR, Covers, find_leaks, look_at_files, near_pairs
+from shard_tools.dataset.groups import write_groups
+from shard_tools.dataset.layout import SPLITS, open_layout
+from shard_tools.dataset.source import open_source
 from shard_tools.pack import pack
+from shard_tools.shards.index import open_index
 from shard_tools.split import split
 from shard_tools.verify import verify
 
@@ -178,7 +178,7 @@ def test_the_command_ends_with_status_1(source, tmp_path):
 
 def test_without_imagehash_only_looking_for_leaks_is_refused(source, tmp_path, monkeypatch):
     assert pack(str(source), str(tmp_path / "shards"), workers=1) == 0
-    monkeypatch.setitem(sys.modules, "shard_tools.formats.fingerprints", None)
+    monkeypatch.setitem(sys.modules, "shard_tools.curation.fingerprints", None)
     with pytest.raises(ValueError, match=r"pip install -e '\.\[dedup\]'"):
         verify(str(tmp_path / "shards"), leaks=True, workers=1)
     assert verify(str(tmp_path / "shards"), workers=1) == 0

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from covergen import metrics
+from covergen.evaluation import metrics
 
 
 def features(seed: int, *shape: int) -> torch.Tensor:

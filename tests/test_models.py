@@ -11,10 +11,10 @@ from runs import ROOT, log_of, train_script
 from safetensors.torch import load_file
 
 from covergen import models
+from covergen.data.batch import Batch
+from covergen.models.base import Model, Sizes, normal_latents
 from covergen.nn.layers import AudioTrunk
 from covergen.nn.losses import bernoulli_and_kl, binary_cross_entropy, least_squares, psnr
-from covergen.nn.turn import Model, Sizes, normal_latents
-from covergen.runtime.data import Batch
 
 AUDIO = 20
 SMALL = {"flow": {"width": 32, "multiples": (1, 1), "blocks": 1, "stem": 4, "sampling_steps": 2},

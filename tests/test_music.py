@@ -11,15 +11,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from shard_tools.formats.albums import make_tracks
-from shard_tools.formats.covers import CoverTask, choices, make_cover, origin, shrink_cover
-from shard_tools.formats.genres import read_map, to_folder, to_genre
-from shard_tools.formats.layout import UNKNOWN, album_of, open_layout
-from shard_tools.formats.library import walk
-from shard_tools.formats.memory import HearTask, hear_all, memory_of
-from shard_tools.formats.music import Tags, read_picture, read_tags
-from shard_tools.formats.pool import Pool
-from shard_tools.formats.source import BadFileError, Entry, open_source
+from shard_tools.core.errors import BadFileError
+from shard_tools.core.parallel import Pool
+from shard_tools.dataset.genres import read_map, to_folder, to_genre
+from shard_tools.dataset.layout import UNKNOWN, album_of, open_layout
+from shard_tools.dataset.source import Entry, open_source
+from shard_tools.music.albums import make_tracks
+from shard_tools.music.covers import CoverTask, choices, make_cover, origin, shrink_cover
+from shard_tools.music.excerpt_cache import HearTask, hear_all, memory_of
+from shard_tools.music.library import walk
+from shard_tools.music.tags import Tags, read_picture, read_tags
 
 pytest.importorskip("mutagen")
 pytest.importorskip("av")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from covergen.runtime.data import IndexedShards
-from covergen.runtime.order import GroupOrder, SampleOrder, permute
+from covergen.data.indexed import IndexedShards
+from covergen.data.sampling import GroupOrder, SampleOrder, permute
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 16, 17, 1000, 4097])

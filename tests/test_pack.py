@@ -15,10 +15,10 @@ import raw_data
 import webdataset
 from PIL import Image
 
-from shard_tools.formats.index import open_index, splits_in
-from shard_tools.formats.layout import read_key
-from shard_tools.formats.shards import read_sample
+from shard_tools.dataset.layout import read_key
 from shard_tools.pack import pack
+from shard_tools.shards.index import open_index, splits_in
+from shard_tools.shards.tar import read_sample
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -234,7 +234,7 @@ def test_minorities_of_size_are_dropped_with_the_remedy_and_resolution_mends_the
 
 
 def test_a_second_process_in_the_same_folder_is_refused(source, tmp_path):
-    from shard_tools.formats.work import locked
+    from shard_tools.core.locks import locked
 
     (tmp_path / "out").mkdir()
     with locked(tmp_path / "out"), pytest.raises(ValueError, match="another process"):

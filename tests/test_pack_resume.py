@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 import raw_data
 
-from shard_tools.formats.gather import Expected
-from shard_tools.formats.source import SourceChangedError
+from shard_tools.core.errors import SourceChangedError
 from shard_tools.pack import pack
+from shard_tools.shards.tasks import Expected
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -123,7 +123,7 @@ def test_a_file_that_changes_after_it_was_listed_stops_the_run_and_the_next_begi
         return ((0, 60),)
 
     with monkeypatch.context() as patch:
-        patch.setattr("shard_tools.formats.plan.choose_blocks", meddle)
+        patch.setattr("shard_tools.shards.plan.choose_blocks", meddle)
         with pytest.raises(ValueError, match=r"changed while it was packed"):
             pack(str(source), str(tmp_path / "out"), workers=1)
     assert pack(str(source), str(tmp_path / "out"), workers=1) == 0
@@ -136,8 +136,8 @@ def test_every_file_is_opened_once(tmp_path, monkeypatch):
         opened[str(path)] += 1
         return real(path, *args, **options)
 
-    monkeypatch.setattr("shard_tools.formats.plan.choose_blocks", lambda *args: ((0, 60),))
-    monkeypatch.setattr("shard_tools.formats.plan.first_look", lambda *args: Expected(32, False, 60))
+    monkeypatch.setattr("shard_tools.shards.plan.choose_blocks", lambda *args: ((0, 60),))
+    monkeypatch.setattr("shard_tools.shards.plan.first_look", lambda *args: Expected(32, False, 60))
     monkeypatch.setattr(os, "open", counted)
     pack(str(source), str(tmp_path / "out"), workers=1)
     assert [opened[str(path)] for path in source.rglob("*.*")] == [1] * 48
@@ -148,7 +148,7 @@ def test_shards_that_a_crash_of_the_machine_emptied_are_made_again(tmp_path, mon
     options = {"samples_per_shard": 3, "workers": 1}
     pack(str(source), str(tmp_path / "whole"), **options)
     with monkeypatch.context() as patch:
-        patch.setattr("shard_tools.formats.packing.note", lambda *args: (_ for _ in ()).throw(raw_data.Killed))
+        patch.setattr("shard_tools.shards.packing.note", lambda *args: (_ for _ in ()).throw(raw_data.Killed))
         with pytest.raises(raw_data.Killed):
             pack(str(source), str(tmp_path / "out"), **options)
     shards, results = (sorted((tmp_path / "out/.pack").glob(kind)) for kind in ("*.tar", "*.npz"))
@@ -162,7 +162,7 @@ def test_shards_that_a_crash_of_the_machine_emptied_are_made_again(tmp_path, mon
 def test_covers_unlike_the_first_are_packed_after_all_where_most_are_so(tmp_path, monkeypatch):
     source = raw_data.sound_pairs(tmp_path / "source", 12)
     pack(str(source), str(tmp_path / "whole"), workers=1)
-    monkeypatch.setattr("shard_tools.formats.plan.first_look", lambda *args: Expected(64, False, 7))
+    monkeypatch.setattr("shard_tools.shards.plan.first_look", lambda *args: Expected(64, False, 7))
     pack(str(source), str(tmp_path / "out"), workers=1)
     assert raw_data.hashes(tmp_path / "out") == raw_data.hashes(tmp_path / "whole")
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 from test_data import foreign_sample, write_foreign
 
-from covergen.runtime import data
-from covergen.runtime.data import IndexedShards, open_stream
-from covergen.runtime.loader import Loader
-from covergen.runtime.order import Partners, of_albums
+from covergen.data import indexed as data
+from covergen.data.indexed import IndexedShards, open_stream
+from covergen.data.loader import Loader
+from covergen.data.sampling import Partners, of_albums
 
 
 def albums_seen(shards: Path, whose: str, order: str) -> set[int]:

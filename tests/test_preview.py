@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from covergen import models
-from covergen.nn.turn import Model, Sizes
-from covergen.runtime.data import Batch
-from covergen.runtime.preview import Preview
+from covergen.data.batch import Batch
+from covergen.models.base import Model, Sizes
+from covergen.training.sample_grids import Preview
 
 GENRES = ["blues", "folk", "jazz"]
 

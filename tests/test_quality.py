@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from covergen.evaluation import quality
+from covergen.evaluation import metrics as quality
 
 
 def features(seed: int, *shape: int) -> torch.Tensor:

@@ -9,10 +9,10 @@ import torch
 from runs import largest_difference
 from torch import nn
 
+from covergen.data.batch import Batch
+from covergen.models.base import Model, Sizes, signed
 from covergen.models.r3gan import Block, Discriminator, Options, build, score
 from covergen.nn.losses import pairing
-from covergen.nn.turn import Model, Sizes, signed
-from covergen.runtime.data import Batch
 
 AUDIO = 20
 TINY = {"width": 4, "blocks": 1, "group": 0, "latent": 8, "stem": 2, "penalty_every": 1}

@@ -11,7 +11,7 @@ import torch
 from runs import HEARING, largest_difference, log_of, same_bits, train, weights
 
 from covergen.nn.schedules import decay_of_average, learning_rate
-from covergen.runtime.config import resolve
+from covergen.runs.config import resolve
 
 STEPS, BATCH = 20, 12
 

@@ -13,7 +13,7 @@ import music
 import pytest
 import raw_data
 
-from shard_tools.formats.pool import run_tasks
+from shard_tools.core.parallel import run_tasks
 
 pytest.importorskip("ray")
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -103,7 +103,7 @@ def visible(folder: Path) -> dict[str, str]:
 
 
 def test_a_machine_that_does_not_see_the_folders_is_named(tmp_path):
-    from shard_tools.formats import rays
+    from shard_tools.core import ray_backend as rays
 
     with pytest.raises(ValueError, match=rf"{os.uname().nodename} of the Ray cluster does not see {tmp_path}/gone"):
         rays._call(len, [], [str(tmp_path), f"{tmp_path}/gone"])

@@ -10,13 +10,12 @@ import pytest
 import raw_data
 import torch
 
-from covergen.evaluation import trained
-from covergen.evaluation.covers import changed, read_covers
-from covergen.evaluation.predictor import deafened, train_predictor
-from covergen.evaluation.reader import Readings, open_reader, train_reader
-from covergen.nn.turn import signed
-from covergen.runtime.data import IndexedShards
-from covergen.runtime.truth import read_truth
+from covergen.data.indexed import IndexedShards
+from covergen.evaluation import fitting as trained
+from covergen.evaluation.audio_regressor import deafened, train_predictor
+from covergen.evaluation.cover_reader import Readings, changed, open_reader, read_covers, train_reader
+from covergen.evaluation.demo_truth import read_truth
+from covergen.models.base import signed
 from shard_tools.pack import pack
 
 BLOCKS = [[0, 2], [2, 5]]

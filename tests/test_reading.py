@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from covergen.runtime import reading
-from covergen.runtime.members import TURNED, Desk
+from covergen.data import decoding as reading
+from covergen.data.decoding import TURNED, Desk
 
 
 def jpeg(mode: str, side: int = 32, seed: int = 0, **options: object) -> bytearray:

@@ -18,14 +18,15 @@ import pytest
 import torch
 from servers import Faults, fetch_all, proxy
 
-from covergen.runtime.data import open_stream
-from covergen.runtime.remote import RemoteShelf
-from shard_tools.formats import remote as far
-from shard_tools.formats.cache import BusyError, Cache, FullError, Stored, locked
-from shard_tools.formats.index import local_root, open_index, splits_in
-from shard_tools.formats.remote import Remote, check_url, shown
+from covergen.data.indexed import open_stream
+from covergen.data.shard_store import RemoteShelf
 from shard_tools.inspect import inspect
 from shard_tools.pack import pack
+from shard_tools.remote import filesystem as far
+from shard_tools.remote.cache import BusyError, Cache, FullError, Stored, locked
+from shard_tools.remote.filesystem import Remote, check_url, shown
+from shard_tools.remote.index_cache import local_root
+from shard_tools.shards.index import open_index, splits_in
 
 pytest.importorskip("fsspec")
 pytest.importorskip("aiohttp")
@@ -252,12 +253,12 @@ def test_a_cache_too_small_for_what_is_mixed_is_refused_with_the_size_it_needs(m
 def test_a_url_has_splits_and_rows_and_is_packed_anew_when_it_changed(many: Path, shards: Path, tmp_path: Path,
                                                                      monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    from shard_tools.formats import elsewhere
+    from shard_tools.remote import index_cache as elsewhere
     url = put(many, f"memory://{tmp_path.name}")
-    assert list(splits_in(url)) == ["train", "val", "test"]
-    assert (open_index(url, "train").rows == open_index(many, "train").rows).all()
+    assert list(splits_in(local_root(url))) == ["train", "val", "test"]
+    assert (open_index(local_root(url), "train").rows == open_index(many, "train").rows).all()
     assert inspect(url) == 0
     put(shards, url)
     elsewhere._fetched_once.cache_clear()  # as another process
-    assert open_index(url, "train").facts == open_index(shards, "train").facts
-    assert (open_index(url, "train").rows == open_index(shards, "train").rows).all()
+    assert open_index(local_root(url), "train").facts == open_index(shards, "train").facts
+    assert (open_index(local_root(url), "train").rows == open_index(shards, "train").rows).all()

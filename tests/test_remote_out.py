@@ -11,11 +11,11 @@ import pytest
 from raw_data import hashes, sound_pairs
 from runs import TINY, log_of, same_bits, train, weights
 
-from covergen.runtime.mirror import Mirror, fetched_run, open_mirror
-from covergen.runtime.run import open_run
-from shard_tools.formats import staging
-from shard_tools.formats.remote import Remote
+from covergen.inference.trained_model import open_run
+from covergen.runs.sync import Mirror, fetched_run, open_mirror
 from shard_tools.pack import pack
+from shard_tools.remote import upload as staging
+from shard_tools.remote.filesystem import Remote
 
 pytest.importorskip("fsspec")
 
@@ -147,7 +147,7 @@ def test_a_checkpoint_elsewhere_is_whole_or_does_not_count(tmp_path: Path, out: 
     shutil.copytree(far / "step_00000002", far / "step_00000004")
     (far / "step_00000004" / "whole.json").unlink()  # an upload that broke off
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "two"))
-    monkeypatch.setattr("shard_tools.formats.remote.BACKOFF", 0.001)
+    monkeypatch.setattr("shard_tools.remote.filesystem.BACKOFF", 0.001)
     with pytest.warns(UserWarning, match="step_00000003 is passed over"):
         other = open_mirror(f"{out}/run")
     assert [path.name for path in (other.folder / "checkpoints").iterdir()] == ["step_00000002"]

@@ -17,10 +17,11 @@ from raw_data import sound_pairs
 from runs import TINY, log_of, same_bits, train, weights
 from servers import KEYS, Faults, nginx, proxy, s3, upload, watched
 
-from covergen.runtime.data import open_stream
-from shard_tools.formats.index import local_root, open_index
-from shard_tools.formats.remote import Remote
+from covergen.data.indexed import open_stream
 from shard_tools.pack import pack
+from shard_tools.remote.filesystem import Remote
+from shard_tools.remote.index_cache import local_root
+from shard_tools.shards.index import open_index
 
 pytest.importorskip("aiohttp")
 FLAGS = [*TINY, "--batch_size", "4", "--sample_every", "0", "--save_every", "1000"]

@@ -14,9 +14,12 @@ from PIL import Image
 from runs import TINY, log_of, train
 from torch import nn
 
-from covergen.runtime import checkpoint, pictures, tracking
-from covergen.runtime.ema import Average
-from covergen.runtime.folder import lock
+from covergen.inference import images as pictures
+from covergen.runs import checkpoint
+from covergen.runs.log import cut_log
+from covergen.training import tracking
+from covergen.training.ema import Average
+from shard_tools.core.locks import lock
 
 TRAINER = {"step": 1, "optimizers": {}, "scaler": None, "average_updates": 0}
 
@@ -86,7 +89,7 @@ def test_a_run_folder_has_one_writer_at_a_time(tmp_path: Path) -> None:
 def test_the_log_is_cut_where_the_run_goes_on(tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
     path.write_text("".join(json.dumps({"step": step}) + "\n" for step in (2, 4, 6, 8)) + '{"step": 10, "lo')
-    assert tracking.cut_log(path, 5) == 8
+    assert cut_log(path, 5) == 8
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [2, 4]
 
 

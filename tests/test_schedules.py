@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from covergen.nn.schedules import decay_of_average, half_cosine, learning_rate
-from covergen.runtime.ema import Average
+from covergen.training.ema import Average
 
 
 def test_half_a_cosine_goes_from_first_to_last_and_stays() -> None:

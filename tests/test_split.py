@@ -15,13 +15,12 @@ from albums import add, albums, cover, make, places, run
 
 pytest.importorskip("imagehash")
 
-from shard_tools.formats.assign import FILE, read_splits
-from shard_tools.formats.groups import write_groups
-from shard_tools.formats.index import SPLITS
-from shard_tools.formats.layout import album_of, open_layout
-from shard_tools.formats.schema import Schema, read_schema, write_schema
-from shard_tools.formats.source import open_source
-from shard_tools.formats.truth import find_truth, read_columns
+from shard_tools.curation.assignment import FILE, read_splits
+from shard_tools.dataset.demo_truth import find_truth, read_columns
+from shard_tools.dataset.groups import write_groups
+from shard_tools.dataset.layout import SPLITS, album_of, open_layout
+from shard_tools.dataset.schema import Schema, read_schema, write_schema
+from shard_tools.dataset.source import open_source
 from shard_tools.pack import pack
 
 

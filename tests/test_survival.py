@@ -27,10 +27,11 @@ from runs import (
 )
 from torch import nn
 
-from covergen.runtime import checkpoint, saver
-from covergen.runtime.config import Training
-from covergen.runtime.data import Batch
-from covergen.runtime.sharing import Share
+from covergen.data.batch import Batch
+from covergen.runs import checkpoint
+from covergen.runs import checkpoint as saver
+from covergen.runs.config import Training
+from covergen.training.batch_split import Share
 
 SCRIPT = """
 import sys

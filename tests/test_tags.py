@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from covergen.runtime.hearing import SONGS
-from covergen.runtime.tags import embed, targets
+from shard_tools.dataset.layout import AUDIO_SUFFIXES
+from shard_tools.music.embed import embed, targets
 
 mutagen = pytest.importorskip("mutagen")
 from mutagen import flac, id3, mp4, ogg, oggopus, oggvorbis  # noqa: E402
@@ -147,7 +147,7 @@ def title(path: Path) -> str:
     return str(tags["\xa9nam" if isinstance(tags, mp4.MP4) else "TIT2" if isinstance(tags.tags, id3.ID3) else "title"])
 
 
-@pytest.mark.parametrize("kind", SONGS)
+@pytest.mark.parametrize("kind", AUDIO_SUFFIXES)
 def test_a_cover_becomes_the_only_front_cover_and_all_else_stays(tmp_path: Path, kind: str) -> None:
     bare = song(tmp_path, kind)
     before, length = bare.read_bytes(), mutagen.File(bare).info.length
@@ -217,7 +217,7 @@ def test_a_real_ogg_file_keeps_every_packet_of_sound(tmp_path: Path) -> None:
     assert after.info.length == before.info.length and set(before.tags).issubset(after.tags)
 
 
-@pytest.mark.parametrize("kind", SONGS)
+@pytest.mark.parametrize("kind", AUDIO_SUFFIXES)
 @pytest.mark.parametrize("damage", [lambda data: b"", lambda data: data[:20], lambda data: bytes(2000)],
                          ids=["empty", "cut", "zeros"])
 def test_a_damaged_file_is_refused_before_anything_is_written(

@@ -32,9 +32,9 @@ def test_batch_norm_statistics_are_the_mean_over_the_ranks(shards: Path, tmp_pat
     train(tmp_path, *flags, "--name", "two", ranks=2)
     found = weights(tmp_path / "runs/two", 1)
     # The first norm sees the linear layer's output of each rank's latents, twice: in the critic's and its own turn.
+    from covergen.data.sampling import seed_of
+    from covergen.models.base import Sizes
     from covergen.models.wgan_gp import PlainOptions, build
-    from covergen.nn.turn import Sizes
-    from covergen.runtime.order import seed_of
     torch.manual_seed(seed_of(0, "weights"))
     model = build(PlainOptions(width=4, critic_steps=1), Sizes(32))
     means, generator, source = [], model.networks["generator"], torch.Generator()

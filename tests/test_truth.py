@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import raw_data
 
-from covergen.runtime.data import IndexedShards
-from covergen.runtime.truth import read_truth
-from shard_tools.formats.shards import read_sample
-from shard_tools.formats.truth import read_columns
+from covergen.data.indexed import IndexedShards
+from covergen.evaluation.demo_truth import read_truth
+from shard_tools.dataset.demo_truth import read_columns
 from shard_tools.inspect import inspect
 from shard_tools.pack import pack
+from shard_tools.shards.tar import read_sample
 from shard_tools.verify import verify
 
 TRUTH = "attributes.npz"
@@ -153,7 +153,7 @@ def test_a_shard_that_is_not_what_its_index_says_is_told(own: Path):
 
 
 def test_the_demo_of_training_gets_a_truth_that_it_lacks(tmp_path: Path, monkeypatch):
-    from covergen.runtime.demo import demo_shards
+    from covergen.training.setup import demo_shards
     from shard_tools import demo
     made = demo.make
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))

@@ -12,10 +12,10 @@ import pytest
 from PIL import Image
 from runs import run_command
 
+from shard_tools.dataset.schema import read_schema, write_schema
 from shard_tools.features import features
-from shard_tools.formats.index import open_index
-from shard_tools.formats.schema import read_schema, write_schema
 from shard_tools.pack import pack
+from shard_tools.shards.index import open_index
 
 pytest.importorskip("essentia")
 pytest.importorskip("av")

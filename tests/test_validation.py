@@ -10,11 +10,10 @@ import pytest
 import torch
 from runs import log_of, train
 
-from covergen.runtime.checkpoint import checkpoints, step_of
-from covergen.runtime.data import IndexedShards
-from covergen.runtime.run import open_run
-from covergen.runtime.stopping import Patience
-from covergen.runtime.validation import Pass
+from covergen.data.indexed import IndexedShards
+from covergen.inference.trained_model import open_run
+from covergen.runs.checkpoint import checkpoints, step_of
+from covergen.training.validation import Pass, Patience
 
 SMALL = ["--model", "ae_resize", "--width", "4", "--batch_size", "12", "--tracker", "none", "--sample_every", "0"]
 

@@ -12,9 +12,9 @@ import pytest
 import raw_data
 from PIL import Image
 
-from shard_tools.formats.index import open_index, write_index
 from shard_tools.inspect import inspect
 from shard_tools.pack import pack
+from shard_tools.shards.index import open_index, write_index
 from shard_tools.verify import verify
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
+from covergen.data.batch import Batch
+from covergen.models.base import Model, Sizes, signed
 from covergen.models.wgan_gp import ConditionalOptions, Critic, build_conditional
 from covergen.nn.losses import gradient_penalty, wasserstein_critic
-from covergen.nn.turn import Model, Sizes, signed
-from covergen.runtime.data import Batch
 
 
 def test_penalty_and_its_gradients_are_those_of_double_backward_per_image() -> None:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from covergen.runtime.data import IndexedShards, open_stream
-from covergen.runtime.order import GroupOrder, SampleOrder
-from covergen.runtime.windows import WindowOrder, make_order, shards_mixed
+from covergen.data.indexed import IndexedShards, open_stream
+from covergen.data.sampling import GroupOrder, SampleOrder, WindowOrder, make_order, shards_mixed
 
 SIZES = [7, 5, 0, 9, 4, 6, 8, 3]  # samples of each shard
 BOUNDS = np.cumsum([0, *SIZES])

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from covergen.nn.turn import Model, Recipe, Sizes, Turn, normal_latents, signed
+from covergen.models.base import Model, Recipe, Sizes, Turn, normal_latents, signed
 
 
 @dataclass(frozen=True)

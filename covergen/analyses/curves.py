@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Sequence
@@ -11,9 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from covergen.analyses import names_of
-from covergen.runtime import plots
-from covergen.runtime.tracking import lines_of
+from covergen.analyses import names_of, plots
+from covergen.runs.log import is_number, read_log
 
 SHOWN = re.compile(r"loss/.+|val/.+|optim/(.+_)?lr(_.+)?")
 SECTIONS = ("loss", "val", "optim")
@@ -46,33 +44,6 @@ def draw(folders: Sequence[Path], path: Path) -> str:
     title = f"Losses and learning rates of {', '.join(names)}" if len(names) < 4 else f"{len(names)} runs"
     plots.save(plots.curves(panels, names, title=title, across="images seen" if across == "images" else "step"), path)
     return "\n".join(report)
-
-
-def read_log(folder: Path) -> list[dict[str, Any]]:
-    """The rows of a run's ``log.jsonl`` up to the first damaged one, such as a last line that was cut.
-
-    Raises:
-        ValueError: no log, or no whole row in it.
-    """
-    path, rows = folder / "log.jsonl", []
-    if not path.is_file():
-        raise ValueError(f"{folder} has no log.jsonl: not a run folder, or one that has not been trained")
-    for line in lines_of(path):
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            break
-        if not isinstance(row, dict) or not is_number(row.get("step")):
-            break
-        rows.append(row)
-    if not rows:
-        raise ValueError(f"{path} is empty: the run has logged nothing yet")
-    return rows
-
-
-def is_number(value: Any) -> bool:
-    """Whether a value of a log says something: null stands for what was not finite."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def curve(run: str, rows: list[dict[str, Any]], name: str, across: str) -> plots.Curve:

@@ -8,13 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from covergen.analyses import names_of
-from covergen.nn.turn import Latents
-from covergen.runtime import plots
-from covergen.runtime.order import varied
-from covergen.runtime.pictures import to_unit
-from covergen.runtime.run import Run
-from covergen.runtime.samples import Samples, find_split
+from covergen.analyses import names_of, plots
+from covergen.data.sampling import varied
+from covergen.inference.cover_inputs import Samples, find_split
+from covergen.inference.images import to_unit
+from covergen.inference.trained_model import Run
+from covergen.models.base import Latents
 
 COLUMNS = 8
 SPLITS = ("test", "val", "train")

@@ -9,12 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from covergen import metrics
-from covergen.analyses import names_of
-from covergen.runtime import plots
-from covergen.runtime.data import Batch
-from covergen.runtime.run import Run
-from covergen.runtime.samples import Samples, find_split
+from covergen.analyses import names_of, plots
+from covergen.data.batch import Batch
+from covergen.evaluation import metrics
+from covergen.inference.cover_inputs import Samples, find_split
+from covergen.inference.trained_model import Run
 
 SPLITS = ("test", "val", "train")
 NEIGHBOURS = 10

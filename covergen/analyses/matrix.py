@@ -8,12 +8,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from covergen import metrics
-from covergen.analyses import names_of
-from covergen.runtime import plots
-from covergen.runtime.pictures import to_unit
-from covergen.runtime.run import Run
-from covergen.runtime.samples import Samples, find_split
+from covergen.analyses import names_of, plots
+from covergen.evaluation import metrics
+from covergen.inference.cover_inputs import Samples, find_split
+from covergen.inference.images import to_unit
+from covergen.inference.trained_model import Run
 
 ROWS = 8
 SPLITS = ("test", "val", "train")

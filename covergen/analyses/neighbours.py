@@ -8,13 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from covergen import metrics
-from covergen.analyses import names_of
-from covergen.runtime import plots
-from covergen.runtime.data import shrink
-from covergen.runtime.pictures import to_unit
-from covergen.runtime.run import Run
-from covergen.runtime.samples import Samples, find_split
+from covergen.analyses import names_of, plots
+from covergen.data.batch import shrink
+from covergen.evaluation import metrics
+from covergen.inference.cover_inputs import Samples, find_split
+from covergen.inference.images import to_unit
+from covergen.inference.trained_model import Run
 
 SHOWN = 3  # nearest covers of each kind
 NEAREST = 10  # whose mean distance is what the nearest is compared with

@@ -8,12 +8,11 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from covergen.analyses import names_of
+from covergen.analyses import names_of, plots
+from covergen.inference.cover_inputs import Pictures, Samples, find_split
+from covergen.inference.trained_model import Run
 from covergen.nn.losses import psnr
-from covergen.runtime import plots
-from covergen.runtime.pictures import written
-from covergen.runtime.run import Run
-from covergen.runtime.samples import Pictures, Samples, find_split
+from shard_tools.core.files import written
 
 COLUMNS = 8
 SPLITS = ("val", "test", "train")

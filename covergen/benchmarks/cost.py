@@ -23,10 +23,11 @@ from covergen import models
 from covergen.benchmarks import scaling
 from covergen.benchmarks.counting import Step, count, random_batch, take_turns_once
 from covergen.benchmarks.reduce import time_reduce
-from covergen.nn.turn import Model, Sizes
-from covergen.runtime import config, data
-from covergen.runtime.machine import use_threads
-from shard_tools.formats.index import ROW, facts_bytes
+from covergen.data import indexed as data
+from covergen.distributed.environment import use_threads
+from covergen.models.base import Model, Sizes
+from covergen.runs import config
+from shard_tools.shards.index import ROW, facts_bytes
 
 PAIRS = 100_000_000
 GIGA = 1e9

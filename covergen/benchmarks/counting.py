@@ -9,9 +9,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from covergen.nn.turn import Model
-from covergen.runtime.config import Config
-from covergen.runtime.data import Batch
+from covergen.data.batch import Batch
+from covergen.models.base import Model
+from covergen.runs.config import Config
 
 FLOAT = 4  # bytes; gradients, weights and Adam's moments are fp32 under autocast as well
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from shard_tools.formats.index import ROW, write_index
+from shard_tools.shards.index import ROW, write_index
 
 BLOCK = 500_000  # rows that are made at once
 COVER, VECTOR, TAR = 10_700, 4_768, 512  # bytes of a cover, of a vector and of a tar's header
@@ -21,7 +21,7 @@ BATCHES, BATCH = 100, 256
 
 LOOK = """
 import json, sys, time
-from covergen.runtime.data import IndexedShards
+from covergen.data.indexed import IndexedShards
 def memory():
     lines = open("/proc/self/status").read().splitlines()
     return {line.split(":")[0]: int(line.split()[1]) / 2**20 for line in lines if line.startswith(("VmHWM", "VmRSS"))}

@@ -15,10 +15,10 @@ from typing import Any
 import torch
 
 from covergen.benchmarks import report, take_turns
-from covergen.runtime import data
-from covergen.runtime.loader import Loader
-from covergen.runtime.machine import keep_memory, use_threads
-from covergen.runtime.reading import decode
+from covergen.data import indexed as data
+from covergen.data.decoding import decode
+from covergen.data.loader import Loader
+from covergen.distributed.environment import keep_memory, use_threads
 
 PASSES = 4  # over the data in each turn: in one, beginning and end would count for much
 MORE = 5  # times as many of the cache, which is that much faster

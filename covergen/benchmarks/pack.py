@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from covergen.benchmarks import report, take_turns
-from shard_tools.formats.codec import vector_header
+from shard_tools.dataset.vectors import vector_header
 
 DRAWN = 300  # pictures; every cover is one of them with a few bits of its own
 DIMENSION = 1160

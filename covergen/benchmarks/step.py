@@ -7,19 +7,62 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from covergen import models
 from covergen.benchmarks import report, take_turns
-from covergen.benchmarks.notebook import notebook_loop
-from covergen.nn.turn import Model, Sizes
-from covergen.runtime import data
-from covergen.runtime.compiling import Compiling, optimizer_of
-from covergen.runtime.config import Training
-from covergen.runtime.machine import keep_memory, use_threads
+from covergen.data.batch import Batch
+from covergen.distributed.environment import keep_memory, use_threads
+from covergen.models.base import Model, Sizes
+from covergen.runs.config import Training
+from covergen.training.compilation import Compiling, optimizer_of
+
+
+def notebook_loop(model: Model, batches: list[Batch], options: Any) -> Callable[[], Tensor]:
+    """The same numbers as a plain notebook has them: instance norm layers, one backward per loss term, no autocast."""
+    generator, critic = model.networks["generator"], model.networks["critic"]
+    for i, layer in enumerate(critic.blocks):
+        if isinstance(layer, nn.GroupNorm):
+            norm = nn.InstanceNorm2d(layer.num_channels, affine=True).to(layer.weight.device)
+            norm.load_state_dict(layer.state_dict())
+            critic.blocks[i] = norm
+    adam = {net: torch.optim.Adam(net.parameters(), lr=1e-4, betas=(0.0, 0.999)) for net in (generator, critic)}
+    noise, number = torch.Generator(batches[0].cover.device).manual_seed(1), 0
+
+    def step() -> Tensor:
+        nonlocal number
+        number += 1
+        count = len(batches[0].cover)
+
+        def normal() -> Tensor:
+            return torch.randn(count, options.latent, generator=noise, device=noise.device)
+
+        for repeat in range(options.critic_steps):
+            critic.zero_grad()
+            real = batches[(number * options.critic_steps + repeat) % len(batches)].cover.float() / 127.5 - 1
+            real_loss = -critic(real).mean()
+            real_loss.backward()
+            fake = generator(normal())
+            fake_loss = critic(fake.detach()).mean()
+            fake_loss.backward()
+            mix = torch.rand(count, 1, 1, 1, generator=noise, device=noise.device)
+            between = (mix * real + (1 - mix) * fake.detach()).requires_grad_(True)
+            scores = critic(between)
+            slope = torch.autograd.grad(scores, between, torch.ones_like(scores), create_graph=True)[0]
+            penalty = options.penalty * ((slope.flatten(1).norm(2, dim=1) - 1) ** 2).mean()
+            penalty.backward()
+            adam[critic].step()
+            loss = (real_loss + fake_loss + penalty).detach()
+        generator.zero_grad()
+        (-critic(generator(normal())).mean()).backward()
+        adam[generator].step()
+        return loss
+
+    return step
+
 
 AUDIO = 1162  # numbers in a vector of the demo world with its presence bits
 PICTURES = 20  # batches of covers that the steps go through
@@ -96,7 +139,7 @@ class Bench:
         preset = {name: self.recipe.preset[name] for name in ("lr", "betas")}
         self.training = Training(**preset)
 
-    def _batch(self, number: int, mismatched: bool) -> data.Batch:
+    def _batch(self, number: int, mismatched: bool) -> Batch:
         """Pictures with structure: blobs of colour, and vectors that tell of them."""
         noise, side = torch.Generator().manual_seed(number), self.sizes.resolution
         coarse = torch.rand(self.batch_size, 3, 4, 4, generator=noise)
@@ -108,7 +151,7 @@ class Bench:
             audio = (coarse.flatten(1) - 0.5) @ heard
             wrong = audio.roll(1, 0) if mismatched else None
         group = torch.arange(self.batch_size)
-        return data.Batch(*(None if part is None else part.to(self.device)
+        return Batch(*(None if part is None else part.to(self.device)
                             for part in (covers, audio, group, group, wrong)))
 
     def contenders(self, compile: bool) -> dict[str, Contender]:

@@ -14,8 +14,8 @@ from typing import Any
 
 from covergen import models
 from covergen.benchmarks import report
-from covergen.runtime.config import check_model
-from covergen.runtime.demo import demo_shards
+from covergen.runs.config import check_model
+from covergen.training.setup import demo_shards
 
 WARM = 4  # the first of so many parts of a run is not measured
 

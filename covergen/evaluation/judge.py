@@ -16,9 +16,10 @@ from platformdirs import user_cache_path
 from torch import Tensor
 from torch.nn import functional as F
 
-from covergen.runtime.data import Batch, IndexedShards, shrink
-from covergen.runtime.folder import lock
-from covergen.runtime.run import AT_ONCE, Run, open_run
+from covergen.data.batch import Batch, shrink
+from covergen.data.indexed import IndexedShards
+from covergen.inference.trained_model import AT_ONCE, Run, open_run
+from shard_tools.core.locks import lock
 
 VERSION = 1  # of the training of default judges: raise it when contrast or its preset changes
 MINUTES = 5.0  # that a judge is trained where none is given

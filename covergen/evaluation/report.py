@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 
 from covergen.evaluation import judge as judges
-from covergen.evaluation.quality import named
-from covergen.evaluation.songs import COLUMNS, Songs
-from covergen.evaluation.table import METRICS, Figure
-from covergen.runtime import pictures
-from covergen.runtime.run import Run
+from covergen.evaluation.generation import COLUMNS, Songs
+from covergen.evaluation.metrics import named
+from covergen.evaluation.scores import METRICS, Figure
+from covergen.inference import images as pictures
+from covergen.inference.trained_model import Run
 
 COUNTED = ("r@1", "r@5", "r@10", "median_rank", "fid", "kid", "precision", "recall", "density", "coverage", "copied")
 

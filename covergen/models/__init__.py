@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 
-from covergen.nn.turn import Recipe
+from covergen.models.base import Recipe
 
 MODELS = {
     "ae_resize": "covergen.models.autoencoder:RESIZE",

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from covergen.nn.coders import Decoder, Encoder
+from covergen.models.base import Model, Recipe, Sizes, Turn, unit
+from covergen.nn.autoencoders import Decoder, Encoder
 from covergen.nn.layers import check_resolution
 from covergen.nn.losses import psnr
-from covergen.nn.turn import Model, Recipe, Sizes, Turn, unit
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from covergen.models.base import Model, Recipe, Sizes, Turn, signed
 from covergen.nn.augment import augment, draw_augmentation
 from covergen.nn.layers import EMBEDDING, AudioEncoder, audio_noise, check_audio, check_resolution
 from covergen.nn.losses import matching
-from covergen.nn.turn import Model, Recipe, Sizes, Turn, signed
 
 HOTTEST = 100.0  # largest inverse temperature, as in CLIP
 GROUPS = 8  # of every norm: with more channels than that, a picture's colour survives it

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
+from covergen.models.base import DiscriminatorTurn, GeneratorTurn, Model, Recipe, Sizes, adversarial, normal_latents
 from covergen.nn.layers import check_resolution, init_gan_weights
 from covergen.nn.losses import binary_cross_entropy
-from covergen.nn.turn import DiscriminatorTurn, GeneratorTurn, Model, Recipe, Sizes, adversarial, normal_latents
 
 
 @dataclass(frozen=True)

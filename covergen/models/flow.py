@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from covergen.models.base import Model, Recipe, Sizes, Turn, normal_latents, signed
 from covergen.nn.layers import EMBEDDING, AudioEncoder, audio_noise, check_resolution, without_gradient
-from covergen.nn.turn import Model, Recipe, Sizes, Turn, normal_latents, signed
 
 GROUPS, HEAD = 8, 32  # of the network's norms, and channels of an attention head
 FEW = 256  # places up to which plain attention is faster than torch's fused one, by a seventh of a step on CPUs

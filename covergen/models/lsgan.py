@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
+from covergen.models.base import DiscriminatorTurn, GeneratorTurn, Model, Recipe, Sizes, adversarial, normal_latents
 from covergen.nn.layers import FilmUpsampler, StridedScore, Upsampler, check_audio, check_resolution, trunk_widths
 from covergen.nn.losses import least_squares
-from covergen.nn.turn import DiscriminatorTurn, GeneratorTurn, Model, Recipe, Sizes, adversarial, normal_latents
 
 
 @dataclass(frozen=True)

@@ -19,11 +19,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from covergen.models.base import Latents, Model, Recipe, Sizes, Turn, adversarial, frozen, normal_latents, signed
 from covergen.nn.augment import augment, check_kinds, draw_augmentation
 from covergen.nn.layers import EMBEDDING, AudioEncoder, Modulation, audio_noise, check_resolution, without_gradient
 from covergen.nn.losses import pairing, zero_centred_penalty
 from covergen.nn.schedules import half_cosine
-from covergen.nn.turn import Latents, Model, Recipe, Sizes, Turn, adversarial, frozen, normal_latents, signed
 
 
 @dataclass(frozen=True)

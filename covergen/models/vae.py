@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from covergen.nn.coders import Decoder, Encoder
+from covergen.models.base import Latents, Model, Recipe, Sizes, Turn, normal_latents, unit
+from covergen.nn.autoencoders import Decoder, Encoder
 from covergen.nn.layers import AudioTrunk, Film, check_audio, check_resolution, init_film
 from covergen.nn.losses import bernoulli_and_kl
-from covergen.nn.turn import Latents, Model, Recipe, Sizes, Turn, normal_latents, unit
 
 HEARD = 1000  # numbers that audio becomes before it modulates the decoder, in the thesis's figure
 

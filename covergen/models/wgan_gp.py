@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from covergen.models.base import GeneratorTurn, Latents, Model, Recipe, Sizes, Turn, adversarial, normal_latents, signed
 from covergen.nn import losses
 from covergen.nn.layers import (
     EMBEDDING,
@@ -27,7 +28,6 @@ from covergen.nn.layers import (
     trunk_widths,
     without_gradient,
 )
-from covergen.nn.turn import GeneratorTurn, Latents, Model, Recipe, Sizes, Turn, adversarial, normal_latents, signed
 
 
 @dataclass(frozen=True)

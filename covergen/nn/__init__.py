@@ -1,1 +1,2 @@
 """Pure torch: layers, losses and the contract of a turn."""
+

@@ -15,12 +15,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from shard_tools.formats.schema import Schema
+from shard_tools.dataset.schema import Schema
 
 EXTRACTORS = {
-    "acousticbrainz": "shard_tools.extractors.lowlevel:acousticbrainz",
-    "acousticbrainz-559": "shard_tools.extractors.lowlevel:acousticbrainz_559",
-    "essentia": "shard_tools.extractors.musicextractor:essentia",
+    "acousticbrainz": "shard_tools.extractors.acousticbrainz:acousticbrainz",
+    "acousticbrainz-559": "shard_tools.extractors.acousticbrainz:acousticbrainz_559",
+    "essentia": "shard_tools.extractors.essentia:essentia",
     "clap": "shard_tools.extractors.clap:clap",
     "pca": "shard_tools.extractors.pca:pca",
     "concat": "shard_tools.extractors.concat:concat",

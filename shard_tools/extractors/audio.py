@@ -16,10 +16,9 @@ from typing import Any
 
 import numpy as np
 
+from shard_tools.core.errors import BadFileError
 from shard_tools.extractors import need
-from shard_tools.formats.source import BadFileError
 
-SUFFIXES = (".mp3", ".flac", ".ogg", ".opus", ".wav", ".m4a")
 SHORTEST = 3.0  # seconds
 
 _DEMUXERS = "mp3,flac,ogg,wav,w64,mov,aac"

@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 
+from shard_tools.core.errors import BadFileError
+from shard_tools.dataset.schema import Schema
 from shard_tools.extractors import Extractor, need
 from shard_tools.extractors.audio import check_length, pieces
-from shard_tools.formats.schema import Schema
-from shard_tools.formats.source import BadFileError
 
 VERSION = 1
 

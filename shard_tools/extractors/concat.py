@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from shard_tools.core.errors import BadFileError
+from shard_tools.dataset.schema import Schema
 from shard_tools.extractors import VECTORS, Extractor, from_facts, without_heard
-from shard_tools.formats.schema import Schema
-from shard_tools.formats.source import BadFileError
 
 VERSION = 1
 

@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 
+from shard_tools.core.errors import BadFileError
+from shard_tools.core.files import file_sha256
+from shard_tools.dataset.schema import Schema
 from shard_tools.extractors import Extractor, from_facts, without_heard
-from shard_tools.formats.blocks import Moments
-from shard_tools.formats.index import file_sha256
-from shard_tools.formats.schema import Schema
-from shard_tools.formats.source import BadFileError
+from shard_tools.shards.statistics import Moments
 
 VERSION = 1
 FILE = "pca.npz"

@@ -1,0 +1,321 @@
+"""In which order samples are seen: stream positions in, rows of the index out, without ever building a list of rows.
+
+An epoch is a keyed permutation of ``range(size)``: a Feistel network over the next power of four, walked until it
+lands inside. Position ``p`` of the endless stream is entry ``p % size`` of epoch ``p // size``, so any part of any
+epoch is known at once, a resume needs one number, and an epoch has every row exactly once however it is cut.
+
+Source: Black and Rogaway 2002, "Ciphers with Arbitrary Finite Domains" (cycle walking, generalised Feistel).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from functools import lru_cache
+from itertools import zip_longest
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+ROUNDS = 6
+TRIES = 16  # draws of a partner of the same genre before any other will do
+
+
+def keys(*parts: int | str, count: int = ROUNDS) -> np.ndarray:
+    """``[count]`` uint64 keys that depend on all the parts."""
+    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8 * count).digest()
+    return np.frombuffer(digest, "<u8")
+
+
+def seed_of(*parts: int | str) -> int:
+    """A 63-bit seed that depends on all the parts."""
+    return int(keys(*parts, count=1)[0]) >> 1
+
+
+def scramble(values: np.ndarray) -> np.ndarray:
+    """A bijective hash of uint64 values (the finaliser of splitmix64: Steele, Lea and Flood 2014)."""
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))
+
+
+def permute(places: np.ndarray, size: int, seed: int, epoch: int) -> np.ndarray:
+    """Where one epoch's permutation of ``range(size)`` sends each place; int64 in, int64 out, same shape."""
+    half = np.uint64(max(1, (max(size - 1, 1).bit_length() + 1) // 2))
+    mask = np.uint64((1 << int(half)) - 1)
+    rounds = keys("order", seed, epoch)
+
+    def encrypt(values: np.ndarray) -> np.ndarray:
+        left, right = values >> half, values & mask
+        for key in rounds:
+            left, right = right, left ^ (scramble(right + key) & mask)
+        return (left << half) | right
+
+    values = encrypt(places.astype(np.uint64))
+    while (outside := values >= size).any():
+        values[outside] = encrypt(values[outside])
+    return values.astype(np.int64)
+
+
+def of_albums(groups: np.ndarray, whose: str) -> np.ndarray:
+    """The rows of the albums that are a judge's (a fixed quarter, by hash), a generator's (the others) or all.
+
+    Args: groups: ``[N]`` album of every row; whose: ``judge``, ``generator`` or ``all``.
+    """
+    judged = scramble(scramble(groups.astype(np.uint64))) % np.uint64(4) == 0
+    return np.flatnonzero({"judge": judged, "generator": ~judged, "all": np.ones(len(groups), bool)}[whose])
+
+
+def share_of(batch_size: int, rank: int, ranks: int) -> range:
+    """Which places of a global batch a rank reads: as many as the others, or one more or less."""
+    return range(batch_size * rank // ranks, batch_size * (rank + 1) // ranks)
+
+
+def varied(genres: np.ndarray, count: int) -> list[int]:
+    """At most ``count`` rows, round by round one of every genre, from the genre ``[N]`` of all rows."""
+    members = [np.flatnonzero(genres == genre)[:count].tolist() for genre in np.unique(genres)]
+    return [row for rows in zip_longest(*members) for row in rows if row is not None][:count]
+
+
+class SampleOrder:
+    """Every sample once an epoch."""
+
+    def __init__(self, size: int, seed: int) -> None:
+        self.size, self.seed = size, seed
+
+    def __call__(self, positions: np.ndarray) -> np.ndarray:
+        """Rows ``[n]`` at the positions ``[n]`` of the endless stream."""
+        rows = np.empty(len(positions), np.int64)
+        epochs = positions // self.size
+        for epoch in np.unique(epochs):
+            here = epochs == epoch
+            rows[here] = permute(positions[here] % self.size, self.size, self.seed, int(epoch))
+        return rows
+
+
+class GroupOrder:
+    """Every album once an epoch, with one of its tracks drawn anew each time."""
+
+    def __init__(self, groups: np.ndarray, seed: int) -> None:
+        """Args: groups: ``[N]`` album of every row; seed: of the whole order."""
+        groups = torch.from_numpy(np.require(groups, requirements=["C", "W"]))
+        ordered, self.members = (part.numpy() for part in torch.sort(groups, stable=True))  # a quarter of numpy's time
+        self.starts = np.flatnonzero(np.append(True, ordered[1:] != ordered[:-1]))
+        self.counts = np.diff(self.starts, append=len(groups))
+        self.albums = SampleOrder(len(self.starts), seed)
+        self.size, self.seed = len(self.starts), seed
+
+    def __call__(self, positions: np.ndarray) -> np.ndarray:
+        """Rows ``[n]`` at the positions ``[n]`` of the endless stream."""
+        albums = self.albums(positions)
+        draws = scramble(scramble(positions.astype(np.uint64)) + keys("track", self.seed, count=1))
+        return self.members[self.starts[albums] + (draws % self.counts[albums].astype(np.uint64)).astype(np.int64)]
+
+
+class Partners:
+    """For every place of the stream another row, always of another album, and every second one of the same genre."""
+
+    def __init__(self, groups: np.ndarray, genres: np.ndarray, seed: int) -> None:
+        """Args: groups, genres: ``[N]`` of the rows that may be partners; seed: of all draws.
+
+        Raises:
+            ValueError: they are all of one album.
+        """
+        if not len(groups) or (groups == groups[0]).all():
+            raise ValueError("mismatched pairs need tracks of two albums or more; pack more albums")
+        self.groups, self.genres, self.seed = groups, genres, seed
+        self.members = np.argsort(genres, kind="stable")
+        self.known, self.starts, self.counts = np.unique(genres[self.members], return_index=True, return_counts=True)
+
+    def __call__(self, positions: np.ndarray, groups: np.ndarray, genres: np.ndarray) -> np.ndarray:
+        """Rows ``[n]`` for the positions ``[n]`` of the endless stream, whose albums and genres are given.
+
+        Where a genre has no other album (after some tries) the partner is of any genre.
+        """
+        rows = np.full(len(positions), -1, np.int64)
+        draws = scramble(scramble(positions.astype(np.uint64)) + keys("partner", self.seed, count=1))
+        genre = np.searchsorted(self.known, genres).clip(max=len(self.known) - 1)
+        same = (positions % 2 == 0) & (self.known[genre] == genres)
+        for attempt in range(2 * TRIES):
+            draws = scramble(draws + np.uint64(attempt + 1))
+            within = self.members[self.starts[genre] + (draws % self.counts[genre].astype(np.uint64)).astype(np.int64)]
+            anywhere = (draws % np.uint64(len(self.groups))).astype(np.int64)
+            drawn = np.where(same & (attempt < TRIES), within, anywhere)
+            rows = np.where((rows < 0) & (self.groups[drawn] != groups), drawn, rows)
+            if (rows >= 0).all():
+                return rows
+        for place in np.flatnonzero(rows < 0):  # one album is nearly everything
+            rows[place] = np.flatnonzero(self.groups != groups[place])[0]
+        return rows
+
+
+WHOLE_BYTES = 32 * 10**9  # shards of so many bytes together are mixed as a whole
+WINDOW = 64  # shards that are mixed where there are more
+LOOKED_AHEAD = 16_384  # samples of a whole that tell which shards are needed first
+
+
+class Window(NamedTuple):
+    """Part of the stream, from one position to before another, and the shards it needs, the first needed first."""
+
+    start: int
+    stop: int
+    shards: list[int]
+
+
+def shards_mixed(facts: dict[str, Any], window: int | None) -> int:
+    """How many shards are mixed, 0 for all, from the facts of an index and what was asked for (None = the rule)."""
+    if window is None:
+        window = WINDOW if sum(shard["bytes"] for shard in facts["shards"]) > WHOLE_BYTES else 0
+    return 0 if window >= len(facts["shards"]) else window
+
+
+def first_rows(facts: dict[str, Any]) -> np.ndarray:
+    """``[S + 1]``: the row at which each shard begins, and the number of rows."""
+    return np.cumsum([0, *(shard["samples"] for shard in facts["shards"])])
+
+
+def shard_bounds(facts: dict[str, Any], some: np.ndarray | None) -> np.ndarray:
+    """``[S + 1]``: the place among some rows (ascending; None = all) at which each shard's begin, and their number."""
+    return first_rows(facts) if some is None else np.searchsorted(some, first_rows(facts))
+
+
+def make_order(facts: dict[str, Any], samples: int, some: np.ndarray | None, groups: np.ndarray | None, seed: int,
+               window: int | None) -> SampleOrder | GroupOrder | WindowOrder:
+    """The order of an index: positions of the stream in, places among the rows that are seen out.
+
+    Args:
+        facts: of the index.
+        samples: how many rows are seen.
+        some: which, ascending; None = all.
+        groups: their albums, to see every album once an epoch; None to see every sample.
+        seed: of the order.
+        window: shards that are mixed, 0 = all, None = by the rule.
+    """
+    whole = SampleOrder(samples, seed) if groups is None else GroupOrder(groups, seed)
+    count = shards_mixed(facts, window)
+    return WindowOrder(whole, shard_bounds(facts, some), seed, count) if count else whole
+
+
+class _Epoch(NamedTuple):
+    """places: that are seen, ascending, None = all; bounds: ``[S + 1]`` where each shard's begin; shards: in the
+    epoch's order, those without samples left out; ends: ``[W + 1]`` where each window begins."""
+
+    places: np.ndarray | None
+    bounds: np.ndarray
+    shards: np.ndarray
+    ends: np.ndarray
+
+
+class WindowOrder:
+    """Every sample (or album) once an epoch, shards in windows."""
+
+    def __init__(self, whole: SampleOrder | GroupOrder, bounds: np.ndarray, seed: int, window: int) -> None:
+        """Args:
+            whole: the order without windows, which knows samples and albums.
+            bounds: ``[S + 1]`` places where each shard's begin.
+            seed: of the order.
+            window: shards in a window.
+        """
+        self.whole, self.bounds, self.seed, self.shards, self.size = whole, bounds, seed, window, whole.size
+        self._epoch = lru_cache(maxsize=3)(self._make_epoch)
+
+    def _make_epoch(self, epoch: int) -> _Epoch:
+        places, bounds = None, self.bounds
+        if isinstance(self.whole, GroupOrder):
+            albums = self.whole
+            draws = scramble(scramble(np.arange(self.size, dtype=np.uint64)) + keys("drawn", self.seed, epoch, count=1))
+            drawn = (draws % albums.counts.astype(np.uint64)).astype(np.int64)
+            places = np.sort(albums.members[albums.starts + drawn])
+            bounds = np.searchsorted(places, bounds)
+        count = len(bounds) - 1
+        shards = permute(np.arange(count), count, seed_of("shards", self.seed), epoch)
+        shards = shards[np.diff(bounds)[shards] > 0]
+        starts = np.cumsum([0, *np.diff(bounds)[shards]])
+        return _Epoch(places, bounds, shards, np.append(starts[:-1:self.shards], starts[-1]))
+
+    def __call__(self, positions: np.ndarray) -> np.ndarray:
+        """Places ``[n]`` at the positions ``[n]`` of the endless stream."""
+        found = np.empty(len(positions), np.int64)
+        for epoch, window, here in self.parts(positions):
+            about = self._epoch(epoch)
+            shards, start = self._members(about, window), int(about.ends[window])
+            sizes = np.diff(about.bounds)[shards]
+            size = int(sizes.sum())
+            inside = permute(positions[here] % self.size - start, size, seed_of("window", self.seed, epoch), window)
+            before = np.cumsum([0, *sizes])
+            shard = np.searchsorted(before, inside, side="right") - 1
+            found[here] = about.bounds[shards[shard]] + inside - before[shard]
+            if about.places is not None:
+                found[here] = about.places[found[here]]
+        return found
+
+    def parts(self, positions: np.ndarray) -> list[tuple[int, int, np.ndarray]]:
+        """(epoch, window in it, mask of the positions that are there) of every window that the positions touch."""
+        epochs, found = positions // self.size, []
+        for epoch in np.unique(epochs).tolist():
+            ends = self._epoch(epoch).ends
+            windows = np.where(epochs == epoch, np.searchsorted(ends, positions % self.size, side="right") - 1, -1)
+            found += [(epoch, window, windows == window) for window in np.unique(windows[windows >= 0]).tolist()]
+        return found
+
+    def shards_of(self, epoch: int, window: int) -> np.ndarray:
+        """The shards of a window."""
+        return self._members(self._epoch(epoch), window)
+
+    def _members(self, about: _Epoch, window: int) -> np.ndarray:
+        return about.shards[window * self.shards:(window + 1) * self.shards]
+
+    def window(self, position: int) -> Window:
+        """The window that a position is in."""
+        epoch, window, _ = self.parts(np.array([position]))[0]
+        start, stop = (epoch * self.size + int(end) for end in self._epoch(epoch).ends[window:window + 2])
+        return Window(start, stop, self.shards_of(epoch, window).tolist())
+
+
+def window_at(order: SampleOrder | GroupOrder | WindowOrder, some: np.ndarray | None, facts: dict[str, Any],
+              position: int) -> Window:
+    """The window that a position of the stream is in; without windows an epoch is one, with all its shards."""
+    if isinstance(order, WindowOrder):
+        return order.window(position)
+    start = position // order.size * order.size
+    bounds = first_rows(facts)
+    ahead = order(np.arange(position, position + min(order.size, LOOKED_AHEAD)))
+    seen = np.searchsorted(bounds, ahead if some is None else some[ahead], side="right") - 1
+    first = seen[np.sort(np.unique(seen, return_index=True)[1])].tolist()
+    used = np.flatnonzero(np.diff(shard_bounds(facts, some))).tolist()
+    return Window(start, start + order.size, first + sorted(set(used).difference(first)))
+
+
+class WindowPartners:
+    """Mismatched audio from the same window of shards, see ``Partners``, as places among the audible rows."""
+
+    def __init__(self, order: WindowOrder, bounds: np.ndarray, partners: Callable[[np.ndarray], Partners]) -> None:
+        """Args:
+            order: of the samples.
+            bounds: ``[S + 1]`` places among the audible rows where each shard's begin.
+            partners: that some of the audible rows, by their places, make.
+
+        Raises:
+            ValueError: there is nothing to be a partner.
+        """
+        if bounds[-1] == bounds[0]:
+            raise ValueError("mismatched pairs need tracks with audio; pack some")
+        self.order, self.bounds = order, bounds
+
+        def of(epoch: int, window: int) -> tuple[np.ndarray, Partners]:
+            shards = order.shards_of(epoch, window)
+            places = np.concatenate([np.arange(bounds[shard], bounds[shard + 1]) for shard in shards])
+            try:
+                return places, partners(places)
+            except ValueError as error:
+                raise ValueError(f"{error}, or give a larger --shard_window: partners are of the same window") from None
+        self._of = lru_cache(maxsize=4)(of)
+
+    def __call__(self, positions: np.ndarray, groups: np.ndarray, genres: np.ndarray) -> np.ndarray:
+        """Places ``[n]`` among the audible rows for the positions ``[n]``, whose albums and genres are given."""
+        found = np.empty(len(positions), np.int64)
+        for epoch, window, here in self.order.parts(positions):
+            places, partners = self._of(epoch, window)
+            found[here] = places[partners(positions[here], groups[here], genres[here])]
+        return found

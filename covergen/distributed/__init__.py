@@ -1,0 +1,1 @@
+"""Processes of one run or command: environment, collectives, heartbeat, interrupts."""

@@ -1,0 +1,75 @@
+"""When to stop early: signals, a dead launcher, a time limit and validation losses in, flags out for the loop."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from types import FrameType
+
+from covergen.distributed.environment import launched
+
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+def launcher_is_gone() -> bool:
+    """Asks for SIGTERM when the launcher of this process dies; True when it already has. False without a launcher.
+
+    A killed launcher must not leave processes behind that go on writing. A process that a person started directly may
+    outlive the shell it was started from.
+    """
+    if sys.platform != "linux" or not launched():
+        return False
+    parent = os.getppid()
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if parent == 1:  # an orphan, or the launcher is the first process of a container
+        return not any(word in Path("/proc/1/cmdline").read_bytes() for word in (b"accelerate", b"torch"))
+    return os.getppid() != parent
+
+
+class Stop:
+    """Becomes true on SIGTERM, on SIGINT, when the launcher dies, or after a number of minutes.
+
+    Attributes:
+        reason: why, for people; None while there is none.
+    """
+
+    def __init__(self, minutes: float) -> None:
+        """Args: minutes: from now on; 0 for no limit."""
+        self.reason: str | None = None
+        self.deadline = time.monotonic() + 60 * minutes if minutes else float("inf")
+        self.minutes = minutes
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._heard)
+        if launcher_is_gone():
+            self.reason = "the launcher is gone"
+
+    def _heard(self, number: int, frame: FrameType | None) -> None:
+        if self.reason and number == signal.SIGINT:  # a second Ctrl-C: now
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            raise KeyboardInterrupt
+        self.reason = f"{signal.Signals(number).name} received"
+
+    @property
+    def out_of_time(self) -> bool:
+        """Whether the minutes are over: unlike after a signal, there is time for a last grid."""
+        return time.monotonic() > self.deadline
+
+    def __bool__(self) -> bool:
+        if self.reason is None and self.out_of_time:
+            self.reason = f"{self.minutes:g} minutes are over"
+        return self.reason is not None
+
+    def status(self, timed: bool) -> int:
+        """The exit status after all processes stopped together, some of them of their own accord.
+
+        An elastic launcher takes 0 for the end of the run. If only other machines were told to go, it is not: with
+        status 1 this one's launcher starts its processes again, and the run goes on without the others.
+
+        Args: timed: the time limit of one of them was the reason.
+        """
+        left_behind = self.reason is None and not timed
+        return int(left_behind and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)) > 0)

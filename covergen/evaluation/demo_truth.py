@@ -1,0 +1,96 @@
+"""What the covers of demo data show: a folder of shards in; the true attributes of any rows of its indexes out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from covergen.data.indexed import IndexedShards
+from shard_tools.core.errors import BadFileError
+from shard_tools.core.files import file_sha256
+from shard_tools.dataset.demo_truth import TRUTH, read_columns
+from shard_tools.dataset.layout import make_key
+from shard_tools.shards.tar import header_key
+
+HEADER = 512  # bytes of a member's header, which lies before its data
+
+
+@dataclass(frozen=True)
+class Truth:
+    """The truth of a demo, with one row a track.
+
+    Attributes:
+        names: of the ``A`` attributes.
+        mean, std: float32 ``[A]``, of the drawn values over the training rows, in the units of the demo.
+        values: float32 ``[T, A]``, what the covers show (``drawn`` of the demo), standardised with them.
+        places: the row of every (split, genre, key of a sample).
+        digest: SHA-256 of the file, tells one truth from another.
+    """
+
+    names: tuple[str, ...]
+    mean: np.ndarray
+    std: np.ndarray
+    values: np.ndarray
+    places: dict[tuple[str, str, str], int]
+    digest: str
+
+    def of(self, shards: IndexedShards, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """What the covers of some rows of an index show.
+
+        Args:
+            shards: of the demo.
+            rows: ``[N]`` of its index.
+
+        Returns:
+            values float32 ``[N, A]``, standardised, zeros where a row is not in the truth; and whether it is, bool
+            ``[N]``.
+
+        Raises:
+            ValueError: a shard does not hold what its index says.
+        """
+        genres, split = shards.facts["genres"], shards.index.split
+        places = np.array([self.places.get((split, genres[row["genre"]], key_of(shards, row)), -1)
+                           for row in shards.index.rows[rows]], np.int64)
+        found = places >= 0
+        return np.where(found[:, None], self.values[places], np.float32(0)), found
+
+
+def key_of(shards: IndexedShards, row: np.void) -> str:
+    """The key of a sample, from its row: the index has no keys, the header before the cover's bytes has.
+
+    Raises:
+        ValueError: there is no such header.
+    """
+    path, at = shards.shards[row["shard"]], int(row["cover_offset"])
+    try:
+        header = shards.shelf.read(int(row["shard"]), max(at - HEADER, 0), HEADER)
+        return header_key(bytes(header), at, int(row["cover_bytes"]), ".jpg")
+    except BadFileError as error:
+        raise ValueError(f"{path}: {error.detail}; see shard_tools.verify --full") from None
+
+
+def read_truth(root: str | Path) -> Truth | None:
+    """The truth beside shards, which packing a demo leaves there; None where there is none.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    path = Path(root) / TRUTH
+    if not path.exists():
+        return None
+    columns = read_columns(path)
+    drawn = columns["drawn"].astype(np.float64)
+    training = drawn[columns["split"] == "train"]
+    training = training if len(training) else drawn
+    mean, std = training.mean(0), training.std(0)
+    std[std == 0] = 1
+    places: dict[tuple[str, str, str], int] = {}
+    names = zip(columns["split"].tolist(), columns["genre"].tolist(), columns["stems"].tolist(), strict=True)
+    for place, (split, genre, stem) in enumerate(names):
+        # Packing gives a stem that recurs in another genre of its split the second key.
+        for key in (make_key(stem), make_key(stem, f"{genre}/{stem}")):
+            places[split, genre, key] = place
+    return Truth(tuple(columns["attribute_names"].tolist()), mean.astype(np.float32), std.astype(np.float32),
+                 ((drawn - mean) / std).astype(np.float32), places, file_sha256(path))

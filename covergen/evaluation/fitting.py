@@ -1,0 +1,140 @@
+"""Networks that an evaluation trains for itself: data and a loss in; weights, the same each time, kept on disk out."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from platformdirs import user_cache_path
+from safetensors.torch import load as load_weights
+from safetensors.torch import save as save_weights
+from torch import Tensor, nn
+
+from shard_tools.core.files import write_atomically
+from shard_tools.core.locks import lock
+from shard_tools.shards.index import facts_bytes
+
+KEEP = "COVERGEN_READERS"  # environment: a folder for trained networks instead of the user's cache; none = keep none
+VERSION = 1  # of the networks and of how they are trained: raise it whenever either changes
+LOCK_PATIENCE = 3600.0  # seconds to wait for a process that trains the same
+CHECKS = 15  # times that a network is judged on held-out data while it is trained
+WARM_UP = 0.2  # share of the steps in which the learning rate rises
+
+
+@contextlib.contextmanager
+def repeatable(seed: int, device: torch.device) -> Iterator[None]:
+    """Random numbers of their own, and kernels that round the same each time; the caller's are as before afterwards."""
+    devices = [device] if device.type == "cuda" else []
+    with (torch.random.fork_rng(devices=devices),
+          torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True)):
+        torch.manual_seed(seed)
+        yield
+
+
+def fit(network: nn.Module, loss: Callable[[], Tensor], score: Callable[[], float], *, steps: int, rate: float,
+        decay: float, tick: Callable[[], Any]) -> float:
+    """Trains a network and leaves it with the weights of its best score.
+
+    AdamW under one cycle of learning rates (Smith and Topin 2018).
+
+    Args:
+        network: in any mode; ends in that of evaluation.
+        loss: of the next batch.
+        score: on held-out data, higher is better; called without gradients, in the mode of evaluation.
+        steps: updates.
+        rate: the highest learning rate.
+        decay: of the weights.
+        tick: called before every step; may raise to stop.
+
+    Returns:
+        the best score.
+    """
+    optimizer = torch.optim.AdamW(network.parameters(), rate, weight_decay=decay)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, steps, pct_start=WARM_UP)
+    best, kept = -torch.inf, None
+    network.train()
+    for step in range(1, steps + 1):
+        tick()
+        optimizer.zero_grad()
+        loss().backward()
+        optimizer.step()
+        schedule.step()
+        if step % max(1, steps // CHECKS) == 0 or step == steps:
+            network.eval()
+            with torch.no_grad():
+                value = score()
+            network.train()
+            if kept is None or value > best:
+                best, kept = value, {name: part.clone() for name, part in network.state_dict().items()}
+    network.load_state_dict(kept)
+    network.eval()
+    return best
+
+
+def set_apart(groups: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Places of ``[N]`` to train on, and those of an eighth of the albums to judge with; of one album all for both."""
+    albums = np.random.default_rng(seed).permutation(np.unique(groups))
+    judged = np.isin(groups, albums[:-(-len(albums) // 8)])
+    return (np.arange(len(groups)),) * 2 if judged.all() else (np.flatnonzero(~judged), np.flatnonzero(judged))
+
+
+def r2(read: Tensor, true: Tensor, genres: Tensor | None = None) -> Tensor:
+    """Coefficients of determination, float64 ``[A]``, in total or within genres; 0 for what does not vary.
+
+    Args:
+        read, true: ``[N, A]``.
+        genres: ``[N]``; the means of each genre are taken off both. None: of ``true`` its mean over all.
+    """
+    read, true = read.double(), true.double()
+    if genres is None:
+        centred = true - true.mean(0)
+    else:
+        kinds = nn.functional.one_hot(genres.unique(return_inverse=True)[1]).double()
+        read, true = (part - kinds @ (kinds.T @ part / kinds.sum(0)[:, None]) for part in (read, true))
+        centred = true
+    spread = centred.square().sum(0)
+    return torch.where(spread > 0, 1 - (read - true).square().sum(0) / spread.clamp_min(1e-300), 0.0)
+
+
+def kept(folder: str, name: str, made_of: dict[str, Any], empty: Callable[[dict[str, Any]], nn.Module],
+         train: Callable[[], tuple[nn.Module, dict[str, Any]]]) -> tuple[nn.Module, dict[str, Any]]:
+    """A trained network and its figures: as they were kept, else trained now and kept.
+
+    Args:
+        folder: below ``readers`` in the user's cache folder, or below what ``COVERGEN_READERS`` names.
+        name: of the files: ``<name>.safetensors`` and, after it, ``<name>.json``.
+        made_of: what decides the result; anything else that was kept is trained again.
+        empty: a network of that kind with any weights, from the figures of the one that was kept.
+        train: the network and its figures, as plain values.
+    """
+    where = os.environ.get(KEEP) or str(user_cache_path("covergen") / "readers")
+    if where == "none":
+        return train()
+    root, made_of = Path(where) / folder, json.loads(json.dumps(made_of | {"version": VERSION}))
+    weights, facts = root / f"{name}.safetensors", root / f"{name}.json"
+    with lock(root, patience=LOCK_PATIENCE):  # who comes second finds what the first has trained
+        if facts.is_file():
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RuntimeError):  # damaged: trained again
+                known, data = json.loads(facts.read_bytes()), weights.read_bytes()
+                if known["made_of"] == made_of and known.pop("sha256") == _digest(data, known):
+                    with torch.random.fork_rng(devices=[]):  # weights that are replaced take no one's random numbers
+                        network = empty(known["figures"])
+                    network.load_state_dict(load_weights(data))
+                    return network.eval(), known["figures"]
+        network, figures = train()
+        data = save_weights({key: part.cpu().contiguous() for key, part in network.state_dict().items()})
+        write_atomically(weights, data)
+        known = {"made_of": made_of, "figures": figures}
+        write_atomically(facts, facts_bytes(known | {"sha256": _digest(data, known)}))
+    return network, figures
+
+
+def _digest(weights: bytes, known: dict[str, Any]) -> str:
+    return hashlib.sha256(weights + facts_bytes(known)).hexdigest()

@@ -1,0 +1,1 @@
+"""Plans of several trainings and evaluations."""

@@ -1,0 +1,1 @@
+"""From a trained run to covers: models, audio and cover inputs, image files."""

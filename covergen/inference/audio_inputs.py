@@ -1,0 +1,162 @@
+"""What a trained model is to hear: files of vectors or descriptors, or shards in, checked raw vectors out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from covergen.data.indexed import IndexedShards
+from covergen.data.sampling import varied
+from shard_tools import extractors
+from shard_tools.core.errors import BadFileError
+from shard_tools.dataset.layout import AUDIO_SUFFIXES
+from shard_tools.dataset.schema import read_schema
+from shard_tools.dataset.source import Entry, read_entry
+from shard_tools.dataset.vectors import VECTOR_BYTES, read_vector
+from shard_tools.extractors import acousticbrainz, audio
+
+READERS = {".npy": VECTOR_BYTES, ".json": acousticbrainz.JSON_BYTES}  # and the most bytes that are read
+KINDS = "a song (" + ", ".join(AUDIO_SUFFIXES) + "), a .npy vector or a .json of descriptors"
+# AcousticBrainz's numbers by how many of them a data set of unknown descriptors holds.
+SETS = {len(names): names for names in (acousticbrainz.NAMES, acousticbrainz.NAMES_559)}
+
+
+class Heard(NamedTuple):
+    """Raw vectors float32 ``[N, D]`` and a name for each."""
+
+    names: list[str]
+    raw: np.ndarray
+
+
+def listed(paths: str) -> list[Path]:
+    """Paths that were typed, separated by commas; the name of one thing that exists may have commas in it."""
+    return [Path(path) for path in ([paths] if os.path.exists(paths) else paths.split(",")) if path]
+
+
+def read_files(paths: str, facts: dict[str, Any], pca: Sequence[str] = ()) -> Heard:
+    """Songs, vectors (``.npy``) and descriptors (``.json``), or all of them in folders, by the run's own extractor.
+
+    Args:
+        paths: separated by commas.
+        facts: the ``audio`` part of a run's facts: dimension, blocks, and ``features``, where known.
+        pca: files of the PCAs that made the run's vectors.
+
+    Raises:
+        ValueError: names the file: missing, of another kind, damaged, of other descriptors than the run's, or a song
+            that nothing here makes the run's vector of.
+    """
+    files: list[Path] = []
+    for path in listed(paths):
+        inside = sorted(file for file in path.iterdir()
+                        if file.suffix.lower() in (*READERS, *AUDIO_SUFFIXES)) if path.is_dir() else [path]
+        if not inside:
+            raise ValueError(f"--audio {path}: no file in that folder is {KINDS}")
+        files += inside
+    if not files:
+        raise ValueError(f"--audio: expected the path of {KINDS}")
+    return Heard([file.stem for file in files], np.stack([_read(file, facts, pca) for file in files]))
+
+
+def _read(file: Path, facts: dict[str, Any], pca: Sequence[str]) -> np.ndarray:
+    kind, dimension = file.suffix.lower(), facts["dimension"]
+    if kind not in READERS and kind not in AUDIO_SUFFIXES:
+        raise ValueError(f"--audio {file}: expected {KINDS}")
+    if kind in AUDIO_SUFFIXES:
+        _hears(file, facts, pca)
+    if not file.is_file():
+        raise ValueError(f"--audio {file}: no such file")
+    try:
+        vector = _heard(file, facts, pca) if kind in AUDIO_SUFFIXES else _described(file, facts, pca)
+    except BadFileError as error:
+        raise ValueError(f"--audio {file}: {error}") from None
+    if len(vector) != dimension:
+        raise ValueError(f"--audio {file}: a vector of {len(vector)} numbers; the run was trained on {dimension}")
+    return vector
+
+
+def _described(file: Path, facts: dict[str, Any], pca: Sequence[str]) -> np.ndarray:
+    """The vector in a .npy or .json."""
+    data = read_entry(file.parent, Entry(file.name, -1, 0), READERS[file.suffix.lower()])
+    known = facts.get("features")
+    if file.suffix.lower() == ".npy":
+        folders = [file.resolve().parent, *file.resolve().parents[1:4]]  # OUT/audio/<split>/<genre> at the deepest
+        schema = next((schema for folder in folders if (schema := read_schema(folder))), None)
+        if known and schema and schema.sha256 != known["sha256"]:
+            raise ValueError(f"--audio {file}: a vector of {schema}, as {schema.features} made it; the run was trained "
+                             f"on {named(facts)}")
+        return read_vector(data)
+    if not known:
+        return _place(data, facts)
+    of_json = _extractor(file, facts, pca).of_json
+    if of_json is None:
+        raise ValueError(f"--audio {file}: the run was trained on {named(facts)}, which are not made of .json files")
+    return of_json(data)
+
+
+def _heard(file: Path, facts: dict[str, Any], pca: Sequence[str]) -> np.ndarray:
+    """The vector of a song, of which as much is heard as in training, from its middle."""
+    excerpt = facts["features"]["heard"].get("excerpt")
+    seconds = audio.duration(file)
+    start, length = (0.0, None) if excerpt is None else audio.starts(seconds, excerpt, 1)[0]
+    return _hears(file, facts, pca)(file, start, length)
+
+
+def _hears(file: Path, facts: dict[str, Any], pca: Sequence[str]) -> Any:
+    """What makes the run's vector of a song; ValueError, which says what the run was trained on, if nothing does."""
+    of_audio = _extractor(file, facts, pca).of_audio if facts.get("features") else None
+    if of_audio is None:
+        raise ValueError(f"--audio {file}: the run was trained on {named(facts)}, which can't be computed from audio "
+                         "files; give a .npy vector of that track, or descriptors (.json) where they are made of them")
+    return of_audio
+
+
+def _extractor(file: Path, facts: dict[str, Any], pca: Sequence[str]) -> extractors.Extractor:
+    try:
+        return extractors.from_facts(facts["features"], pca)
+    except ValueError as error:
+        raise ValueError(f"--audio {file}: {error}") from None
+
+
+def named(facts: dict[str, Any]) -> str:
+    """What a run hears, in words."""
+    blocks = " + ".join(str(stop - start) for start, stop in facts["blocks"])
+    known = facts.get("features")
+    return (f"{facts['dimension']} numbers (blocks of {blocks}) of "
+            + (f"{known['features']} {known['version']}" if known else "descriptors without a name"))
+
+
+def _place(data: bytes, facts: dict[str, Any]) -> np.ndarray:
+    """The descriptors as a vector of the run's: the whole of it, or its first block of their size, the rest absent."""
+    vector = np.zeros(facts["dimension"], np.float32)
+    for start, stop in ([0, facts["dimension"]], *facts["blocks"]):
+        if stop - start in SETS:
+            vector[start:stop] = acousticbrainz.read(data, SETS[stop - start])
+            return vector
+    raise BadFileError("another kind of audio", f"AcousticBrainz gives {' or '.join(map(str, SETS))} numbers; the run "
+                       f"was trained on {facts['dimension']}, in blocks of "
+                       f"{', '.join(str(stop - start) for start, stop in facts['blocks'])}")
+
+
+def read_shards(root: str, split: str, count: int, facts: dict[str, Any]) -> Heard:
+    """Raw vectors of packed tracks, of as many genres as there are.
+
+    Args:
+        root: folder of the shards; split: of them.
+        count: how many tracks; 0 for all, in the order of the index.
+        facts: as above.
+
+    Raises:
+        ValueError, FileNotFoundError: no such split, no vectors, or not of the run's dimension.
+    """
+    shards = IndexedShards(root, split, batch_size=1, audio_scale="raw")
+    if shards.dimension != facts["dimension"]:
+        has = f"vectors of {shards.dimension} numbers" if shards.dimension else "no vectors"
+        raise ValueError(f"{root} has {has}; the run was trained on {facts['dimension']}")
+    rows = shards.audible()
+    batch = shards.read(rows[varied(shards.index.rows["genre"][rows], count)] if count else rows)
+    genres = shards.facts["genres"]
+    return Heard([genres[genre] for genre in batch.genre.tolist()], batch.audio.numpy())

@@ -1,0 +1,64 @@
+"""Pictures for people: covers in, grids with labelled rows out, as PNG files that are whole or absent."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
+from torch import Tensor
+
+from shard_tools import __version__
+from shard_tools.core.files import written
+
+SHOWN_SIDE = 64  # pixels that a cover in a grid has at least
+GAP = 2  # pixels between covers
+
+
+def to_unit(images: Tensor, low: float) -> Tensor:
+    """Images as a network gives them, from ``low`` to 1, as float32 in [0, 1] on the host; NaN becomes grey."""
+    return ((images.float().cpu() - low) / (1 - low)).nan_to_num(nan=0.5).clamp(0, 1)
+
+
+def plain(cover: Tensor, side: int | None = None) -> Image.Image:
+    """One cover ``[3, R, R]`` in [0, 1] as a picture of its own size, or resized to ``side`` px with Lanczos."""
+    picture = Image.fromarray(cover.float().cpu().clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).numpy())
+    return picture.resize((side, side), Image.Resampling.LANCZOS) if side else picture
+
+
+def grid(covers: Tensor, columns: int = 8, labels: Sequence[str] = (), side: int | None = None) -> Image.Image:
+    """Covers ``[N, 3, R, R]`` in [0, 1] as one picture with ``columns`` a row, and a label left of each row if given.
+
+    With ``side`` each is resized to so many pixels with Lanczos; else those below 64 px are shown enlarged by a whole
+    number, pixel by pixel.
+    """
+    shown_side = side or max(1, SHOWN_SIDE // covers.shape[-1]) * covers.shape[-1]
+    cell, columns = shown_side + GAP, min(columns, len(covers))
+    picture = Image.new("RGB", (columns * cell + GAP, -(-len(covers) // columns) * cell + GAP))
+    for place, cover in enumerate(covers):
+        row, column = divmod(place, columns)
+        shown = plain(cover, side).resize((shown_side, shown_side), Image.Resampling.NEAREST)
+        picture.paste(shown, (column * cell + GAP, row * cell + GAP))
+    if not labels:
+        return picture
+    font = ImageFont.load_default(size=14)
+    margin = 12 + int(max(font.getlength(label) for label in labels))
+    framed = Image.new("RGB", (picture.width + margin, picture.height), "white")
+    framed.paste(picture, (margin, 0))
+    draw = ImageDraw.Draw(framed)
+    for place, label in enumerate(labels):
+        draw.text((margin - 6, GAP + cell * place + shown_side // 2), label, fill="black", font=font, anchor="rm")
+    return framed
+
+
+def save(path: Path, picture: Image.Image, about: dict[str, Any] | None = None) -> None:
+    """Writes a PNG, whole or not at all, with ``about`` (values of JSON) as its text ``covergen`` if that is given."""
+    text = PngInfo()
+    if about is not None:
+        text.add_text("Software", f"covergen {__version__}")
+        text.add_text("covergen", json.dumps(about))
+    with written(path) as temporary:
+        picture.save(temporary, format="PNG", pnginfo=text)

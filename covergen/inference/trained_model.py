@@ -1,0 +1,171 @@
+"""A run folder in, its model ready to use out: weights, configuration, and the audio statistics they were trained with.
+
+Nothing else is needed, neither the shards of the run nor accelerate, webdataset or wandb.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from covergen import models
+from covergen.data.audio import AudioScale
+from covergen.data.batch import Batch, shrink
+from covergen.models.base import Model, Sizes
+from covergen.runs import checkpoint, config
+from covergen.runs.folder import read_data
+from covergen.runs.sync import fetched_run
+
+AT_ONCE = 64  # covers that go through a network together
+
+
+@dataclass(frozen=True)
+class Run:
+    """An opened run.
+
+    Attributes:
+        folder: where it lies.
+        config: what it was trained with, but for the model's options that it was opened with.
+        facts: of its data: resolution, genres, audio.
+        model: with its plain networks, not those of ``networks``.
+        networks: the networks to use, in evaluation mode: averaged where the run has an average, else as trained.
+        checkpoint: the folder that they are from.
+        device: where they are.
+        scale: raw vectors to what the model hears, None without audio.
+    """
+
+    folder: Path
+    config: config.Config
+    facts: dict[str, Any]
+    model: Model
+    networks: dict[str, nn.Module]
+    checkpoint: Path
+    device: torch.device
+    scale: AudioScale | None
+
+    @property
+    def resolution(self) -> int:
+        """Side of the covers in pixels."""
+        return self.facts["resolution"]
+
+    def sample(self, latents: Tensor, audio: np.ndarray | None = None) -> Tensor:
+        """Images ``[N, 3, R, R]`` as the network gives them (from ``model.low`` to 1), on the host.
+
+        Args:
+            latents: ``[N, L]``.
+            audio: what the model hears, ``[N, A]`` (``scale`` of raw vectors); conditional models only.
+        """
+        assert self.model.sample is not None
+        heard = None if audio is None else torch.from_numpy(audio)
+        return self._through(lambda *parts: self.model.sample(self.networks, *parts), latents, heard)
+
+    def reconstruct(self, batch: Batch) -> Tensor:
+        """The model's version of covers (uint8, of any side from the model's up), ``[N, 3, R, R]`` in [0, 1]."""
+        assert self.model.reconstruct is not None
+        return self._through(lambda cover, audio: self.model.reconstruct(self.networks, self._batch(cover, audio)),
+                             batch.cover, batch.audio)
+
+    def encode(self, batch: Batch) -> Tensor:
+        """What the model makes of covers, ``[N, L]``; of a VAE the means."""
+        assert self.model.encode is not None
+        return self._through(lambda cover, audio: self.model.encode(self.networks, self._batch(cover, audio)),
+                             batch.cover, batch.audio)
+
+    def _batch(self, cover: Tensor, audio: Tensor | None) -> Batch:
+        return Batch(shrink(cover, self.resolution), audio, None, None)
+
+    @torch.no_grad()
+    def _through(self, call: Callable[..., Tensor], *inputs: Tensor | None) -> Tensor:
+        parts = []
+        for start in range(0, len(inputs[0]), AT_ONCE):
+            some = [None if part is None else part[start:start + AT_ONCE].to(self.device) for part in inputs]
+            with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # the same to 1e-5 wherever it is made
+                parts.append(call(*some).float().cpu())
+        return torch.cat(parts)
+
+
+def open_run(folder: str | Path, *, which: str = "auto", averaged: bool = True,
+             options: dict[str, Any] | None = None, device: torch.device | None = None) -> Run:
+    """Opens a run.
+
+    Args:
+        folder: of the run, or its URL.
+        which: ``auto`` is the best checkpoint by validation where there is one, else the newest; ``last`` is the
+            newest; else the number of a step.
+        averaged: use averaged weights where the run has them.
+        options: of the model, by name, instead of the run's; for those that say how it samples, not what it is.
+        device: default: the GPU where there is one.
+
+    Raises:
+        ValueError: not a run, no such checkpoint (says which there are), damaged, or an option that the model lacks.
+    """
+    folder = fetched_run(folder)
+    run = _with_options(config.read_run(folder), options or {})
+    facts = read_data(folder)
+    chosen = _choose(folder, which)
+    scale = AudioScale(facts["audio"], run.training.audio_scale) if facts["audio"] else None
+    model = _build(folder, chosen, run, Sizes(facts["resolution"], scale.size if scale else 0))
+    if device is None:
+        device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+    names = {name: f"{name}_ema" if averaged and name in model.averaged and run.training.ema else name
+             for name in model.networks}
+    checkpoint.load_networks(chosen, {names[name]: network for name, network in model.networks.items()})
+    networks = {name: network.to(device).eval() for name, network in model.networks.items()}
+    return Run(folder, run, facts, model, networks, chosen, device, scale)
+
+
+def _build(folder: Path, chosen: Path, run: config.Config, sizes: Sizes) -> Model:
+    """The run's model, of which a first one without memory tells whether it is as large as its checkpoint.
+
+    Raises:
+        ValueError: the configuration is that of other networks, or of none that can be.
+    """
+    recipe = models.load(run.model)
+    try:
+        with torch.device("meta"):
+            networks = recipe.build(run.options, sizes).networks.values()
+        needed = sum(part.numel() * part.element_size() for network in networks for part in network.parameters())
+    except (RuntimeError, OverflowError, TypeError, MemoryError) as error:  # torch's of sizes beyond any tensor
+        raise ValueError(f"{folder}/config.yaml describes networks that can't be: {str(error)[:200]}") from None
+    there = sum(file.stat().st_size for file in chosen.glob("*.safetensors") if file.is_file())
+    if needed > 2 * there + 2**24:
+        raise ValueError(f"{folder}/config.yaml describes networks of {needed:,} bytes, {chosen} holds {there:,}: they "
+                         "are not of one run, or damaged")
+    return recipe.build(run.options, sizes)
+
+
+def _with_options(run: config.Config, options: dict[str, Any]) -> config.Config:
+    known = {field.name for field in dataclasses.fields(run.options)}
+    for name in options:
+        if name not in known:
+            raise ValueError(f"--{name}: the run is a {run.model}, which has no such option; leave it away")
+        config.check_range(name, options[name])
+    return dataclasses.replace(run, options=dataclasses.replace(run.options, **options))
+
+
+def _choose(folder: Path, which: str) -> Path:
+    best, steps = checkpoint.checkpoints(folder, "best"), checkpoint.checkpoints(folder)
+    if not best and not steps:
+        raise ValueError(f"{folder} has no checkpoint yet; train on, it saves every --save_every steps")
+    if which in ("auto", "last"):
+        wanted = [*steps, *best] if which == "auto" or not steps else steps
+        newest, problems = checkpoint.newest_sound(wanted, training=False)
+        if newest is None:
+            raise ValueError("\n  ".join([f"no checkpoint of {folder} is sound:", *problems]))
+        for problem in problems:
+            warnings.warn(f"{problem}; using {newest}", stacklevel=3)
+        return newest
+    found = {str(checkpoint.step_of(path)): path for path in [*best, *steps]}
+    if which not in found:
+        steps = ", ".join(sorted(found, key=int))
+        raise ValueError(f"--checkpoint {which}: {folder} has auto, last and the steps {steps}")
+    checkpoint.check(found[which], training=False)
+    return found[which]

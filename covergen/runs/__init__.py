@@ -1,0 +1,1 @@
+"""The only door to a run folder: configuration, metadata, checkpoints, log and uploads."""

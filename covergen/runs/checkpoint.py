@@ -1,0 +1,260 @@
+"""Checkpoints that are whole or absent: networks and a trainer's state in, a folder with a manifest of its files out.
+
+    runs/<name>/config.yaml  data.json  log.jsonl  grids/  wandb/
+    runs/<name>/checkpoints/step_00000500/{<net>.safetensors, <net>_ema.safetensors, trainer.pt, manifest.json}
+    runs/<name>/checkpoints/best_00000300/   the same, of the step with the lowest validation loss
+    runs/<name>/checkpoints/damaged_00000500/   one that did not fit its manifest when the run went on
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import threading
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from covergen.runs.sync import Mirror
+from shard_tools.core.files import file_sha256, read_bounded
+
+
+def with_averages(networks: dict[str, nn.Module], averaged: dict[str, nn.Module]) -> dict[str, nn.Module]:
+    """All networks of a run by the names of their files: ``<net>`` and, for its average, ``<net>_ema``."""
+    return {**networks, **{f"{name}_ema": network for name, network in averaged.items()}}
+
+
+class Saver:
+    """Copies what is to be saved and leaves the writing to a thread; one checkpoint is in the making at a time.
+
+    Attributes:
+        waited: seconds that training has spent on copying and on waiting for an earlier checkpoint.
+        failure: why the last checkpoint could not be written, None while all could.
+    """
+
+    def __init__(self, folder: Path, keep: int, mirror: Mirror | None = None) -> None:
+        """Args: folder: of the run; keep: how many checkpoints stay; mirror: what uploads the folder, if anything."""
+        self.folder, self.keep, self.mirror = folder, keep, mirror
+        self.waited = 0.0
+        self.failure: OSError | None = None
+        self._thread: threading.Thread | None = None
+
+    def save(self, step: int, networks: dict[str, nn.Module], averaged: dict[str, nn.Module],
+             trainer: dict[str, Any], kinds: list[str]) -> None:
+        """Starts the writing of checkpoints of this moment; what fails is told by ``failure``, later; then no more."""
+        began = time.perf_counter()
+        self.wait()
+        if self.failure:
+            return
+        taken = snapshot(step, networks, averaged, trainer)
+        # Not a daemon: a process that ends in peace ends after its last checkpoint is on disk.
+        self._thread = threading.Thread(target=self._write, args=(taken, kinds), name="checkpoint")
+        self._thread.start()
+        self.waited += time.perf_counter() - began
+
+    def wait(self) -> None:
+        """Waits until everything is on disk, or has failed."""
+        if self._thread:
+            self._thread.join()
+            self._thread = None
+
+    def close(self) -> None:
+        """Waits until all that the folder holds is uploaded, too, or could not be."""
+        self.wait()
+        if self.mirror:
+            self.mirror.push()
+            self.mirror.wait()
+
+    def _write(self, taken: Snapshot, kinds: list[str]) -> None:
+        try:
+            for kind in kinds:
+                write(self.folder, taken, self.keep, kind)
+            if self.mirror:
+                self.mirror.push()
+        except OSError as error:
+            self.failure = error
+
+
+MANIFEST = "manifest.json"
+
+
+class Snapshot(NamedTuple):
+    """What a checkpoint holds, in the memory of the host and apart from what goes on being trained.
+
+    step: of training; networks: tensors by name, by the name of their file; trainer: content of ``trainer.pt``.
+    """
+
+    step: int
+    networks: dict[str, dict[str, Tensor]]
+    trainer: dict[str, Any]
+
+
+def snapshot(step: int, networks: dict[str, nn.Module], averaged: dict[str, nn.Module],
+             trainer: dict[str, Any]) -> Snapshot:
+    """Copies networks, their averages and the trainer's state as they are now."""
+    files = {name: network.state_dict() for name, network in with_averages(networks, averaged).items()}
+    return Snapshot(step, _copied(files), _copied(trainer))
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, Tensor):  # safetensors refuses views and tensors that share memory
+        return value.detach().to("cpu", copy=True).contiguous()
+    if isinstance(value, dict):
+        return {key: _copied(part) for key, part in value.items()}
+    return [_copied(part) for part in value] if isinstance(value, list) else value
+
+
+def checkpoints(folder: Path, kind: str = "step") -> list[Path]:
+    """The complete checkpoints of a run, oldest first; kind: ``step``, or ``best`` for the best by validation."""
+    return sorted((folder / "checkpoints").glob(f"{kind}_????????"))
+
+
+def last_good(folder: Path) -> str:
+    """A sentence about the newest checkpoint of a run."""
+    found = checkpoints(folder)
+    return f"The last good checkpoint is {found[-1]}" if found else "There is no checkpoint yet"
+
+
+def step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("_")[2])
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def save(folder: Path, step: int, networks: dict[str, nn.Module], averaged: dict[str, nn.Module],
+         trainer: dict[str, Any], keep: int, kind: str = "step") -> Path:
+    """Writes a checkpoint of this moment, as ``write`` does."""
+    return write(folder, snapshot(step, networks, averaged, trainer), keep, kind)
+
+
+def write(folder: Path, taken: Snapshot, keep: int, kind: str = "step") -> Path:
+    """Writes a checkpoint under a temporary name, its manifest last, syncs and renames it; then removes older ones.
+
+    The ``keep`` newest stay, of kind ``best`` only this one.
+    """
+    root = folder / "checkpoints"
+    final, temporary = root / f"{kind}_{taken.step:08d}", root / f".tmp_{taken.step:08d}"
+    root.mkdir(parents=True, exist_ok=True)
+    for leftover in root.glob(".tmp_*"):
+        shutil.rmtree(leftover)
+    temporary.mkdir()
+    try:
+        _fill(temporary, taken)
+    except Exception as error:  # safetensors and torch have their own kinds for a full disk
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise error if isinstance(error, OSError) else OSError(f"{final} can't be written: {error}") from error
+    if final.exists():  # the same step saved again (a stop right after a save): same content
+        shutil.rmtree(temporary)
+        return final
+    os.replace(temporary, final)
+    _sync(root)
+    found = checkpoints(folder, kind)
+    # The newest best is the one just saved, whatever a course that was killed had found later on.
+    for old in found[:-keep] if kind == "step" else [path for path in found if path != final]:
+        doomed = root / f".tmp_{old.name}"
+        os.replace(old, doomed)  # a kill while removing must not leave half a checkpoint under a good name
+        shutil.rmtree(doomed)
+    return final
+
+
+def _fill(temporary: Path, taken: Snapshot) -> None:
+    for name, tensors in taken.networks.items():
+        save_file(tensors, temporary / f"{name}.safetensors")
+    torch.save(taken.trainer, temporary / "trainer.pt")
+    files = {path.name: {"bytes": path.stat().st_size, "sha256": file_sha256(path)} for path in temporary.iterdir()}
+    (temporary / MANIFEST).write_text(json.dumps({"step": taken.step, "files": files}, indent=1) + "\n")
+    for path in [*temporary.iterdir(), temporary]:
+        _sync(path)
+
+
+def check(checkpoint: Path, training: bool = True) -> None:
+    """Compares the files of a checkpoint with its manifest; one of an older version has none.
+
+    Without ``training`` the networks alone, which is all that is left of a run that was passed on to make covers.
+
+    Raises:
+        ValueError: a file is missing or not as it was written; names it.
+    """
+    try:
+        text = read_bounded(checkpoint / MANIFEST)
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError) as error:
+        said = getattr(error, "strerror", "") or error
+        raise ValueError(f"{checkpoint / MANIFEST} can't be loaded: {said}") from None
+    try:
+        manifest = json.loads(text)
+        files = {str(name): (int(facts["bytes"]), str(facts["sha256"])) for name, facts in manifest["files"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise ValueError(f"{checkpoint / MANIFEST} can't be loaded: it lists no files") from None
+    if manifest.get("step") != step_of(checkpoint):
+        raise ValueError(f"{checkpoint / MANIFEST} can't be loaded: it is of step {str(manifest.get('step'))[:20]}")
+    for name in files:
+        path = checkpoint / name
+        if name == "trainer.pt" and not training:
+            continue
+        if Path(name).name != name or not path.is_file():
+            raise ValueError(f"{path} can't be loaded: it is missing")
+        if path.stat().st_size != files[name][0] or file_sha256(path) != files[name][1]:
+            raise ValueError(f"{path} can't be loaded: it does not have the size and SHA-256 of its manifest")
+
+
+def newest_sound(found: list[Path], training: bool = True) -> tuple[Path | None, list[str]]:
+    """The last of some checkpoints, oldest first, that fits its manifest (see ``check``), and why later ones don't."""
+    problems: list[str] = []
+    for path in reversed(found):
+        try:
+            check(path, training)
+            return path, problems
+        except ValueError as error:
+            problems.append(str(error))
+    return None, problems
+
+
+def put_aside(checkpoint: Path) -> Path:
+    """Renames a damaged checkpoint, so that nobody goes on from it and it can still be looked at."""
+    aside = checkpoint.with_name(f"damaged_{step_of(checkpoint):08d}")
+    if aside.exists():
+        shutil.rmtree(aside)
+    os.replace(checkpoint, aside)
+    return aside
+
+
+def load_networks(checkpoint: Path, networks: dict[str, nn.Module]) -> None:
+    """Fills networks, by the names of their files, from a checkpoint.
+
+    Raises:
+        ValueError: a file is missing or damaged, or its names or shapes are not the network's.
+    """
+    for name, network in networks.items():
+        path = checkpoint / f"{name}.safetensors"
+        try:
+            if path.exists() and not path.is_file():  # a FIFO would be waited for
+                raise ValueError("not a file")
+            network.load_state_dict(load_file(path))
+        except Exception as error:  # safetensors raises its own kinds for damaged files
+            lines = str(error).splitlines()
+            more = f" (and {len(lines) - 2} more)" if len(lines) > 2 else ""
+            raise ValueError(f"{path} can't be loaded: {' '.join(line.strip() for line in lines[:2])}{more}") from None
+
+
+def load(checkpoint: Path, networks: dict[str, nn.Module], averaged: dict[str, nn.Module]) -> dict[str, Any]:
+    """Fills the networks and averages from a checkpoint and returns its ``trainer.pt``; ValueError as above."""
+    load_networks(checkpoint, with_averages(networks, averaged))
+    try:
+        if (checkpoint / "trainer.pt").exists() and not (checkpoint / "trainer.pt").is_file():
+            raise ValueError("not a file")
+        return torch.load(checkpoint / "trainer.pt", map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ValueError(f"{checkpoint / 'trainer.pt'} can't be loaded: {error}") from None

@@ -1,1 +1,0 @@
-"""What carries a run: configuration, data, the engine, checkpoints, averages and tracking."""

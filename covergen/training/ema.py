@@ -1,0 +1,37 @@
+"""The exponential moving average of networks: live networks in, smoother copies for sampling out."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import nn
+
+
+class Average:
+    """Averaged copies of networks, kept alike on every rank.
+
+    Without another decay for an update it grows from short to ``decay`` as min(decay, (1 + n) / (10 + n)) over n
+    updates, so that early averages forget the initial weights. Buffers (running statistics) are copied, not averaged.
+
+    Attributes:
+        networks: name -> averaged copy, without gradients.
+        updates: how often it was updated; saved with a run.
+    """
+
+    def __init__(self, networks: dict[str, nn.Module], decay: float) -> None:
+        self.live = networks
+        self.networks = {name: copy.deepcopy(network).requires_grad_(False) for name, network in networks.items()}
+        self.decay, self.updates = decay, 0
+
+    @torch.no_grad()
+    def update(self, decay: float | None = None) -> None:
+        """One step towards the live weights."""
+        self.updates += 1
+        if decay is None:
+            decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        for name, network in self.networks.items():
+            live = self.live[name]
+            torch._foreach_lerp_(list(network.parameters()), list(live.parameters()), 1 - decay)
+            if buffers := list(network.buffers()):
+                torch._foreach_copy_(buffers, list(live.buffers()))

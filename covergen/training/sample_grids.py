@@ -1,0 +1,65 @@
+"""What a run shows of itself while it trains: a model's fixed inputs in, sample and reconstruction grids out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from covergen.data.batch import Batch, shrink
+from covergen.data.sampling import seed_of
+from covergen.inference.images import to_unit
+from covergen.models.base import Model
+from covergen.training.engine import Engine
+
+COLUMNS = 8
+
+
+class Grid(NamedTuple):
+    """Covers ``[N, 3, R, R]`` in [0, 1], eight a row, and what each row shows (or nothing)."""
+
+    name: str
+    covers: Tensor
+    labels: list[str]
+
+
+class Preview:
+    """The same noise, audio and covers all through a run, from a private generator."""
+
+    def __init__(self, model: Model, examples: Batch, genres: list[str], resolution: int, engine: Engine) -> None:
+        """Args:
+            model: what is shown.
+            examples: covers to reconstruct; the audio of the first eight makes the rows of a conditional model.
+            genres: names of the genres.
+            resolution: side of the covers that the model was built for.
+            engine: that trains it.
+        """
+        self.model, self.engine = model, engine
+        count = len(examples.cover)
+        whole = torch.arange(max(COLUMNS, count // COLUMNS * COLUMNS)) % count  # rows are full, if by repetition
+        batch = Batch(*(None if part is None else part[whole].to(engine.device) for part in examples))
+        self.examples = batch._replace(cover=shrink(batch.cover, resolution))
+        self.latents, self.audio, self.labels = {}, None, []
+        rows = COLUMNS
+        if model.conditional:
+            rows = min(COLUMNS, count)
+            self.audio = self.examples.audio[:rows].repeat_interleave(COLUMNS, 0)
+            self.labels = [genres[genre] if genre >= 0 else "unknown" for genre in examples.genre[:rows].tolist()]
+        if model.sample:
+            noise = torch.Generator().manual_seed(seed_of(engine.training.seed, "grid"))
+            for name, truncation in [("noise", None), ("truncated", model.truncation)][:1 + bool(model.truncation)]:
+                drawn = model.latents(COLUMNS * (1 if model.conditional else rows), noise, truncation)
+                self.latents[name] = (drawn.repeat(rows, 1) if model.conditional else drawn).to(engine.device)
+
+    def grids(self) -> Iterator[Grid]:
+        """The model's grids as it is now: samples (a conditional model's columns share noise), reconstructions."""
+        for name, latents in self.latents.items():
+            images = self.engine.infer(lambda nets, latents=latents: self.model.sample(nets, latents, self.audio))
+            yield Grid(name, to_unit(images, self.model.low), self.labels)
+        if self.model.reconstruct:
+            images = self.engine.infer(lambda nets: self.model.reconstruct(nets, self.examples))
+            rows = [part for pair in zip(self.examples.cover.split(COLUMNS), images.split(COLUMNS), strict=True)
+                    for part in (pair[0].float().cpu() / 255, to_unit(pair[1], 0.0))]
+            yield Grid("reconstructions", torch.cat(rows), ["original", "model"] * (len(rows) // 2))

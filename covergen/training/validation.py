@@ -1,0 +1,118 @@
+"""How good a model is on covers it was not trained on: the validation split in, mean losses out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from covergen.data.batch import Batch
+from covergen.data.indexed import IndexedShards
+from covergen.data.loader import Loader
+from covergen.data.sampling import seed_of
+from covergen.distributed.interrupts import Stop
+from covergen.models.base import Turn
+from covergen.training.engine import Engine
+
+
+@dataclass
+class Patience:
+    """What is remembered of the losses of past epochs.
+
+    Attributes:
+        limit: epochs without a better loss after which to stop; 0 never stops.
+        best, best_step: the lowest loss and when it was.
+        waited: epochs since then.
+        due: a validation was broken off and is to be made before training goes on.
+    """
+
+    limit: int
+    best: float = field(default=float("inf"))
+    best_step: int = 0
+    waited: int = 0
+    due: bool = False
+
+    def judge(self, step: int, loss: float, epoch: bool = True) -> bool:
+        """Takes in the loss at a step; True when it is the best so far. ``epoch``: an epoch ended here."""
+        if loss < self.best:
+            self.best, self.best_step, self.waited = loss, step, 0
+            return True
+        self.waited += epoch
+        return False
+
+    @property
+    def over(self) -> bool:
+        """Whether to stop."""
+        return 0 < self.limit <= self.waited
+
+    def state(self) -> dict[str, Any]:
+        return {"best": self.best, "best_step": self.best_step, "waited": self.waited,
+                **({"due": True} if self.due else {})}
+
+    def told(self, folder: Path) -> str:
+        """The best loss, for people; a run that was converted may not have the weights of then."""
+        where = folder / "checkpoints" / f"best_{self.best_step:08d}"
+        return (f"the best validation loss, {self.best:.6g}, was at step {self.best_step}"
+                + (f": {where}" if where.is_dir() else ""))
+
+    def restore(self, state: dict[str, Any] | None) -> None:
+        """Takes over what ``state`` gave; None is of a run that was not validated."""
+        if state:
+            self.best, self.best_step, self.waited = state["best"], state["best_step"], state["waited"]
+            self.due = state.get("due", False)
+
+
+class Pass:
+    """One pass over a split in its own order: batch k is this rank's part of the k-th global batch, the last smaller.
+
+    Together the ranks read every sample exactly once, whatever their number.
+    """
+
+    pure, notice = True, None
+
+    def __init__(self, shards: IndexedShards) -> None:
+        self.shards, self.count = shards, shards.facts["samples"]
+        self.batches = -(-self.count // shards.batch_size)
+
+    def places(self, number: int) -> np.ndarray:
+        """This rank's places among the samples of a global batch; none when there are fewer samples than ranks."""
+        size = min(self.shards.batch_size, max(0, self.count - number * self.shards.batch_size))
+        return np.array_split(np.arange(size), self.shards.ranks)[self.shards.rank]
+
+    def batch(self, number: int) -> Batch:
+        """This rank's part of a global batch; a sample that is not its own where it has none."""
+        rows = number * self.shards.batch_size + self.places(number)
+        return self.shards.read(rows if len(rows) else np.zeros(1, np.int64))
+
+
+def validate(turn: Turn, engine: Engine, shards: IndexedShards, resolution: int, stop: Stop) -> dict[str, float] | None:
+    """Means over a whole split of a turn's loss and scalars, alike on all ranks; None when it was stopped before.
+
+    Args:
+        turn: one of the model's; its noise is the same in every call and on any number of ranks.
+        engine: that trains the model; running statistics are those of this moment.
+        shards: the split, cut for this rank.
+        resolution: side of the covers that the model was built for.
+        stop: whether to break off, of any rank.
+    """
+    each = Pass(shards)
+    loader = Loader(each, 0, device=engine.device, resolution=resolution, threads=1)
+    sums, generator = 0.0, torch.Generator(engine.device)
+    try:
+        for number in range(each.batches):
+            if engine.agree(bool(stop)):
+                return None
+            batch, places = next(loader), each.places(number)
+            weight = len(places)  # 0: the batch is one sample that does not count, but names what is measured
+            generator.manual_seed(seed_of(engine.training.seed, "validation", number))
+            chosen = torch.from_numpy(places if weight else np.zeros(1, np.int64)).to(engine.device)
+            noise = {name: values[chosen] for name, values in turn.draw(shards.batch_size, generator).items()}
+            loss, scalars = engine.infer(lambda _, batch=batch, noise=noise: turn(batch, noise))
+            names = ["loss", *scalars]
+            sums = sums + weight * torch.stack([loss, *scalars.values()]).double()
+    finally:
+        loader.close()
+    return dict(zip(names, (engine.total(sums) / each.count).tolist(), strict=True))

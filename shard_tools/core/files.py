@@ -1,0 +1,113 @@
+"""Files that are whole or absent, hashes and bounded reads."""
+
+from __future__ import annotations
+
+import filecmp
+import hashlib
+import os
+import shutil
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+
+@contextmanager
+def written(path: Path) -> Iterator[Path]:
+    """A temporary name to write a file under, which is renamed to ``path`` when that went well, else removed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+GROUPS_BYTES = 2**30  # of a table of samples or groups; a line is 60 bytes or so
+FACTS_BYTES = 2**27  # most bytes of a JSON that are read; 100,000 shards have 20 million
+
+
+def hash64(data: bytes) -> int:
+    """The first 64 bits of SHA-256, little endian."""
+    return int.from_bytes(hashlib.sha256(data).digest()[:8], "little")
+
+
+def file_sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_bounded(path: Path, limit: int = FACTS_BYTES) -> bytes:
+    """The bytes of a regular file, which a FIFO or a device is not.
+
+    Raises:
+        OSError: it can't be read.
+        ValueError: no regular file, or larger than the limit.
+    """
+    facts = os.stat(path)
+    if not stat.S_ISREG(facts.st_mode):  # a FIFO would be waited for
+        raise ValueError("not a file")
+    if facts.st_size > limit:
+        raise ValueError(f"{facts.st_size:,} bytes, the limit is {limit:,}")
+    return path.read_bytes()
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Writes a file under a temporary name, syncs it and renames it into place: it is whole or absent."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with open(temporary, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+Way = Literal["hard", "soft", "copy"]
+WAYS: tuple[Way, ...] = ("hard", "soft", "copy")
+TEMPORARY = ".link.tmp"
+
+
+def place(source: Path, target: Path, way: Way) -> Way:
+    """Makes ``target`` the same file as ``source``, and returns how: as asked, or the next of ``WAYS`` that the disks
+    allow. Hard links don't reach across devices, and some file systems have neither kind.
+
+    What lies at ``target`` is replaced, unless it is right already. Links go to the file itself, not to a link to it.
+
+    Raises:
+        OSError: not even a copy can be made.
+    """
+    source = source.resolve()
+    if (there := _way_of(source, target)) and (there == "copy") == (way == "copy"):
+        return there
+    temporary = target.with_name(TEMPORARY)
+    for attempt in WAYS[WAYS.index(way):]:
+        temporary.unlink(missing_ok=True)
+        try:
+            {"hard": os.link, "soft": os.symlink, "copy": shutil.copyfile}[attempt](source, temporary)
+        except OSError:
+            if attempt == "copy":
+                raise
+        else:
+            os.replace(temporary, target)
+            return attempt
+    raise AssertionError("a copy is made, or raises")
+
+
+def _way_of(source: Path, target: Path) -> Way | None:
+    """How a target is the source already; None: it is not."""
+    if not target.exists():
+        return None
+    if target.samefile(source):
+        return "soft" if target.is_symlink() else "hard"
+    return "copy" if not target.is_symlink() and filecmp.cmp(source, target, shallow=False) else None
+
+
+def place_bytes(data: bytes, target: Path) -> None:
+    """Makes ``target`` a file of these bytes, unless it is one."""
+    if target.is_file() and not target.is_symlink() and target.read_bytes() == data:
+        return
+    temporary = target.with_name(TEMPORARY)
+    temporary.write_bytes(data)
+    os.replace(temporary, target)

@@ -1,0 +1,1 @@
+"""Duplicates, groups, splits and leaks."""

@@ -1,0 +1,1 @@
+"""Raw data sets: what their folders and files mean."""

@@ -1,0 +1,122 @@
+"""What the numbers of a folder of vectors mean: ``features.json`` beside them in; a checked schema out, and back.
+
+Two folders of vectors may be mixed if and only if their schemas have the same hash.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from shard_tools.core.files import write_atomically
+from shard_tools.dataset.source import Folder, Zip, read_beside
+
+
+def find_schema(source: Folder | Zip, top: str, folders: list[str]) -> Schema | None:
+    """The one schema of all ``features.json`` in the folders of vectors or above them, up to the top.
+
+    Raises:
+        ValueError: one is damaged, or two differ, or a folder has one and another has none.
+    """
+    found = {folder: next(_upwards(source, top, folder), None) for folder in folders}
+    first = next(((folder, known) for folder, known in found.items() if known), None)
+    for folder, known in found.items():
+        if first and (known is None or known.sha256 != first[1].sha256):
+            raise ValueError(f"--source mixes vectors: {first[0] or '.'}/ has those of {first[1]}, {folder or '.'}/ "
+                             + (f"those of {known}" if known else f"has no {FILE} that tells what they are")
+                             + "; numbers of different kinds can't be trained on together: pack them one by one")
+    return first[1] if first else None
+
+
+def _upwards(source: Folder | Zip, top: str, folder: str) -> Iterator[Schema]:
+    while True:
+        data = read_beside(source, folder, FILE, LARGEST)
+        if data is not None:
+            yield parse_schema(data, f"{folder}/{FILE}".lstrip("/"))
+        if folder == top or not folder:
+            return
+        folder = folder.rpartition("/")[0]
+
+
+FILE = "features.json"
+LARGEST = 2**24  # bytes of a schema that are read
+
+
+@dataclass(frozen=True)
+class Schema:
+    """What each number of a vector is.
+
+    Attributes:
+        features: name of the extractor, such as ``acousticbrainz``.
+        version: of the extractor; another version gives other numbers.
+        names: of the numbers, in their order.
+        options: what else shaped the numbers, as values of JSON (a model's name and hash); part of the hash.
+        heard: what part of each track was listened to, such as ``{"excerpt": 30.0}``; not part of the hash.
+    """
+
+    features: str
+    version: int
+    names: tuple[str, ...]
+    options: dict[str, Any] = field(default_factory=dict)
+    heard: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def sha256(self) -> str:
+        parts = [self.features, self.version, list(self.names), self.options]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True, ensure_ascii=True).encode()).hexdigest()
+
+    def facts(self) -> dict[str, Any]:
+        """What an index says of its vectors: all but the names, and their number and the hash."""
+        return {"features": self.features, "version": self.version, "dimension": len(self.names),
+                "options": self.options, "heard": self.heard, "sha256": self.sha256}
+
+    def __str__(self) -> str:
+        return f"{self.features} {self.version} ({len(self.names)} numbers, {self.sha256[:12]})"
+
+
+def write_schema(folder: Path, schema: Schema) -> None:
+    """Writes ``FILE`` whole or not at all.
+
+    Raises:
+        ValueError: the folder has the file already, of another schema.
+    """
+    there = read_schema(folder)
+    if there is not None and there.sha256 != schema.sha256:
+        raise ValueError(f"{folder} holds vectors of {there}; these would be of {schema}: take another folder")
+    if there is None:
+        folder.mkdir(parents=True, exist_ok=True)
+        text = json.dumps({"features": schema.features, "version": schema.version, "options": schema.options,
+                           "heard": schema.heard, "sha256": schema.sha256, "names": list(schema.names)}, indent=1)
+        write_atomically(folder / FILE, text.encode() + b"\n")
+
+
+def read_schema(folder: Path) -> Schema | None:
+    """The schema of a folder of vectors, None where it has none.
+
+    Raises:
+        ValueError: the file is damaged, or its hash is not that of what it says.
+    """
+    path = folder / FILE
+    if not path.is_file():
+        return None
+    with open(path, "rb") as file:
+        return parse_schema(file.read(LARGEST + 1), str(path))
+
+
+def parse_schema(data: bytes, name: str) -> Schema:
+    """The schema in the bytes of a ``FILE`` called ``name``; ValueError as of ``read_schema``."""
+    try:
+        if len(data) > LARGEST:
+            raise ValueError(f"more than {LARGEST:,} bytes")
+        found = json.loads(data)
+        schema = Schema(str(found["features"]), int(found["version"]), tuple(map(str, found["names"])),
+                        dict(found["options"]), dict(found["heard"]))
+        if schema.sha256 != found["sha256"]:
+            raise ValueError("its hash is not that of its names")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(f"{name} is damaged ({error!s:.200}); compute the features again") from None
+    return schema

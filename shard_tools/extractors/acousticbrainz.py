@@ -1,0 +1,231 @@
+"""AcousticBrainz features: the bytes of one low-level JSON file in, the 580 numbers that we train on out.
+
+Which numbers, and in what order, is a list of names written here, so a file's own order and additions don't matter.
+It is what the thesis's walk finds in the files of extractor "music 1.0": ``lowlevel``, ``rhythm``, ``tonal`` in the
+order of the files (alphabetical); a number is itself, a list becomes its mean and its standard deviation, a matrix
+(``cov``, ``icov``) is one list of all its elements, strings are dropped.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from shard_tools.core.errors import BadFileError
+from shard_tools.dataset.schema import Schema
+from shard_tools.extractors import Extractor
+
+JSON_BYTES = 16 * 2**20  # most bytes of a file that are parsed; real ones have 0.1 MB, with hours of beats 1 MB
+STATISTICS = ("dmean", "dmean2", "dvar", "dvar2", "max", "mean", "median", "min", "var")
+
+# What a name has after its descriptor. ``.var`` is a key of the file; ``:mean`` and ``:std`` are ours, of a list.
+_NUMBER = ("",)
+_LIST = (":mean", ":std")
+_NUMBERS = tuple(f".{key}" for key in STATISTICS)
+_LISTS = tuple(f".{key}{part}" for key in STATISTICS for part in _LIST)
+_CEPSTRUM = tuple(f".{key}{part}" for key in ("cov", "icov", "mean") for part in _LIST)
+_DESCRIPTORS = {
+    "lowlevel.average_loudness": _NUMBER,
+    "lowlevel.barkbands": _LISTS,
+    "lowlevel.barkbands_crest": _NUMBERS,
+    "lowlevel.barkbands_flatness_db": _NUMBERS,
+    "lowlevel.barkbands_kurtosis": _NUMBERS,
+    "lowlevel.barkbands_skewness": _NUMBERS,
+    "lowlevel.barkbands_spread": _NUMBERS,
+    "lowlevel.dissonance": _NUMBERS,
+    "lowlevel.dynamic_complexity": _NUMBER,
+    "lowlevel.erbbands": _LISTS,
+    "lowlevel.erbbands_crest": _NUMBERS,
+    "lowlevel.erbbands_flatness_db": _NUMBERS,
+    "lowlevel.erbbands_kurtosis": _NUMBERS,
+    "lowlevel.erbbands_skewness": _NUMBERS,
+    "lowlevel.erbbands_spread": _NUMBERS,
+    "lowlevel.gfcc": _CEPSTRUM,
+    "lowlevel.hfc": _NUMBERS,
+    "lowlevel.melbands": _LISTS,
+    "lowlevel.melbands_crest": _NUMBERS,
+    "lowlevel.melbands_flatness_db": _NUMBERS,
+    "lowlevel.melbands_kurtosis": _NUMBERS,
+    "lowlevel.melbands_skewness": _NUMBERS,
+    "lowlevel.melbands_spread": _NUMBERS,
+    "lowlevel.mfcc": _CEPSTRUM,
+    "lowlevel.pitch_salience": _NUMBERS,
+    "lowlevel.silence_rate_20dB": _NUMBERS,
+    "lowlevel.silence_rate_30dB": _NUMBERS,
+    "lowlevel.silence_rate_60dB": _NUMBERS,
+    "lowlevel.spectral_centroid": _NUMBERS,
+    "lowlevel.spectral_complexity": _NUMBERS,
+    "lowlevel.spectral_contrast_coeffs": _LISTS,
+    "lowlevel.spectral_contrast_valleys": _LISTS,
+    "lowlevel.spectral_decrease": _NUMBERS,
+    "lowlevel.spectral_energy": _NUMBERS,
+    "lowlevel.spectral_energyband_high": _NUMBERS,
+    "lowlevel.spectral_energyband_low": _NUMBERS,
+    "lowlevel.spectral_energyband_middle_high": _NUMBERS,
+    "lowlevel.spectral_energyband_middle_low": _NUMBERS,
+    "lowlevel.spectral_entropy": _NUMBERS,
+    "lowlevel.spectral_flux": _NUMBERS,
+    "lowlevel.spectral_kurtosis": _NUMBERS,
+    "lowlevel.spectral_rms": _NUMBERS,
+    "lowlevel.spectral_rolloff": _NUMBERS,
+    "lowlevel.spectral_skewness": _NUMBERS,
+    "lowlevel.spectral_spread": _NUMBERS,
+    "lowlevel.spectral_strongpeak": _NUMBERS,
+    "lowlevel.zerocrossingrate": _NUMBERS,
+    "rhythm.beats_count": _NUMBER,
+    "rhythm.beats_loudness": _NUMBERS,
+    "rhythm.beats_loudness_band_ratio": _LISTS,
+    "rhythm.beats_position": _LIST,
+    "rhythm.bpm": _NUMBER,
+    "rhythm.bpm_histogram_first_peak_bpm": _NUMBERS,
+    "rhythm.bpm_histogram_first_peak_spread": _NUMBERS,
+    "rhythm.bpm_histogram_first_peak_weight": _NUMBERS,
+    "rhythm.bpm_histogram_second_peak_bpm": _NUMBERS,
+    "rhythm.bpm_histogram_second_peak_spread": _NUMBERS,
+    "rhythm.bpm_histogram_second_peak_weight": _NUMBERS,
+    "rhythm.danceability": _NUMBER,
+    "rhythm.onset_rate": _NUMBER,
+    "tonal.chords_changes_rate": _NUMBER,
+    "tonal.chords_histogram": _LIST,
+    "tonal.chords_number_rate": _NUMBER,
+    "tonal.chords_strength": _NUMBERS,
+    "tonal.hpcp": _LISTS,
+    "tonal.hpcp_entropy": _NUMBERS,
+    "tonal.key_strength": _NUMBER,
+    "tonal.thpcp": _LIST,
+    "tonal.tuning_diatonic_strength": _NUMBER,
+    "tonal.tuning_equal_tempered_deviation": _NUMBER,
+    "tonal.tuning_frequency": _NUMBER,
+    "tonal.tuning_nontempered_energy_ratio": _NUMBER,
+}
+
+NAMES: tuple[str, ...] = tuple(path + end for path, ends in _DESCRIPTORS.items() for end in ends)
+"""The 580 numbers: keys joined by dots, then ``:mean`` or ``:std`` where the file has a list
+(``lowlevel.spectral_spread.var``, ``lowlevel.barkbands.var:std``, ``lowlevel.mfcc.cov:mean``)."""
+
+SIZE = len(NAMES)
+
+# The script published with the thesis leaves the loop over a descriptor's statistics ("break", where "continue" was
+# meant) at the first of dvar, dvar2 and var of these three. In the order of the files that is dvar, so dmean and
+# dmean2 stay and 7 of 9 go; in a file of another order it would have dropped others, which we don't imitate.
+_CUT_SHORT = tuple(f"lowlevel.{name}." for name in ("spectral_centroid", "spectral_rolloff", "spectral_spread"))
+NAMES_559: tuple[str, ...] = tuple(
+    name for name in NAMES if not name.startswith(_CUT_SHORT) or name.endswith((".dmean", ".dmean2")))
+"""What the published script wrote: ``NAMES`` without dvar, dvar2, max, mean, median, min and var of
+spectral_centroid, spectral_rolloff and spectral_spread."""
+
+_MISSING = object()
+_MAKERS = {"music 1.0": "AcousticBrainz's", "music 2.0": "today's Essentia's"}
+_KINDS = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", float: "a number",
+          type(None): "null"}
+
+
+def read(data: bytes, names: Sequence[str] = NAMES, extractor: str = "music 1.0") -> np.ndarray:
+    """The numbers called ``names`` of an AcousticBrainz low-level JSON file, float32 ``[len(names)]``, ``[580]``.
+
+    With the names of ``extractors.essentia``, of a file by today's Essentia; ``extractor`` is whose names they are.
+
+    They are raw: each has the unit of its Essentia descriptor (Hz, dB, bpm, seconds, none), and their sizes differ as
+    1e-24 from 1e13. Standard deviations are those of a population, as numpy's. Only what ``names`` asks for need be
+    there; of a key that is written twice the last counts. Source: ``json_to_npy`` of the scripts of "Towards album
+    artwork generation based on audio" (jbu5105 on GitHub).
+
+    Raises:
+        BadFileError: ``too many bytes``, ``not JSON``, ``truncated JSON``, ``nested too deeply``,
+            ``not a JSON object``, ``missing feature``, ``wrong feature type`` (an empty list too), or ``not finite``
+            (NaN, infinity, or too large for float32).
+    """
+    document = _parse(data)
+    features = {path: _find(document, path) for path in (name.partition(":")[0] for name in names)}
+    missing = [path for path, value in features.items() if value is _MISSING]
+    if missing:
+        raise BadFileError("missing feature", f"{missing[0]}; in all {len(missing)} of {len(features)} features are "
+                                              f"missing{_other_extractor(document, extractor)}")
+    with np.errstate(over="ignore", invalid="ignore"):  # what overflows becomes infinite, which is refused below
+        vector = np.array([_number(features, name) for name in names], np.float64).astype(np.float32)
+    if not np.isfinite(vector).all():
+        column = int(np.flatnonzero(~np.isfinite(vector))[0])
+        raise BadFileError("not finite", f"{names[column]} is {vector[column]}, as float32")
+    return vector
+
+
+def _parse(data: bytes) -> dict[str, Any]:
+    """The file's object, all its numbers as floats: integers of any length too, infinity if they are too large."""
+    if len(data) > JSON_BYTES:
+        raise BadFileError("too many bytes", f"{len(data):,} bytes, the limit is {JSON_BYTES:,}")
+    try:
+        text = data.decode("utf-8-sig").rstrip()
+        document = json.loads(text, parse_int=float)
+    except UnicodeDecodeError as error:
+        reason = "truncated JSON" if error.reason == "unexpected end of data" else "not JSON"
+        raise BadFileError(reason, f"not UTF-8 at byte {error.start:,}: {error.reason}") from None
+    except json.JSONDecodeError as error:
+        unclosed = error.pos >= len(text) or not text.endswith("}")
+        is_cut = text.lstrip().startswith("{") and unclosed and error.msg != "Extra data"
+        raise BadFileError("truncated JSON" if is_cut else "not JSON", str(error)) from None
+    except RecursionError:
+        raise BadFileError("nested too deeply", "objects or lists inside each other beyond Python's limit") from None
+    if not isinstance(document, dict):
+        raise BadFileError("not a JSON object", f"{_KINDS[type(document)]}; expected an object with lowlevel, ...")
+    return document
+
+
+def _find(value: Any, path: str) -> Any:
+    for key in path.split("."):
+        if not isinstance(value, dict) or key not in value:
+            return _MISSING
+        value = value[key]
+    return value
+
+
+def _other_extractor(document: dict[str, Any], wanted: str) -> str:
+    """What to add for a person whose file is of another extractor than ``wanted``; "" if it is not."""
+    extractor = _find(document, "metadata.version.extractor")
+    if not isinstance(extractor, str) or extractor == wanted:
+        return ""
+    kind = ", AcousticBrainz's, whose features differ" if extractor == "music 1.0" else (
+        ", a newer Essentia, whose features differ" if extractor.startswith("music ") else "")
+    return f": the file is by extractor {extractor[:40]!a}{kind}; {_MAKERS[wanted]} is {wanted!r}"
+
+
+def _number(features: dict[str, Any], name: str) -> float:
+    path, _, part = name.partition(":")
+    value = features[path]
+    if part:
+        numbers = _numbers(path, value)
+        return float(numbers.mean() if part == "mean" else numbers.std())
+    if not isinstance(value, float):
+        raise BadFileError("wrong feature type", f"{path} is {_KINDS[type(value)]}; expected a number")
+    return value
+
+
+def _numbers(path: str, value: Any) -> np.ndarray:
+    """A list ``[N]``, or a matrix ``[N, M]`` as a list of its rows, as float64."""
+    if not isinstance(value, list):
+        raise BadFileError("wrong feature type", f"{path} is {_KINDS[type(value)]}; expected a list of numbers")
+    rows = value if value and all(isinstance(row, list) for row in value) else [value]
+    if any(len(row) != len(rows[0]) for row in rows):
+        raise BadFileError("wrong feature type", f"{path} is a matrix with rows of different lengths")
+    if not rows[0]:
+        raise BadFileError("wrong feature type", f"{path} is an empty list")
+    wrong = next((number for row in rows for number in row if not isinstance(number, float)), 0.0)
+    if not isinstance(wrong, float):
+        raise BadFileError("wrong feature type", f"{path} holds {_KINDS[type(wrong)]}; expected numbers only")
+    return np.array(rows, np.float64)
+
+
+VERSION = 1
+
+
+def acousticbrainz() -> Extractor:
+    """All 580 numbers of a file of extractor "music 1.0"."""
+    return Extractor(Schema("acousticbrainz", VERSION, NAMES), of_json=partial(read, names=NAMES))
+
+
+def acousticbrainz_559() -> Extractor:
+    """The 559 that the published script kept."""
+    return Extractor(Schema("acousticbrainz-559", VERSION, NAMES_559), of_json=partial(read, names=NAMES_559))

@@ -1,1 +1,0 @@
-"""How bytes and folders mean something: layouts, safe decoding, the shard index."""

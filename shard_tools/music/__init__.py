@@ -1,0 +1,1 @@
+"""A music library: its files, tags, albums and covers."""

@@ -1,0 +1,85 @@
+"""Which tracks are of one album: the tags of a library's files in; an album and a name of its own for each file out.
+
+Names are UUIDs, MusicBrainz's where the tags have them, else made (version 5) of what does not change when a library
+is moved: tags, and paths relative to the library.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections import defaultdict
+from typing import NamedTuple
+
+from shard_tools.core.text import fold
+from shard_tools.music.library import home
+from shard_tools.music.tags import Tags
+
+_UNSAID = {"unknown", "<unknown>", "unknown album", "unknown artist"}  # what rippers write
+_SPACE = uuid.UUID("8f9d6ec1-3c0b-5a55-9a4c-0f5c0f7a3d11")
+
+
+class Album(NamedTuple):
+    """An album: its UUID and what it is known ``by``: ``release`` (MusicBrainz), ``tags``, or only ``folder``."""
+
+    id: str
+    by: str
+
+
+class Track(NamedTuple):
+    """A file of the library: its path, tags and album, and a UUID that no other file has in this album."""
+
+    path: str
+    tags: Tags
+    album: Album
+    id: str
+
+    def stem(self, excerpt: int) -> str:
+        return f"{self.id}-{excerpt}__{self.album.id}"
+
+
+def make_tracks(found: dict[str, Tags]) -> list[Track]:
+    """Groups the files ``{path: tags}``: by release id, else album artist and album, else folder; sorted by path.
+
+    Files without an album artist count by their artist if all of this album and folder have the same, else the folder
+    and the album's title are the group: an album of many artists stays whole. A folder of ``CD1``, ``CD2`` is one.
+    """
+    artists = defaultdict(set)
+    for path, tags in found.items():
+        artists[home(path), _said(tags.album)].add(_said(tags.album_artist) or _said(tags.artist))
+    tracks: list[Track] = []
+    taken: set[tuple[str, str]] = set()
+    for path, tags in sorted(found.items()):
+        album = _album(path, tags, alone=len(artists[home(path), _said(tags.album)]) == 1)
+        name = tags.track_id or _name(album.id, tags, path)
+        if (name, album.id) in taken:  # the same recording twice, in two formats perhaps
+            name = _uuid("copy", name, path)
+        taken.add((name, album.id))
+        tracks.append(Track(path, tags, album, name))
+    return tracks
+
+
+def _album(path: str, tags: Tags, alone: bool) -> Album:
+    if tags.release_id:
+        return Album(tags.release_id, "release")
+    title, artist = _said(tags.album), _said(tags.album_artist)
+    if not artist and alone:
+        artist = _said(tags.artist)
+    if title and artist:
+        return Album(_uuid("album", artist, title), "tags")
+    return Album(_uuid("folder", home(path), title), "folder")
+
+
+def _said(text: str) -> str:
+    text = fold(text)
+    return "" if text in _UNSAID else text
+
+
+def _name(album: str, tags: Tags, path: str) -> str:
+    if tags.title:
+        return _uuid("track", album, tags.disc, tags.number, fold(tags.artist), fold(tags.title))
+    return _uuid("file", album, path.rpartition("/")[2])
+
+
+def _uuid(*parts: str) -> str:
+    return str(uuid.uuid5(_SPACE, json.dumps(parts)))  # JSON: names that are no UTF-8 become escapes

@@ -1,0 +1,1 @@
+"""Shards and runs behind URLs."""

@@ -1,0 +1,227 @@
+"""The index beside a split's shards: ``<split>.index.json`` (facts) and ``<split>.index.npy`` (one row a sample).
+
+Shards are plain WebDataset tars; the index adds what a tar can't tell without reading it: where every sample lies, its
+genre, album and cover hash, the statistics of the audio, and the hash of every file. It is written last, the JSON after
+everything else, so a folder that has ``<split>.index.json`` is complete.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import math
+import os
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from shard_tools.core.files import read_bounded, write_atomically
+from shard_tools.dataset.layout import SPLITS
+
+SCHEMA = 1
+
+# One sample. Offsets are of the member's data inside its shard, in bytes; audio_bytes 0 = the sample has no vector.
+# genre: position in the index's sorted list; group: album key hashed to 63 bits; cover_hash: of the cover as found.
+# crc: zlib.crc32 of the cover's bytes and the vector's after them, as they lie in the shard.
+ROW = np.dtype([
+    ("shard", "<u4"), ("cover_offset", "<u8"), ("cover_bytes", "<u4"), ("audio_offset", "<u8"), ("audio_bytes", "<u4"),
+    ("genre", "<i2"), ("group", "<i8"), ("cover_hash", "<u8"), ("crc", "<u4"),
+])
+SHARD_NAME = re.compile(r"([a-z]+)-(\d{5,})-of-(\d{5,})\.tar", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Index:
+    """An opened index.
+
+    Attributes:
+        root: folder of the shards.
+        split: ``train``, ``val`` or ``test``.
+        facts: the JSON: schema, options, samples, groups, genres, genre_counts, resolution, audio (None, or dimension,
+            blocks, presence rule, mean and std over train), shards (name, samples, bytes, sha256 each), drops.
+        rows: ``[N]`` of ``ROW``, memory-mapped read-only.
+    """
+
+    root: Path
+    split: str
+    facts: dict[str, Any]
+    rows: np.ndarray
+
+    @property
+    def shards(self) -> list[Path]:
+        return [self.root / shard["name"] for shard in self.facts["shards"]]
+
+
+def _digest(facts: dict[str, Any]) -> str:
+    body = {key: value for key, value in facts.items() if key != "self_sha256"}
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+
+def write_index(root: Path, split: str, facts: dict[str, Any], count: int,
+                rows: Iterable[np.ndarray]) -> None:
+    """Writes rows, then facts (with the hash of the rows and their own), each atomically.
+
+    Args: count: of the rows; rows: parts ``[n]`` of ``ROW``, of which one at a time is held.
+    """
+    rows_path = root / f"{split}.index.npy"
+    temporary = root / f".{split}.index.npy.tmp"
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {
+        "descr": np.lib.format.dtype_to_descr(ROW), "fortran_order": False, "shape": (count,)})
+    digest = hashlib.sha256(header.getvalue())
+    with open(temporary, "wb") as file:
+        file.write(header.getvalue())
+        for part in rows:
+            assert part.dtype == ROW
+            data = part.tobytes()
+            file.write(data)
+            digest.update(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, rows_path)
+    facts = {"schema": SCHEMA, "split": split, **facts, "rows_sha256": digest.hexdigest()}
+    facts["self_sha256"] = _digest(facts)
+    write_atomically(root / f"{split}.index.json", facts_bytes(facts))
+
+
+def facts_bytes(facts: dict[str, Any]) -> bytes:
+    """The one way in which facts are written as JSON."""
+    return (json.dumps(facts, indent=1, sort_keys=True) + "\n").encode()
+
+
+def read_facts(path: Path) -> dict[str, Any]:
+    """The checked JSON of an index.
+
+    Raises:
+        ValueError: damaged, or written by another version.
+    """
+    try:
+        facts = json.loads(read_bounded(path))
+        whole = facts["self_sha256"] == _digest(facts)
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(f"{path} is not a shard index ({error}); pack the shards again") from None
+    if not whole:
+        raise ValueError(f"{path} is damaged: its own checksum does not fit; pack the shards again")
+    if facts["schema"] != SCHEMA:
+        raise ValueError(f"{path} has schema {facts['schema']}, this version reads {SCHEMA}; pack the shards again")
+    return facts
+
+
+def open_index(root: str | Path, split: str) -> Index:
+    """Opens the index of one split without reading its rows.
+
+    Raises:
+        FileNotFoundError: the folder has no index for the split (says which it has).
+        ValueError: damaged, or rows and facts disagree.
+    """
+    root = Path(root)
+    path = root / f"{split}.index.json"
+    if not path.is_file():
+        have = ", ".join(splits_in(root)) or "none"
+        raise FileNotFoundError(f"{root} has no finished {split!r} split (found: {have}); make it: shard_tools.pack")
+    facts = read_facts(path)
+    try:
+        if not (root / f"{split}.index.npy").is_file():  # a FIFO would be waited for
+            raise ValueError("no such file")
+        rows = np.lib.format.open_memmap(root / f"{split}.index.npy", mode="r")  # refuses objects
+    except Exception as error:  # the boundary to numpy, whose header may hold any literal
+        raise ValueError(f"{root / f'{split}.index.npy'} can't be read ({error}); pack the shards again") from None
+    if rows.dtype != ROW or rows.shape != (facts["samples"],):
+        raise ValueError(f"{root}: {split}.index.npy does not belong to {split}.index.json; pack the shards again")
+    return Index(root, split, facts, rows)
+
+
+def splits_in(root: str | Path) -> Iterator[str]:
+    """The finished splits of a folder, in the order train, val, test, then any other."""
+    found = {path.name.removesuffix(".index.json") for path in Path(root).glob("*.index.json")}
+    yield from (split for split in SPLITS if split in found)
+    yield from sorted(found.difference(SPLITS))
+
+
+_TYPES = {"samples": int, "groups": int, "resolution": int, "genres": list, "genre_counts": dict, "shards": list,
+          "splits": list, "drops": dict, "quarantine_sha256": str, "rows_sha256": str}
+_FEATURES = {"features": str, "version": int, "dimension": int, "options": dict, "heard": dict, "sha256": str}
+_SHARD = {"name": str, "samples": int, "bytes": int, "sha256": str}
+
+
+def check_facts(facts: dict[str, Any], split: str) -> None:
+    """Refuses facts of another shape, and names that could lead out of the folder.
+
+    The checksum inside tells damage from no damage, not friend from foe.
+
+    Raises:
+        ValueError: naming the fact.
+    """
+    for name, kind in _TYPES.items():
+        _require(isinstance(facts.get(name), kind), name)
+    _require(facts.get("split") == split and split in facts["splits"], "split")
+    for i, shard in enumerate(facts["shards"]):
+        _require(isinstance(shard, dict) and all(isinstance(shard.get(k), t) for k, t in _SHARD.items()), "shards")
+        match = SHARD_NAME.fullmatch(shard["name"])
+        _require(match and (match[1], int(match[2]), int(match[3])) == (split, i, len(facts["shards"])), "shards")
+        _require(shard["samples"] > 0 and shard["bytes"] > 0, "shards")
+    _require(facts["samples"] == sum(shard["samples"] for shard in facts["shards"]) > 0, "samples")
+    _require(facts["genres"] == sorted(set(map(str, facts["genres"]))), "genres")
+    _require(all(is_plain_name(genre) for genre in facts["genres"]), "genres")
+    _require(all(isinstance(other, str) and other.isalpha() for other in facts["splits"]), "splits")
+    _require("audio" in facts and is_audio(facts["audio"]), "audio")
+    if facts["audio"]:
+        counts = facts["audio"].get("block_counts")
+        _require(isinstance(counts, list) and len(counts) == len(facts["audio"]["blocks"])
+                 and all(isinstance(count, int) for count in counts), "audio")
+    _require(all(isinstance(n, int) for n in [*facts["genre_counts"].values(), *facts["drops"].values()]), "drops")
+
+
+def is_audio(audio: Any, known: bool = True) -> bool:
+    """Whether it is what facts say of vectors: None, or their dimension, blocks that fill it, mean and standard
+    deviation (or, unless they must be ``known``, None), and perhaps what the numbers are."""
+    if audio is None:
+        return True
+    if not isinstance(audio, dict) or type(audio.get("dimension")) is not int or audio["dimension"] < 1:
+        return False
+    for name in ("mean", "std"):
+        numbers = audio.get(name)
+        if (numbers is not None or known) and not (
+                isinstance(numbers, list) and len(numbers) == audio["dimension"]
+                and all(isinstance(number, float) and math.isfinite(number) for number in numbers)):
+            return False
+    blocks, features = audio.get("blocks"), audio.get("features", {})
+    if not isinstance(blocks, list) or not blocks or not all(
+            isinstance(block, list) and [type(edge) for edge in block] == [int, int] for block in blocks):
+        return False
+    edges = [edge for block in blocks for edge in block]
+    return ([edges[0], edges[-1]] == [0, audio["dimension"]] and edges[1:-1:2] == edges[2::2]
+            and edges == sorted(edges) and isinstance(features, dict)
+            and all(isinstance(features.get(name), kind) for name, kind in _FEATURES.items() if features))
+
+
+def row_problems(index: Index) -> list[str]:
+    """What the rows of an index say that its (checked) facts deny; empty = they can be used."""
+    rows, facts = index.rows, index.facts
+    counts = [shard["samples"] for shard in facts["shards"]]
+    if not np.array_equal(rows["shard"], np.repeat(np.arange(len(counts)), counts)):
+        return ["rows and shards do not belong together"]
+    problems = []
+    labels = np.bincount(np.clip(rows["genre"], 0, len(facts["genres"])), minlength=len(facts["genres"]))
+    if (rows["genre"] < 0).any() or labels.tolist() != [facts["genre_counts"].get(genre) for genre in facts["genres"]]:
+        problems.append("genres of the rows are not those that were counted")
+    if len(np.unique(rows["group"])) != facts["groups"]:
+        problems.append("groups of the rows are not those that were counted")
+    if ((rows["audio_bytes"] > 0) != (facts["audio"] is not None)).any():
+        problems.append("rows with and without vectors are mixed")
+    return problems
+
+
+def is_plain_name(name: str) -> bool:
+    """Whether a name is one step down in a folder, and nothing else."""
+    return name not in ("", ".", "..") and not set("/\\\0") & set(name)
+
+
+def _require(condition: Any, name: str) -> None:
+    if not condition:
+        raise ValueError(f"{name!r} is not what shard_tools.pack writes; pack the shards again")

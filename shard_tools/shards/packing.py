@@ -1,0 +1,212 @@
+"""From candidates to shards: the work under way in; every shard in its place, whole and on the disk, out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from shard_tools.core.parallel import Pool
+from shard_tools.core.quarantine import Drop
+from shard_tools.dataset.schema import Schema
+from shard_tools.shards import plan
+from shard_tools.shards.state import Work, note, recall
+from shard_tools.shards.statistics import PRESENCE_RULE, Blocks, Moments
+from shard_tools.shards.tasks import Expected, GatherTask, RecutTask, gather_shard, read_result, recut_shard
+
+Gathered = dict[str, list[GatherTask]]
+Tasks = dict[str, Sequence[GatherTask | RecutTask]]
+
+
+@dataclass(frozen=True)
+class Orders:
+    """What is to be packed and how; ``resolution`` None = the commonest, ``audio_blocks`` None = they are detected."""
+
+    source: Path
+    root: Path
+    resolution: int | None
+    samples_per_shard: int
+    audio_blocks: Sequence[int] | None
+    max_pixels: int
+    schema: Schema | None
+    pool: Pool
+
+
+@dataclass(frozen=True)
+class Packed:
+    """The tasks whose shards lie in their place, by split; what the samples were brought to; the vectors' blocks."""
+
+    tasks: Tasks
+    expected: Expected
+    blocks: Blocks
+
+
+def make_shards(work: Work, orders: Orders, drops: list[Drop]) -> Packed:
+    """Reads, checks and packs all candidates, or what of it an earlier run left; the bad ones are added to ``drops``.
+
+    Raises:
+        ValueError: there is nothing to pack, or the vectors are not what is said of them.
+        SourceChangedError: the source, or what was made before, is not what it was.
+    """
+    drops += work.drops
+    if not sum(work.counts.values()):
+        plan.settle(plan.Survey(), None, None)  # raises
+    gathered, expected, blocks = _gather(work, orders, drops)
+    if all(plan.all_taken(task) for task in _all(gathered)):
+        for task in _all(gathered):
+            if task.shard_path.exists():
+                os.replace(task.shard_path, orders.root / task.name)
+        return Packed(gathered, expected, blocks)
+    drops += plan.strays(_all(gathered), expected, orders.schema)
+    kept = {split: shards for split, shards in gathered.items() if any(map(plan.any_taken, shards))}
+    if not kept:
+        raise ValueError("nothing to pack: no sample has both the commonest cover size and the commonest vector size")
+    known = recall(work)
+    if "recut_blocks" not in known:  # else some of the gathered shards may be gone
+        vectors = plan.vectors_of_shards(next(iter(kept.values())), expected.dimension)
+        known["recut_blocks"] = plan.choose_blocks(vectors, expected.dimension, orders.audio_blocks)
+        note(work, known)
+    blocks = _blocks(known["recut_blocks"])
+    tasks = {split: plan.recut_tasks(split, shards, orders.samples_per_shard, blocks)
+             for split, shards in kept.items()}
+    spent = {split: list(shards) for split, shards in kept.items()}
+
+    def done(task: Any) -> list[Path]:  # what was gathered for it goes: the disk need not hold everything twice
+        shards, last = spent[task.name.partition("-")[0]], task.stretches[-1].shard_path
+        while shards and shards[0].shard_path != last:
+            shards.pop(0).shard_path.unlink(missing_ok=True)
+        return [orders.root / task.name]
+
+    _run(recut_shard, list(_all(tasks)), orders, "cutting anew", done)
+    return Packed(tasks, expected, blocks)
+
+
+def _gather(work: Work, orders: Orders, drops: list[Drop]) -> tuple[Gathered, Expected, Blocks]:
+    """All candidates in shards; again where most are not what the first of them let expect, which is rare."""
+    known = recall(work)
+    expected = Expected(**known["expected"]) if known else plan.first_look(
+        work.folder, orders.source, orders.resolution, orders.schema, orders.max_pixels)
+    while True:
+        basis = next(split for split, count in work.counts.items() if count)  # train, where there is one
+        blocks = _blocks(known["blocks"]) if known.get("gathered") else plan.choose_blocks(
+            plan.vectors_of_source(work.folder, orders.source, work.counts[basis], expected.dimension),
+            expected.dimension, orders.audio_blocks)
+        gathered = plan.gather_tasks(
+            work.counts, orders.samples_per_shard, work=work.folder, source=orders.source, out=orders.root,
+            genres=tuple(work.genres), max_pixels=orders.max_pixels, expected=expected, blocks=blocks)
+        if "recut_blocks" not in known or not plan.all_known(_all(gathered)):  # what is done already is only checked
+            _run(gather_shard, list(_all(gathered)), orders, "packing",
+                 lambda task: [task.result_path, task.shard_path if task.shard_path.exists()
+                               else task.out / task.name])
+        found = plan.survey(_all(gathered))
+        try:
+            settled = plan.settle(found, orders.resolution, orders.schema)
+        except ValueError:
+            drops += found.drops
+            raise
+        if not known.get("gathered"):
+            known = {"expected": vars(settled), "gathered": settled == expected, "blocks": blocks}
+            note(work, known)
+        if settled == expected:
+            drops += found.drops
+            return gathered, expected, blocks
+        expected = settled
+
+
+def _blocks(bounds: list[list[int]] | Blocks) -> Blocks:
+    return tuple((start, end) for start, end in bounds)
+
+
+def _all(tasks: dict[str, Any]) -> Iterable[Any]:
+    return chain.from_iterable(tasks.values())
+
+
+def _run(function: Any, tasks: list[Any], orders: Orders, label: str, files: Callable[[Any], list[Path]]) -> None:
+    """Runs tasks; when it ends, all files that they made are on the disk: a thread sees to that meanwhile."""
+    with ThreadPoolExecutor(1) as thread, tqdm(desc=label, unit=" samples", smoothing=0.05) as bar:
+        results = orders.pool.run(function, tasks)
+        waiting = []
+        for task, count in zip(tasks, results, strict=True):
+            bar.update(count)
+            waiting.append(thread.submit(_sync, files(task)))
+        for future in waiting:
+            future.result()
+
+
+def _sync(paths: list[Path]) -> None:
+    for path in paths:
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def settle_groups(tasks: Tasks) -> dict[str, np.ndarray]:
+    """The group of every sample ``[n]`` int64 of each split; one without album key gets that of the album that has its
+    cover, if there is one."""
+    parts: dict[str, list[np.ndarray]] = {"group": [], "cover_hash": [], "album": []}
+    ends = []
+    for shards in tasks.values():
+        for task in shards:
+            result = read_result(task.result_path)
+            parts["group"].append(result.rows["group"].copy())
+            parts["cover_hash"].append(result.rows["cover_hash"].copy())
+            parts["album"].append(result.album)
+        ends.append(sum(map(len, parts["album"])))
+    group, cover_hash, album = (np.concatenate(parts.pop(name)) for name in ("group", "cover_hash", "album"))
+    _join(group, cover_hash, album)
+    return dict(zip(tasks, np.split(group, ends[:-1]), strict=True))
+
+
+def _join(group: np.ndarray, cover_hash: np.ndarray, album: np.ndarray) -> None:
+    albums, others = np.flatnonzero(album), np.flatnonzero(~album)
+    if not len(albums) or not len(others):
+        return
+    albums = albums[np.lexsort((group[albums], cover_hash[albums]))]
+    hashes = cover_hash[albums]
+    at = np.minimum(np.searchsorted(hashes, cover_hash[others]), len(hashes) - 1)  # the first = smallest group
+    same = hashes[at] == cover_hash[others]
+    group[others[same]] = group[albums[at[same]]]
+
+
+def split_facts(shards: Sequence[GatherTask | RecutTask], genres: list[str], groups: np.ndarray) -> dict[str, Any]:
+    """What an index says of one split."""
+    counts, listed = np.zeros(len(genres), np.int64), []
+    for task in shards:
+        result = read_result(task.result_path)
+        counts += np.bincount(result.rows["genre"], minlength=len(genres))
+        listed.append({"name": task.name, "samples": len(result.rows), "bytes": result.bytes, "sha256": result.sha256})
+    return {"samples": len(groups), "groups": len(np.unique(groups)), "shards": listed,
+            "genre_counts": dict(zip(genres, counts.tolist(), strict=True))}
+
+
+def split_rows(shards: Sequence[GatherTask | RecutTask], groups: np.ndarray) -> Iterator[np.ndarray]:
+    """The rows of one split's index, shard by shard."""
+    start = 0
+    for task in shards:
+        rows = read_result(task.result_path).rows
+        rows["group"] = groups[start:start + len(rows)]
+        start += len(rows)
+        yield rows
+
+
+def audio_facts(packed: Packed, basis: str, schema: Schema | None) -> dict[str, Any] | None:
+    """Dimension, blocks, what is known of the numbers, and the statistics over one split, merged shard by shard."""
+    dimension, blocks = packed.expected.dimension, packed.blocks
+    if not dimension:
+        return None
+    moments = Moments.empty(dimension)
+    for task in packed.tasks[basis]:
+        moments = moments.merge(read_result(task.result_path).moments)
+    mean, std = moments.mean_and_std()
+    return {"dimension": dimension, "blocks": [list(block) for block in blocks], "presence_rule": PRESENCE_RULE,
+            "statistics_of": basis, "block_counts": [int(moments.count[start]) for start, _ in blocks],
+            "mean": mean.tolist(), "std": std.tolist(), **({"features": schema.facts()} if schema else {})}

@@ -1,0 +1,220 @@
+"""What makes packing safe to kill: the out folder in; a lock, what is finished in it, where unfinished work goes on.
+
+``OUT/.pack`` holds the candidates, gathered shards and what is known of them, and ``state.json``, which says what they
+were made of. Without ``state.json`` an index beside it is complete; with it, the work is under way, whatever else is
+there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import shutil
+from array import array
+from dataclasses import dataclass, field
+from json.encoder import encode_basestring_ascii as quoted
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from shard_tools import __version__
+from shard_tools.core.files import read_bounded, write_atomically
+from shard_tools.core.quarantine import QUARANTINE, Drop
+from shard_tools.dataset.demo_truth import TRUTH
+from shard_tools.dataset.layout import SPLITS, Candidate, Listing
+from shard_tools.shards.candidates import shuffle_key, to_line
+from shard_tools.shards.index import SHARD_NAME, read_facts, splits_in
+
+FOLDER = ".pack"
+_WRITTEN = rf"{re.escape(QUARANTINE)}|{re.escape(TRUTH)}|[a-z]+\.index\.(?:json|npy)|{SHARD_NAME.pattern}"
+_OURS = re.compile(rf"\.pack|{_WRITTEN}")
+_OUR_TEMPORARY = re.compile(rf"\.(?:{_WRITTEN})\.(?:\d+\.)?tmp")
+
+
+@dataclass
+class Work:
+    """Packing under way.
+
+    Attributes:
+        folder: ``OUT/.pack``.
+        counts: of the candidates of every split.
+        drops: files that found no place in a candidate.
+        source_sha256: of the paths (below the layout's top) and sizes of all files and of groups.csv, alike for a
+            folder and its zip.
+        version: the same with the times or checksums of the files, to tell whether the source changed.
+    """
+
+    folder: Path
+    genres: list[str] = field(default_factory=list)
+    ignored: int = 0
+    counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SPLITS, 0))
+    drops: list[Drop] = field(default_factory=list)
+    source_sha256: str = ""
+    version: str = ""
+
+
+def finished(root: Path) -> list[dict[str, Any]]:
+    """The facts of all splits of a finished folder; empty when it is new or unfinished.
+
+    Raises:
+        ValueError: an index is damaged, or one of its splits is gone.
+    """
+    splits = list(splits_in(root))
+    if not splits or (root / FOLDER / "state.json").exists():
+        return []
+    facts = [read_facts(root / f"{split}.index.json") for split in splits]
+    if splits != facts[0].get("splits"):
+        raise ValueError(f"{root} does not hold the splits it was packed with, but {', '.join(splits)}; choose another "
+                         "--out, or give --overwrite")
+    _sweep(root)
+    return facts
+
+
+def check_same(root: Path, facts: list[dict[str, Any]], options: dict[str, Any], listing: Listing) -> None:
+    """Raises ValueError unless finished shards are those that this command would make."""
+    for name, value in options.items():
+        if facts[0]["options"].get(name) != value:
+            raise ValueError(f"{root} was packed with --{name} {facts[0]['options'].get(name)}, not {value}; "
+                             "choose another --out, or give --overwrite")
+    for shard in (shard for split in facts for shard in split["shards"]):
+        path = root / shard["name"]
+        if not path.is_file() or path.stat().st_size != shard["bytes"]:
+            raise ValueError(f"{path} is missing or damaged (see shard_tools.verify); give --overwrite to pack again")
+    with open(os.devnull, "wb") as nowhere:
+        if _spool(Work(root / FOLDER), listing, nowhere).source_sha256 != facts[0]["source_sha256"]:
+            raise ValueError(f"--source is not what {root} was packed from (other names or sizes of files); "
+                             "choose another --out, or give --overwrite")
+
+
+def begin(root: Path, listing: Listing, options: dict[str, Any], overwrite: bool) -> Work:
+    """Opens ``OUT/.pack``: what an earlier run of the same command finished is kept, anything else removed.
+
+    Args:
+        root: the out folder, locked.
+        listing: of the source.
+        options: those that shape bytes.
+        overwrite: throw away what is finished; unfinished work of the same command goes on all the same.
+
+    Raises:
+        ValueError: the folder holds files of others, or there are too many genres.
+    """
+    folder = root / FOLDER
+    restart = overwrite and not (folder / "state.json").exists()
+    before = sorted(entry.name for entry in root.iterdir())
+    foreign = [name for name in before if not _OURS.fullmatch(name) and not _OUR_TEMPORARY.fullmatch(name)]
+    if foreign or (before and not folder.exists() and not restart):
+        raise ValueError(f"{root} is not empty (found {', '.join((foreign or before)[:3])}), and no unfinished packing "
+                         "left it so; choose another --out")
+    if restart:
+        _clear(root)
+    folder.mkdir(exist_ok=True)
+    _sweep(root, keep_work=True)
+    keys = array("Q")
+    with open(folder / "candidates.tmp", "wb") as file:
+        work = _spool(Work(folder), listing, file, keys, options["seed"])
+    if len(work.genres) > 32_767:
+        raise ValueError(f"{len(work.genres):,} genre folders; at most 32,767 can be told apart")
+    state = json.dumps({"options": options, "version": __version__, "source": work.version}).encode()
+    state_path = folder / "state.json"
+    known = state_path.is_file() and state_path.stat().st_size == len(state) and state_path.read_bytes() == state
+    if state_path.exists() and not known:
+        print("unfinished work was for other options or another source: beginning again")
+    if not known:
+        _clear(root, but=folder / "candidates.tmp")
+    os.replace(folder / "candidates.tmp", folder / "candidates.jsonl")
+    _write_order(folder, np.frombuffer(keys, "<u8").reshape(-1, 2), work.counts)
+    write_atomically(state_path, state)
+    return work
+
+
+def _write_order(folder: Path, keys: np.ndarray, counts: dict[str, int]) -> None:
+    """Writes where the candidates' lines begin, in the order of the samples; ``keys`` [N, 2] in that of the lines."""
+    temporary, start = folder / "order.tmp", 0
+    with open(temporary, "wb") as file:
+        np.lib.format.write_array_header_1_0(
+            file, {"descr": "<u8", "fortran_order": False, "shape": (len(keys),)})
+        for count in counts.values():
+            part = keys[start:start + count]
+            part[np.argsort(part[:, 0], kind="stable"), 1].tofile(file)
+            start += count
+    os.replace(temporary, folder / "order.npy")
+
+
+def end(root: Path) -> None:
+    """Removes the traces of the work; from its first step on the folder is finished."""
+    handle = os.open(root, os.O_RDONLY)
+    os.fsync(handle)  # the names of the files, before the note that they are not yet all there goes
+    os.close(handle)
+    (root / FOLDER / "state.json").unlink()
+    _sweep(root)
+
+
+def forget(root: Path) -> None:
+    """Makes the next run begin again."""
+    (root / FOLDER / "state.json").unlink()
+
+
+def recall(work: Work) -> dict[str, Any]:
+    """What ``note`` last wrote: of samples what is ``expected``, whether all are ``gathered``, and the vectors'
+    ``blocks``; empty at the beginning, or when it is damaged: then all is looked at again."""
+    with contextlib.suppress(OSError, ValueError):
+        digest, _, facts = read_bounded(work.folder / "gathered.json").partition(b"\n")
+        if digest == hashlib.sha256(facts).hexdigest().encode():
+            return json.loads(facts)
+    return {}
+
+
+def note(work: Work, facts: dict[str, Any]) -> None:
+    data = json.dumps(facts).encode()
+    write_atomically(work.folder / "gathered.json", hashlib.sha256(data).hexdigest().encode() + b"\n" + data)
+
+
+def _spool(work: Work, listing: Listing, file: BinaryIO, keys: array | None = None, seed: int = 0) -> Work:
+    """Writes all candidates as lines, and fills in what is known of them; (shuffle key, place of its line) of each are
+    added to ``keys``, split by split."""
+    names, versions = hashlib.sha256(), hashlib.sha256()
+    at, cut = 0, len(listing.top)
+    for item in listing:
+        if isinstance(item, Candidate):
+            line = to_line(item)
+            work.counts[item.split] += 1
+            if keys is not None:
+                keys.append(shuffle_key(seed, item.split, item.key))
+                keys.append(at)
+            at += len(line)
+            file.write(line)
+            for entry in (item.cover, item.audio):
+                if entry:  # as json.dumps would write it
+                    names.update(f"[{quoted(entry.path[cut:].lstrip('/'))}, {entry.size}]".encode("ascii"))
+            versions.update(line)
+        else:
+            work.drops.append(item)
+            names.update(json.dumps([item.path[cut:].lstrip("/"), item.reason]).encode())
+            versions.update(json.dumps(item).encode())
+    if listing.groups:
+        names.update(json.dumps(sorted(listing.groups.items())).encode())
+    work.genres, work.ignored = listing.genres, listing.ignored
+    work.source_sha256, work.version = names.hexdigest(), versions.hexdigest()
+    return work
+
+
+def _sweep(root: Path, keep_work: bool = False) -> None:
+    """Removes temporary files that a killed run left, and its work folder."""
+    for path in [*root.iterdir(), *(root / FOLDER).glob(".*.tmp")]:
+        if path.parent != root or _OUR_TEMPORARY.fullmatch(path.name):
+            path.unlink(missing_ok=True)
+    if not keep_work:
+        shutil.rmtree(root / FOLDER, ignore_errors=True)
+
+
+def _clear(root: Path, but: Path | None = None) -> None:
+    """Removes all that packing made; the state and the indexes first, so that what remains never looks finished."""
+    folder = root / FOLDER
+    state = [*folder.glob("state.json"), *root.glob("*.index.json")]
+    for path in [*state, *(path for path in root.iterdir() if _OURS.fullmatch(path.name)), *folder.glob("*")]:
+        if path not in (but, folder):
+            path.unlink(missing_ok=True)
