@@ -1,0 +1,173 @@
+"""Decoded samples that are kept (--cache): the same batches, nothing read twice, and what if they don't fit."""
+
+from __future__ import annotations
+
+import itertools
+import mmap
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from covergen.data import memory_cache as kept
+from covergen.data.batch import Batch
+from covergen.data.indexed import IndexedShards, open_stream
+from covergen.data.loader import Loader
+from covergen.distributed.environment import free_memory
+from tests.covergen.data.test_corruption import harmed, no_picture, no_vector
+from tests.support.runs import environment
+
+CPU = torch.device("cpu")
+BATCHES = 30  # of 12: two epochs of the small world and more
+
+
+def batches(root: Path, cache: str, start: int = 0, resolution: int = 32, mismatch: bool = False, threads: int = 2,
+            **options) -> list[Batch]:
+    stream = IndexedShards(root, "train", batch_size=12, max_damaged=0.5, **options)
+    if mismatch:
+        stream.mismatch()
+    loader = Loader(stream, start, device=CPU, resolution=resolution, threads=threads, cache=cache)
+    try:
+        return list(itertools.islice(loader, BATCHES - start))
+    finally:
+        loader.close()
+
+
+def same(one: list[Batch], other: list[Batch]) -> bool:
+    return all((a is None and b is None) or torch.equal(a, b)
+               for first, second in zip(one, other, strict=True) for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize("options", [
+    {}, {"mismatch": True, "resolution": 16}, {"order": "group", "resolution": 24}, {"albums": "generator", "rank": 1,
+                                                                                     "ranks": 3, "mismatch": True},
+    {"audio_scale": "raw", "seed": 5}], ids=str)
+def test_batches_are_the_same_bit_for_bit(shards: Path, options: dict) -> None:
+    plain = batches(shards, "none", **options)
+    assert same(batches(shards, "ram", **options), plain)
+    assert same(batches(shards, "device", start=17, **options), plain[17:])  # a run that goes on there
+
+
+@pytest.mark.filterwarnings("ignore:left out")
+def test_so_are_those_with_damaged_samples(shards: Path, tmp_path: Path) -> None:
+    root = harmed(shards, tmp_path / "shards", {3: no_picture, 50: no_vector})
+    for start in (0, 20):
+        assert same(batches(root, "ram", start, mismatch=True), batches(root, "none", start, mismatch=True))
+
+
+def test_no_sample_is_read_twice(shards: Path) -> None:
+    stream, reads = IndexedShards(shards, "train", batch_size=12), []
+    read = stream.shelf.read
+    stream.shelf.read = lambda *where: reads.append(where) or read(*where)
+    loader = Loader(stream, 0, device=CPU, resolution=32, threads=1, cache="ram")
+    for _ in itertools.islice(loader, 4 * BATCHES):
+        pass
+    loader.close()
+    assert len(reads) == len(set(reads)) == stream.samples and loader.kept.share == 1.0
+
+
+def test_a_batch_that_was_handed_out_stays_as_it_is(shards: Path) -> None:
+    stream = IndexedShards(shards, "train", batch_size=12)
+    loader = Loader(stream, 0, device=CPU, resolution=32, threads=2, cache="ram")
+    first = next(loader)
+    copies = [part.clone() for part in first if part is not None]
+    first.cover.add_(1)  # nor does what is done to it reach the cache
+    for _ in itertools.islice(loader, BATCHES):
+        pass
+    first.cover.sub_(1)
+    assert all(torch.equal(a, b) for a, b in zip(copies, [part for part in first if part is not None], strict=True))
+    loader.close()
+    loader.kept.filled[:] = True
+    assert torch.equal(loader.kept.draw(0).batch.cover, copies[0])
+
+
+def test_where_they_do_not_fit_it_says_so_with_numbers_and_goes_on(shards: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(kept, "free_memory", lambda: 1_000_000)
+    assert same(batches(shards, "ram"), batches(shards, "none"))
+    output = capsys.readouterr().out
+    assert output == ("--cache ram: 0.0 GB of decoded covers and vectors, 0.0 GB are there for them (half of what is "
+                      "free): going on without\n")
+    monkeypatch.setattr(kept, "bytes_of", lambda *_: (12_300_000_000, 0))
+    monkeypatch.setattr(kept, "free_memory", lambda: 10_200_000_000)
+    assert kept.keep(IndexedShards(shards, "train", batch_size=12), "ram", 32, CPU, print) is None
+    assert "12.3 GB of decoded covers and vectors, 5.1 GB are there" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("resolution", [32, 16])
+def test_covers_that_are_kept_on_a_device_are_the_same(shards: Path, resolution: int) -> None:
+    stream = IndexedShards(shards, "train", batch_size=12)
+    memory = mmap.mmap(-1, kept.bytes_of(stream, resolution)[1])
+    device = kept.Kept(stream, resolution, memory, CPU)  # the way of a GPU, on a CPU
+    for number, plain in enumerate(batches(shards, "none", resolution=resolution)):
+        drawn = device.draw(number)
+        assert drawn.batch.cover is None and torch.equal(device.collect(drawn), plain.cover)
+        assert torch.equal(drawn.batch.audio, plain.audio) and torch.equal(drawn.batch.group, plain.group)
+    assert device.share == 1.0 and not drawn.fresh and not device.covers.size
+
+
+def test_covers_as_the_decoder_gives_them_are_the_same(shards: Path) -> None:
+    stream = IndexedShards(shards, "train", batch_size=12)
+    rows, slots = np.arange(12), np.arange(12)
+    cover, raw = stream.members.room(12)
+    turned = torch.zeros(12, 32, 32, 3, dtype=torch.uint8).permute(0, 3, 1, 2)  # as for a GPU
+    for where in (cover, turned):
+        assert not stream.members.load(rows, slots, where, raw)
+    assert torch.equal(cover, turned) and cover.stride() != turned.stride()
+
+
+def test_foreign_shards_are_not_kept(tmp_path: Path, capsys) -> None:
+    from tests.covergen.data.test_dataset import foreign_sample, write_foreign
+    write_foreign(tmp_path / "a.tar", [foreign_sample(n) for n in range(12)])
+    stream = open_stream(str(tmp_path), "train", batch_size=4)
+    assert kept.keep(stream, "ram", 32, CPU, print) is None
+    assert "without an index can't be kept decoded: going on without" in capsys.readouterr().out
+
+
+def test_free_memory_is_that_of_this_machine_or_less() -> None:
+    facts = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    assert 0 < free_memory() <= int(facts["MemTotal"].split()[0]) * 1024
+
+
+TWO = """
+import itertools, sys, torch
+from covergen.runtime.data import IndexedShards
+from covergen.runtime.loader import Loader
+from covergen.runtime.machine import processes
+rank, ranks, _ = processes()
+torch.distributed.init_process_group("gloo", init_method="file://" + sys.argv[2], rank=rank, world_size=ranks)
+stream = IndexedShards(sys.argv[1], "train", batch_size=12, rank=rank, ranks=ranks)
+loader = Loader(stream, 0, device=torch.device("cpu"), resolution=32, threads=1, cache="ram")
+epoch = stream.samples // 12
+for _ in itertools.islice(loader, epoch + 1):
+    pass
+torch.distributed.barrier()
+loader.close()
+assert loader.kept.share == 1.0, loader.kept.share  # half of it was read by the other
+stream.members.shelf = None
+plain = IndexedShards(sys.argv[1], "train", batch_size=12, rank=rank, ranks=ranks)
+for number in range(epoch, 3 * epoch):
+    one, other = loader.kept.draw(number).batch, plain.batch(number)
+    assert torch.equal(one.cover, other.cover) and torch.equal(one.audio, other.audio)
+"""
+
+
+def test_processes_of_a_machine_share_what_they_keep(shards: Path, tmp_path: Path) -> None:
+    pytest.importorskip("torch.distributed")
+    started = [subprocess.Popen(
+        [sys.executable, "-c", TWO, str(shards), str(tmp_path / "store")], stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, text=True,
+        env=environment(RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2")) for rank in range(2)]
+    outputs = [process.communicate(timeout=120)[0] for process in started]
+    assert [process.returncode for process in started] == [0, 0], outputs
+    assert not list(Path("/dev/shm").glob("*covergen*"))
+
+
+def test_places_of_a_choice_of_albums_are_found(shards: Path) -> None:
+    stream = IndexedShards(shards, "train", batch_size=12, albums="judge")
+    cache = kept.keep(stream, "ram", 32, CPU, print)
+    cache.draw(0)
+    assert len(cache.filled) == len(stream.chosen) < len(stream.index.rows)
+    assert np.flatnonzero(cache.filled).tolist() == sorted(set(np.searchsorted(stream.chosen, stream.rows(0))))

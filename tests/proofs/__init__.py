@@ -1,0 +1,1 @@
+"""Longer proofs, most of which are commands too."""
