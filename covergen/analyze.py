@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from covergen.analyses import curves, interpolate, latent, matrix, neighbours, reconstruct
 from covergen.distributed.environment import use_threads
-from covergen.inference.trained_model import open_run
+from covergen.inference.trained_model import open_model
 from covergen.models.base import Model
 from covergen.runs import config
 from covergen.runs.sync import fetched_run
@@ -106,7 +106,7 @@ def main(what: Literal["reconstruct", "latent", "matrix", "interpolate", "curves
     if what == "curves":
         report = analysis.draw(folders, path, **options)
     else:
-        opened = [open_run(folder, which=checkpoint or "auto") for folder in folders]
+        opened = [open_model(folder, which=checkpoint or "auto") for folder in folders]
         for one in opened:
             if not analysis.able(one.model):
                 raise ValueError(f"{what} needs a model that {analysis.needs}; {one.folder} is a {one.config.model}")

@@ -24,10 +24,10 @@ import torch
 from torch import Tensor, nn
 
 from covergen import models
-from covergen.models.base import Model, Sizes
+from covergen.models.base import InputSpec, Model
 from covergen.runs import checkpoint, config
 from covergen.runs.folder import write_run
-from covergen.training.validation import Patience
+from covergen.training.validation import EarlyStopping
 from shard_tools import cli
 from shard_tools.core.files import write_atomically
 from shard_tools.dataset.demo_world import LABELS  # the demo world has the thesis's genres
@@ -77,7 +77,7 @@ G, D = (("model_g", "optimizer_g", "cost_g", "loss/generator"), ("model_d", "opt
 PUBLISHED = {
     "ae_resize": {"autoencoder": Part(*CODER, "loss/mse", RESIZE)},
     "ae_transpose": {"autoencoder": Part(*CODER, "loss/mse", TRANSPOSE)},
-    "vae": {"vae": Part(*CODER, "loss/bound", VAE)},
+    "vae": {"vae": Part(*CODER, "loss/neg_elbo", VAE)},
     "dcgan": {"generator": Part(*G, MAIN), "discriminator": Part(*D, "loss/discriminator", MAIN)},
     "lsgan": {"generator": Part(*G, LSGAN), "discriminator": Part(*D, "loss/discriminator", BATCH_SCORE)},
     "wgan_gp": {"generator": Part(*G, WGAN), "critic": Part(*D, "loss/critic", INSTANCE_SCORE)},
@@ -108,7 +108,7 @@ def prepare(model: str, **where: str) -> tuple[config.Config, Model]:
     """A run by the thesis's preset, on shards not known yet, and its model, without memory for the weights so far."""
     run = config.resolve({"model": model, "shards": "not known yet", **OPTIONS.get(model, {}), **where})
     with torch.device("meta"):
-        built = models.load(model).build(run.options, Sizes(RESOLUTION, AUDIO["dimension"]))
+        built = models.load(model).build(run.options, InputSpec(RESOLUTION, AUDIO["dimension"]))
     return replace(run, training=replace(run.training, shards=None)), built
 
 
@@ -118,7 +118,7 @@ def names_of(network: nn.Module, modules: Mapping[str, str]) -> dict[str, str]:
             for theirs, ours in modules.items() if key.startswith(f"{ours}.")}
 
 
-def problems(file: Mapping[Any, Any], run: config.Config, model: Model) -> list[str]:
+def find_mismatches(file: Mapping[Any, Any], run: config.Config, model: Model) -> list[str]:
     """Why a file is not one of a model, one line for each network and kind of difference; none if it is."""
     lines = []
     for name, part in PUBLISHED[run.model].items():
@@ -204,7 +204,7 @@ def adam(found: Any, order: list[str], network: nn.Module) -> tuple[dict[int, di
     return dict(enumerate(taken[name] for name in parameters)), int(max(one["step"] for one in taken.values()))
 
 
-def take_over(file: Mapping[Any, Any], run: config.Config, model: Model) -> tuple[dict, list[dict], list[str]]:
+def import_weights(file: Mapping[Any, Any], run: config.Config, model: Model) -> tuple[dict, list[dict], list[str]]:
     """Fills the networks from a file that fits; returns what ``trainer.pt`` and the log will hold, and notes.
 
     ValueError for weights that are not finite and for more steps than a run can count.
@@ -227,14 +227,14 @@ def take_over(file: Mapping[Any, Any], run: config.Config, model: Model) -> tupl
             optimizers[name]["state"], taken[name] = adam(file.get(part.adam), order, network)
         except ValueError as error:
             notes.append(f"Adam starts afresh for the {name}; of {part.adam}: {error}")
-    validation = costs["val/loss"] = losses(file, "cost_list_val", notes) if model.validated else []
+    validation = costs["val/loss"] = losses(file, "cost_list_val", notes) if model.validation_phase else []
     step = max(1, next(iter(taken.values())) or number(file.get("iter")) or 0, *map(len, costs.values()))
     if not step <= LAST_STEP:
         raise ValueError(f"it says that it took {step:g} steps; a run has {LAST_STEP:,} at most")
     step = int(step)
-    log = rows(costs, {f"loss/{turn.name}": turn.every for turn in model.turns}, step,
-               training.batch_size * max(turn.repeats for turn in model.turns))
-    patience = Patience(training.patience)
+    log = rows(costs, {f"loss/{turn.name}": turn.interval for turn in model.phases}, step,
+               training.batch_size * max(turn.repeats for turn in model.phases))
+    patience = EarlyStopping(training.patience)
     for row, loss in zip(log, validation, strict=False):
         patience.judge(row["step"], loss)
     if validation and patience.best_step < step:
@@ -248,7 +248,7 @@ def write(folder: Path, run: config.Config, model: Model, trainer: dict[str, Any
     """Writes a run folder, under another name first: all of it is there or nothing."""
     draft = folder.with_name(f".{folder.name}.converting")
     shutil.rmtree(draft, ignore_errors=True)  # of a conversion that was killed
-    averaged = {name: model.networks[name] for name in model.averaged} if run.training.ema else {}
+    averaged = {name: model.networks[name] for name in model.ema_networks} if run.training.ema else {}
     data = {"shards": None, "identity": None, "samples": 0, "resolution": RESOLUTION, "genres": LABELS,
             "audio": AUDIO if model.conditional else None}
     best = trainer["validation"] and trainer["validation"]["best_step"] == trainer["step"]
@@ -280,11 +280,11 @@ def convert(thesis: str, model: str, out: str) -> None:
         raise ValueError(f"--out {out} is there already; give the new run another name")
     run, built = prepare(model, out=str(folder.parent), name=folder.name)
     file = read(Path(thesis))
-    if lines := problems(file, run, built):
-        lines += [f"--model {other} fits" for other in PUBLISHED if not problems(file, *prepare(other))]
+    if lines := find_mismatches(file, run, built):
+        lines += [f"--model {other} fits" for other in PUBLISHED if not find_mismatches(file, *prepare(other))]
         raise ValueError("\n  ".join([f"--thesis {thesis} is no checkpoint of {model}:", *lines]))
     try:
-        trainer, log, notes = take_over(file, run, built)
+        trainer, log, notes = import_weights(file, run, built)
     except ValueError as error:
         raise ValueError(f"--thesis {thesis}: {error}") from None
     write(folder, run, built, trainer, log)

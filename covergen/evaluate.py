@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from covergen.data.indexed import IndexedShards, open_split
+from covergen.data.indexed import ShardDataset, open_split
 from covergen.distributed.collectives import join
 from covergen.distributed.environment import keep_memory, use_threads
-from covergen.distributed.interrupts import Stop
+from covergen.distributed.interrupts import StopSignal
 from covergen.evaluation import judge as judges
 from covergen.evaluation import metrics as quality
 from covergen.evaluation import report
@@ -25,7 +25,7 @@ from covergen.evaluation.demo_truth import read_truth
 from covergen.evaluation.generation import choose, read_songs
 from covergen.evaluation.pipeline import evaluate
 from covergen.inference.cover_inputs import find_split
-from covergen.inference.trained_model import Run, open_run
+from covergen.inference.trained_model import TrainedModel, open_model
 from covergen.runs import config
 from covergen.runs.checkpoint import step_of
 from covergen.training import tracking
@@ -45,7 +45,7 @@ def main(run: str, shards: str | None = None, judge: str | None = None, split: s
     Args:
         run: folder of the run.
         shards: folder of shards with an index; default: those that the run was trained on.
-        judge: a run of --model contrast --albums_for judge; default: one that is trained for these shards (5 minutes)
+        judge: a run of --model contrast --album_subset judge; default: one that is trained for these shards (5 minutes)
             and kept in the cache folder.
         split: whose songs are heard.
         songs: how many at most, each of another album.
@@ -61,17 +61,17 @@ def main(run: str, shards: str | None = None, judge: str | None = None, split: s
     """
     if noises < 2 or songs < LEAST:
         raise ValueError(f"--songs {songs} --noises {noises}: expected {LEAST} songs and 2 noises or more")
-    stop = Stop(0)
+    stop = StopSignal(0)
     use_threads(threads)
     keep_memory()
     ranks = join()
     options = {name: value for name, value in (("guidance", guidance), ("sampling_steps", sampling_steps))
                if value is not None}
-    opened = open_run(run, which=checkpoint, options=options)
+    opened = open_model(run, which=checkpoint, options=options)
     if opened.model.sample is None:
         raise ValueError(f"{run} is an {opened.config.model}: it makes no covers from noise or audio")
     root, split = find_split(opened, shards, split, ("test",))
-    held_out, train = (IndexedShards(root, name, batch_size=1, audio_scale="raw") for name in (split, "train"))
+    held_out, train = (ShardDataset(root, name, batch_size=1, audio_scale="raw") for name in (split, "train"))
     chosen = choose(held_out, songs, seed)
     check(opened, held_out, len(chosen))
     heard = read_songs(held_out, chosen, opened.resolution)
@@ -89,9 +89,9 @@ def main(run: str, shards: str | None = None, judge: str | None = None, split: s
         if held_out.dimension:
             arbiter = judges.open_judge(judge or judges.default_judge(root, train.identity, opened.resolution, tick))
             judges.same_audio(arbiter, train)
-        if opened.config.training.albums_for != "generator":
+        if opened.config.training.album_subset != "generator":
             say(f"note: {run} was trained on albums of the judge's, whose figures may flatter it a little (train with "
-                "--albums_for generator)")
+                "--album_subset generator)")
         reader = open_reader(train, open_split(root, "val", needed=False, batch_size=1, audio_scale="raw"),
                              opened.resolution, read_truth(root), say=say, tick=tick)
     inner = quality.inception_features if inception else None
@@ -101,26 +101,26 @@ def main(run: str, shards: str | None = None, judge: str | None = None, split: s
                                         ranks=ranks, inner=inner, tick=tick, quiet=ranks.rank > 0)
     if ranks.rank == 0:
         path = Path(out) if out else default_path(opened, split, options, inception)
-        facts = {"run": str(run), "model": opened.config.model, "checkpoint": opened.checkpoint.name, "shards": root,
+        metadata = {"run": str(run), "model": opened.config.model, "checkpoint": opened.checkpoint.name, "shards": root,
                  "split": split, "songs": len(heard), "noises": noises, "seed": seed, **options,
                  "judge": str(arbiter.folder) if arbiter else None,
                  "features": "inception" if inception else "judge" if arbiter else "reader",
                  "reader": reader.figures,
                  "attributes": details, "genres": len(np.unique(heard.genres[heard.genres >= 0]))}
-        result = report.as_json(facts, figures)
+        result = report.as_json(metadata, figures)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, (json.dumps(result, indent=1) + "\n").encode())
-        print(report.as_text(facts, figures))
+        print(report.as_text(metadata, figures))
         print(path)
         if wandb if wandb is not None else opened.config.training.tracker == "wandb":
             tracking.show_table(opened.folder, config.read_run(opened.folder).flat(), step_of(opened.checkpoint),
                                 report.scalars(figures, "test"),
-                                *report.song_table(arbiter, heard, covers, held_out.facts["genres"], SHOWN))
+                                *report.song_table(arbiter, heard, covers, held_out.metadata["genres"], SHOWN))
     ranks.close()
     return 0
 
 
-def check(run: Run, shards: IndexedShards, found: int) -> None:
+def check(run: TrainedModel, shards: ShardDataset, found: int) -> None:
     """Raises ValueError unless the run can be evaluated on these shards."""
     if run.resolution > shards.resolution:
         raise ValueError(f"{shards.index.root} has covers of {shards.resolution} px; {run.folder} makes "
@@ -133,7 +133,7 @@ def check(run: Run, shards: IndexedShards, found: int) -> None:
                          "more; pack more, or choose another --split")
 
 
-def default_path(run: Run, split: str, options: dict[str, Any], inception: bool) -> Path:
+def default_path(run: TrainedModel, split: str, options: dict[str, Any], inception: bool) -> Path:
     """Where a result goes: by checkpoint, split and whatever differs from the run's own options."""
     more = "".join(f"_{name}_{value:g}" for name, value in options.items()) + "_inception" * inception
     return run.folder / "evaluations" / f"{run.checkpoint.name}_{split}{more}.json"

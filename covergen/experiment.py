@@ -20,15 +20,15 @@ from typing import Any
 from PIL import Image
 
 from covergen import models
-from covergen.data.audio import AudioScale
+from covergen.data.audio import AudioNormalizer
 from covergen.evaluation.report import short
 from covergen.experiments.jobs import Work
-from covergen.models.base import Sizes
+from covergen.models.base import InputSpec
 from covergen.runs import config
 from covergen.training.setup import demo_shards
 from shard_tools import cli
 from shard_tools.core.files import write_atomically
-from shard_tools.remote.index_cache import local_root
+from shard_tools.remote.index_cache import resolve
 from shard_tools.shards.index import open_index
 
 PLANS = Path(__file__).parent / "experiments"
@@ -156,10 +156,10 @@ def check_plan(plan: dict[str, Any], tier: str, path: Path) -> None:
 def check_training(name: str, options: dict[str, Any], shards: str) -> None:
     """Raises ValueError, before hours of work, for a row whose model can't be configured or built."""
     run = config.resolve({"shards": shards} | {key: str(value) for key, value in options.items()})
-    facts = open_index(local_root(shards), "train").facts
-    audio = AudioScale(facts["audio"], run.training.audio_scale).size if facts["audio"] else 0
+    metadata = open_index(resolve(shards), "train").metadata
+    audio = AudioNormalizer(metadata["audio"], run.training.audio_scale).size if metadata["audio"] else 0
     try:
-        models.load(run.model).build(run.options, Sizes(run.training.resolution or facts["resolution"], audio))
+        models.load(run.model).build(run.options, InputSpec(run.training.resolution or metadata["resolution"], audio))
     except ValueError as error:
         raise ValueError(f"row {name}: {error}") from None
 

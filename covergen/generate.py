@@ -21,10 +21,10 @@ from torch import Tensor
 from covergen.distributed.environment import use_threads
 from covergen.inference import audio_inputs as hearing
 from covergen.inference import images as pictures
-from covergen.inference.trained_model import AT_ONCE, Run, open_run
+from covergen.inference.trained_model import AT_ONCE, TrainedModel, open_model
 from covergen.runs.checkpoint import step_of
 from shard_tools import __version__, cli
-from shard_tools.core.files import written
+from shard_tools.core.files import whole_file
 from shard_tools.music import embed as tags
 
 SIDES = (32, 4096)  # the least and the most pixels of --size
@@ -86,7 +86,7 @@ def main(run: str, out: str = "covers.png", n: int | None = None, audio: str | N
     folder = Path(out) if is_folder(out) else Path(out).parent
     songs = {} if embed is None else tags.targets(hearing.listed(embed), folder, in_place)
     given = {"guidance": guidance, "sampling_steps": sampling_steps}
-    opened = open_run(run, which=checkpoint, averaged=ema,
+    opened = open_model(run, which=checkpoint, averaged=ema,
                       options={name: value for name, value in given.items() if value is not None})
     if opened.model.sample is None:
         raise ValueError(f"{run} is an {opened.config.model}: it reconstructs covers and can't make any from noise; "
@@ -132,8 +132,8 @@ def is_folder(out: str) -> bool:
     return out.endswith("/") or not Path(out).suffix
 
 
-def listen(run: Run, audio: str | None, from_shards: str | None, split: str, rows: int, pca: str | None = None,
-           ) -> hearing.Heard | None:
+def listen(run: TrainedModel, audio: str | None, from_shards: str | None, split: str, rows: int, pca: str | None = None,
+           ) -> hearing.AudioInputs | None:
     """What a conditional model is to hear; None for others.
 
     Raises:
@@ -145,15 +145,15 @@ def listen(run: Run, audio: str | None, from_shards: str | None, split: str, row
                              "--from_shards away")
         return None
     if bool(audio) == bool(from_shards):
-        known = run.facts["shards"]
+        known = run.metadata["shards"]
         raise ValueError(f"{run.folder} is a {run.config.model}: give it --audio FILE or --from_shards DIR"
                          + (f" (it was trained on {known})" if known else ""))
     if audio:
-        return hearing.read_files(audio, run.facts["audio"], [pca] if pca else [])
-    return hearing.read_shards(from_shards, split, rows, run.facts["audio"])
+        return hearing.read_files(audio, run.metadata["audio"], [pca] if pca else [])
+    return hearing.read_shards(from_shards, split, rows, run.metadata["audio"])
 
 
-def read_latents(path: str, run: Run, n: int | None) -> Tensor:
+def read_latents(path: str, run: TrainedModel, n: int | None) -> Tensor:
     """Noise ``[N, L]`` from a .npy file.
 
     Raises:
@@ -177,7 +177,7 @@ def read_latents(path: str, run: Run, n: int | None) -> Tensor:
     return torch.from_numpy(found)
 
 
-def described(run: Run, heard: hearing.Heard | None) -> dict[str, Any]:
+def described(run: TrainedModel, heard: hearing.AudioInputs | None) -> dict[str, Any]:
     """What a cover was made with, as far as the run and the audio go, as values of JSON."""
     options = {name: getattr(run.config.options, name) for name in ("guidance", "sampling_steps")
                if hasattr(run.config.options, name)}
@@ -191,7 +191,7 @@ def digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def sampled(run: Run, noise: Tensor, heard: hearing.Heard | None, firsts: list[Tensor] | None) -> Iterator[Tensor]:
+def sampled(run: TrainedModel, noise: Tensor, heard: hearing.AudioInputs | None, firsts: list[Tensor] | None) -> Iterator[Tensor]:
     """Images ``[<= AT_ONCE, 3, R, R]`` as the network gives them: all noise, for each audio in turn.
 
     The first image of each audio, or of all without audio, is added to ``firsts`` if that is given.
@@ -207,7 +207,7 @@ def sampled(run: Run, noise: Tensor, heard: hearing.Heard | None, firsts: list[T
             yield images
 
 
-def write(out: str, parts: Iterator[Tensor], rows: int, count: int, heard: hearing.Heard | None, run: Run,
+def write(out: str, parts: Iterator[Tensor], rows: int, count: int, heard: hearing.AudioInputs | None, run: TrainedModel,
           size: int | None, about: dict[str, Any]) -> int:
     """Writes images as they come, every file whole or not at all; only one picture of all is held in memory.
 
@@ -230,17 +230,17 @@ def write(out: str, parts: Iterator[Tensor], rows: int, count: int, heard: heari
             row, column = divmod(place, count)
             name = f"{row:04d}_{heard.names[row]}_{column:02d}" if heard else f"{place:05d}"
             own = {**about, "audio": about["audio"][row:row + 1], "row": row, "column": column}
-            pictures.save(path / f"{name}.png", pictures.plain(pictures.to_unit(image, run.model.low), size), own)
+            pictures.save(path / f"{name}.png", pictures.plain(pictures.to_unit(image, run.model.pixel_min), size), own)
     elif path.suffix.lower() == ".png":
         if size and total * size**2 > Image.MAX_IMAGE_PIXELS:
             raise ValueError(f"--size {size}: one picture of {total} covers would have {total * size**2 // 10**6} "
                              f"million pixels, more than viewers open; end --out with / for a file each")
-        covers = torch.cat([pictures.to_unit(part, run.model.low) for part in parts])
+        covers = torch.cat([pictures.to_unit(part, run.model.pixel_min) for part in parts])
         labels = [name[:24] for name in heard.names] if heard else ()
         pictures.save(path, pictures.plain(covers[0], size) if size and total == 1 else
                       pictures.grid(covers, count if heard else 8, labels, size), about)
     else:
-        with written(path) as temporary:
+        with whole_file(path) as temporary:
             array = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32,
                                               shape=(total, 3, run.resolution, run.resolution))
             start = 0
@@ -251,7 +251,7 @@ def write(out: str, parts: Iterator[Tensor], rows: int, count: int, heard: heari
     return total
 
 
-def put_in(songs: dict[Path, Path], covers: list[Tensor], side: int, run: Run) -> None:
+def put_in(songs: dict[Path, Path], covers: list[Tensor], side: int, run: TrainedModel) -> None:
     """Writes a cover into the tags of each audio file, of ``side`` px; source -> file to write, in the covers' order.
 
     Raises:
@@ -260,7 +260,7 @@ def put_in(songs: dict[Path, Path], covers: list[Tensor], side: int, run: Run) -
     if not all(cover.isfinite().all() for cover in covers):
         raise ValueError("--embed: a cover is not finite, so no audio file was touched; try another --checkpoint")
     for (source, target), cover in zip(songs.items(), covers, strict=True):
-        tags.embed(source, target, pictures.plain(pictures.to_unit(cover, run.model.low), side))
+        tags.embed(source, target, pictures.plain(pictures.to_unit(cover, run.model.pixel_min), side))
         resized = "" if side == run.resolution else f" ({UPSCALE})"
         print(f"cover of {side} px{resized} in the tags of {target}")
 

@@ -15,25 +15,25 @@ from covergen import models
 from covergen.data import indexed as data
 from covergen.data.loader import Loader
 from covergen.data.sampling import seed_of
-from covergen.distributed.collectives import reasons_first
+from covergen.distributed.collectives import report_root_cause
 from covergen.distributed.environment import keep_memory, processes, use_threads
-from covergen.distributed.interrupts import Stop
-from covergen.inference.trained_model import Run
-from covergen.models.base import Sizes
+from covergen.distributed.interrupts import StopSignal
+from covergen.inference.trained_model import TrainedModel
+from covergen.models.base import InputSpec
 from covergen.runs import checkpoint, config
-from covergen.runs.checkpoint import Saver
-from covergen.runs.folder import facts_of, start_from, write_run
-from covergen.runs.sync import in_step
+from covergen.runs.checkpoint import AsyncCheckpointer
+from covergen.runs.folder import describe_data, resolve_resume, write_run
+from covergen.runs.sync import open_sync
 from covergen.training.engine import Engine
 from covergen.training.profiler import Profile
-from covergen.training.sample_grids import Preview
-from covergen.training.session import Meter
-from covergen.training.setup import check, demo_shards, say, start_hearing
+from covergen.training.sample_grids import SampleGrids
+from covergen.training.session import Throughput
+from covergen.training.setup import check, demo_shards, load_pretrained_audio_encoder, log_main
 from covergen.training.tracking import Tracker
-from covergen.training.validation import Patience, validate
+from covergen.training.validation import EarlyStopping, validate
 from shard_tools import cli
 from shard_tools.core.locks import lock
-from shard_tools.remote.index_cache import local_root
+from shard_tools.remote.index_cache import resolve
 
 EXAMPLES = 32  # covers of the validation split that grids show
 
@@ -45,30 +45,30 @@ def train(run: config.Config) -> int:
         ValueError, OSError: wrong options or data, for people.
     """
     training, folder = run.training, run.folder
-    stop = Stop(training.minutes)
+    stop = StopSignal(training.minutes)
     threads, source = use_threads(training.threads)
     keep_memory()
-    shards = training.shards or demo_shards(say)
-    root = local_root(shards, training.cache_dir, training.cache_gb)  # of a URL: where its index is kept
+    shards = training.shards or demo_shards(log_main)
+    root = resolve(shards, training.shard_cache_dir, training.shard_cache_gb)  # of a URL: where its index is kept
     rank, ranks, _ = processes()
     cut = {"batch_size": training.batch_size, "seed": training.seed, "audio_scale": training.audio_scale, "rank": rank,
            "ranks": ranks, "window": training.shard_window}
-    stream = data.open_stream(root, "train", order=training.order, albums=training.albums_for,
-                              max_damaged=training.max_damaged, **cut)
+    stream = data.open_stream(root, "train", order=training.order, albums=training.album_subset,
+                              max_corrupt=training.max_corrupt, **cut)
     resolution = training.resolution or stream.resolution
     if resolution > stream.resolution:
         raise ValueError(f"--resolution {resolution} is above the {stream.resolution} px of {shards}; train at that or "
                          "less, or pack the covers again with a larger --resolution")
     torch.manual_seed(seed_of(training.seed, "weights"))
-    sizes = Sizes(resolution, stream.scale.size if stream.scale else 0)
+    sizes = InputSpec(resolution, stream.scale.size if stream.scale else 0)
     model = models.load(run.model).build(run.options, sizes)
     if model.mismatched:
         stream.mismatch()
     check(model, training, root)
-    held_out = data.open_split(root, "val", needed=model.validated is not None, **cut)
-    validated = model.validated if held_out else None
+    held_out = data.open_split(root, "val", needed=model.validation_phase is not None, **cut)
+    validated = model.validation_phase if held_out else None
     if training.condition and not checkpoint.checkpoints(folder):
-        start_hearing(model, training.condition, stream.scale, training.albums_for)
+        load_pretrained_audio_encoder(model, training.condition, stream.scale, training.album_subset)
     engine = Engine(model, training)
     main = engine.rank == 0
 
@@ -76,56 +76,56 @@ def train(run: config.Config) -> int:
     steps = min(training.steps, -(-training.epochs * epoch // images_per_step) or training.steps)
     stream.ends(steps * images_per_step)
 
-    known = facts_of(shards, stream, resolution)
+    known = describe_data(shards, stream, resolution)
     with engine.main_first():
-        mirror = in_step(training.out, training.name, training.keep, main)
+        mirror = open_sync(training.out, training.name, training.keep, main)
         held = lock(folder) if main else None
-        start = start_from(run, say)
+        start = resolve_resume(run, log_main)
         complete = start is not None and checkpoint.step_of(start) >= steps
         if main and not complete:
             write_run(folder, run, known, resuming=start is not None)
     if complete:
         step = checkpoint.step_of(start)
         more = f"--steps {2 * step}" if steps == training.steps else f"--epochs {2 * training.epochs}"
-        say(f"the run is complete at step {step}; {more} would go on")
+        log_main(f"the run is complete at step {step}; {more} would go on")
         engine.close()
         return 0
-    begin, patience = 0, Patience(training.patience if validated else 0)
+    begin, patience = 0, EarlyStopping(training.patience if validated else 0)
     if start:
-        saved = checkpoint.load(start, model.networks, engine.averaged)
+        saved = checkpoint.load(start, model.networks, engine.ema_networks)
         begin = engine.restore(saved)
         patience.restore(saved.get("validation"))
-    if patience.over:
-        say(f"the run stopped early at step {begin}: {patience.told(folder)}. "
+    if patience.should_stop:
+        log_main(f"the run stopped early at step {begin}: {patience.told(folder)}. "
             f"--patience {2 * training.patience} would go on")
         engine.close()
         return 0
-    if model.validated and not validated:
-        say(f"note: {shards} has no val split: there is no validation loss and no early stopping")
+    if model.validation_phase and not validated:
+        log_main(f"note: {shards} has no val split: there is no validation loss and no early stopping")
     for notice in filter(None, (stream.notice, engine.share.notice)):
-        say(f"note: {notice}")
-    say(f"{run.model} at {resolution} px on {stream.samples:,} samples of {shards}\n"
+        log_main(f"note: {notice}")
+    log_main(f"{run.model} at {resolution} px on {stream.samples:,} samples of {shards}\n"
         f"{ranks} process{'es' if ranks > 1 else ''} on {engine.device.type}, precision {engine.precision}, "
         f"{threads} thread{'s' if threads > 1 else ''} each ({source})\n"
         f"{model.sizes()} parameters\n"
         f"run folder {folder}" + (f", uploaded to {training.out}" if mirror else "")
         + (f", going on from {start}" if start else ""))
-    stream.damage.keep(folder / "damaged.jsonl")
+    stream.corruption.keep(folder / "corrupt_samples.jsonl")
     tracker = Tracker(folder, run.flat(), begin) if main else None
-    saver = Saver(folder, training.keep, mirror) if main else None
+    saver = AsyncCheckpointer(folder, training.keep, mirror) if main else None
     loader = Loader(stream, begin * engine.batches_per_step, device=engine.device, resolution=resolution,
                     threads=training.loader_threads, ahead=engine.batches_per_step,
-                    stop=steps * engine.batches_per_step, cache=training.cache, say=say)
-    preview = Preview(model, (held_out or stream).examples(EXAMPLES), stream.facts["genres"], resolution, engine)
+                    stop=steps * engine.batches_per_step, cache=training.decoded_cache, say=log_main)
+    preview = SampleGrids(model, (held_out or stream).examples(EXAMPLES), stream.metadata["genres"], resolution, engine)
     glance = None
     if training.eval_every and main:
         from covergen.evaluation.judge import open_judge
-        from covergen.evaluation.pipeline import Glance  # torchmetrics and others, which take seconds to load
-        glance = Glance(data.IndexedShards(root, "val", batch_size=1, audio_scale="raw"), resolution,
+        from covergen.evaluation.pipeline import QuickEvaluation  # torchmetrics and others, which take seconds to load
+        glance = QuickEvaluation(data.ShardDataset(root, "val", batch_size=1, audio_scale="raw"), resolution,
                         open_judge(training.judge) if training.judge else None, training.seed)
 
-    def live(networks: dict[str, torch.nn.Module]) -> Run:
-        return Run(folder, run, known, model, networks, folder, engine.device, stream.scale)
+    def live(networks: dict[str, torch.nn.Module]) -> TrainedModel:
+        return TrainedModel(folder, run, known, model, networks, folder, engine.device, stream.scale)
 
     bar = tqdm(total=steps, initial=begin, unit="step", disable=not main, dynamic_ncols=True)
 
@@ -133,14 +133,14 @@ def train(run: config.Config) -> int:
         engine.check_weights()
         if main:
             tracker.sync()  # a checkpoint must never know more than the log
-            saver.save(step, model.networks, engine.averaged, engine.state(step) | {"validation": patience.state()},
+            saver.save(step, model.networks, engine.ema_networks, engine.state(step) | {"validation": patience.state()},
                        kinds)
 
-    meter, status = Meter(engine, loader, saver, begin), 0
-    profile = Profile(folder, training.profile if main else 0, engine.device, say)
+    meter, status = Throughput(engine, loader, saver, begin), 0
+    profile = Profile(folder, training.profile if main else 0, engine.device, log_main)
     try:
-        if patience.due and validated and (losses := validate(validated, engine, held_out, resolution, stop)):
-            patience.due = False
+        if patience.validation_pending and validated and (losses := validate(validated, engine, held_out, resolution, stop)):
+            patience.validation_pending = False
             if main:
                 tracker.log(begin, begin * images_per_step, {f"val/{name}": value for name, value in losses.items()})
             if patience.judge(begin, losses["loss"]):
@@ -163,11 +163,11 @@ def train(run: config.Config) -> int:
             if not (logging or stopping):
                 continue
 
-            row = engine.close_window()
-            if costs := engine.compiling.news():
-                say(engine.compiling.text())
+            row = engine.collect_metrics()
+            if costs := engine.compiling.new_stats():
+                log_main(engine.compiling.text())
             row |= {**meter.row(step), **costs, "optim/lr": engine.learning_rate(step),
-                    "data/damaged": stream.damage.total()}
+                    "data/corrupt": stream.corruption.total()}
             bar.set_postfix({"images/s": f"{row['speed/images_per_second']:.0f}"} | {
                 name.removeprefix("loss/"): f"{value:.3g}" for name, value in row.items() if name.startswith("loss/")})
             if sampling or saving or validating or glancing or stopping:
@@ -175,7 +175,7 @@ def train(run: config.Config) -> int:
             better = broken_off = False
             if validating:
                 losses = validate(validated, engine, held_out, resolution, stop)
-                patience.due = broken_off = losses is None
+                patience.validation_pending = broken_off = losses is None
                 stopping |= broken_off
                 row |= {f"val/{name}": value for name, value in (losses or {}).items()}
                 better = losses is not None and patience.judge(step, losses["loss"], epoch_ends)
@@ -188,15 +188,15 @@ def train(run: config.Config) -> int:
                 tracker.table(step, step * images_per_step, *songs)
             if main and not broken_off:  # it is logged when the run goes on
                 tracker.log(step, step * images_per_step, row)
-            saved_as = [kind for kind, wanted in (("best", better), ("step", saving or stopping or patience.over))
+            saved_as = [kind for kind, wanted in (("best", better), ("step", saving or stopping or patience.should_stop))
                         if wanted]
             if saved_as:
                 save(step, saved_as)
-            if patience.over:
-                say(f"stopped early at step {step}, after {patience.waited} epochs without a better validation loss")
+            if patience.should_stop:
+                log_main(f"stopped early at step {step}, after {patience.waited} epochs without a better validation loss")
                 break
             if stopping and not last:
-                say(f"stopped after step {step} ({stop.reason or 'another process was asked to'}); "
+                log_main(f"stopped after step {step} ({stop.reason or 'another process was asked to'}); "
                     "the same command goes on from there")
                 status = stop.status(timed=engine.total(torch.tensor(float(stop.out_of_time))).item() > 0)
                 break
@@ -204,15 +204,15 @@ def train(run: config.Config) -> int:
         else:
             if main:
                 saver.wait()
-            say(f"done: {steps} steps; grids in {folder / 'grids'}, weights in {folder / 'checkpoints'}")
+            log_main(f"done: {steps} steps; grids in {folder / 'grids'}, weights in {folder / 'checkpoints'}")
         if patience.best_step:
-            say(patience.told(folder))
+            log_main(patience.told(folder))
     except FloatingPointError as error:
-        say(f"stopped: {error}. {checkpoint.last_good(folder)}. A smaller --lr, --grad_clip 1 or --mixed_precision no "
+        log_main(f"stopped: {error}. {checkpoint.last_good(folder)}. A smaller --lr, --grad_clip 1 or --mixed_precision no "
             "may help (as a run with another --name), or --on_nan skip 10 here.")
         status = 1
     except Exception as error:  # boundary: whatever it is, the other processes must hear of it
-        engine.tell(error)
+        engine.report_failure(error)
         raise
     finally:
         bar.close()
@@ -223,7 +223,7 @@ def train(run: config.Config) -> int:
             tracker.finish()
             saver.close()
     if main and saver.failure:
-        say(f"stopped: {saver.failure}. {checkpoint.last_good(folder)}. Make room; the same command goes on from there")
+        log_main(f"stopped: {saver.failure}. {checkpoint.last_good(folder)}. Make room; the same command goes on from there")
         status = 1
     engine.close()
     if held:
@@ -243,7 +243,7 @@ def main() -> int:
     if cli.coerce("dry_run", flags.get("dry_run", False), bool):
         print(run.text(), end="")
         return 0
-    with reasons_first(processes()[1]):
+    with report_root_cause(processes()[1]):
         return train(run)
 
 

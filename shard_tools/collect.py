@@ -26,9 +26,9 @@ from shard_tools.dataset.genres import read_map
 from shard_tools.dataset.layout import AUDIO_SUFFIXES
 from shard_tools.extractors import audio
 from shard_tools.music.albums import Track, make_tracks
-from shard_tools.music.collection import Sample, begin, write_collection
+from shard_tools.music.collection import CollectedTrack, begin, write_collection
 from shard_tools.music.covers import CoverTask, choices, make_cover, origin
-from shard_tools.music.excerpt_cache import Heard, HearTask, Part, hear_all, is_kept, memory_of
+from shard_tools.music.excerpt_cache import Excerpt, ExtractedTrack, ExtractTask, cache_folder, extract_all, is_cached
 from shard_tools.music.library import Library, walk
 from shard_tools.music.tags import Tags, read_tags
 
@@ -101,9 +101,9 @@ def collect(source: str, out: str, extractor: str = "essentia", model: str | Non
             tracks = _without_compilations(tracks, drops)
         task = CoverTask(source_path, work / "covers", (), cover_side, max_pixels)
         samples = _with_covers(tracks, library, task, drops, keep_coverless, pool)
-        memories = {entry.path: memory_of(work / "heard", entry, schema.sha256, heard) for entry in library.songs}
+        memories = {entry.path: cache_folder(work / "heard", entry, schema.sha256, heard) for entry in library.songs}
         listen = partial(hear_excerpts, extractor, schema.options, excerpt, excerpts)
-        tasks = [HearTask(source_path, sample.track.path, listen, memories[sample.track.path]) for sample in samples]
+        tasks = [ExtractTask(source_path, sample.track.path, listen, memories[sample.track.path]) for sample in samples]
         deaf = [Drop(path, "audio", error.reason, error.detail) for path, error in _hear(tasks, pool)]
         drops += deaf
         lost = {drop.path for drop in deaf}
@@ -120,7 +120,7 @@ def collect(source: str, out: str, extractor: str = "essentia", model: str | Non
 
 
 def hear_excerpts(extractor: str, options: dict[str, Any], excerpt: float | None, excerpts: int,
-                  path: Path) -> Heard:
+                  path: Path) -> ExtractedTrack:
     """The excerpts of a file that can be heard, or all of it.
 
     Raises:
@@ -129,15 +129,15 @@ def hear_excerpts(extractor: str, options: dict[str, Any], excerpt: float | None
     hear = extractors.load(extractor, **options).of_audio
     seconds, parts, problems = audio.duration(path), [], []
     if excerpt is None:
-        return Heard(seconds, [Part(0, 0.0, seconds, hear(path, 0.0, None))])
+        return ExtractedTrack(seconds, [Excerpt(0, 0.0, seconds, hear(path, 0.0, None))])
     for number, (start, length) in enumerate(audio.starts(seconds, excerpt, excerpts)):
         try:
-            parts.append(Part(number, start, length, hear(path, start, length)))
+            parts.append(Excerpt(number, start, length, hear(path, start, length)))
         except BadFileError as error:  # silence, or damage, in this place
             problems.append(error)
     if not parts:
         raise problems[0]
-    return Heard(seconds, parts)
+    return ExtractedTrack(seconds, parts)
 
 
 def _read_all_tags(source: Path, library: Library, drops: list[Drop], pool: Pool) -> dict[str, Tags]:
@@ -180,7 +180,7 @@ def _without_compilations(tracks: list[Track], drops: list[Drop]) -> list[Track]
 
 
 def _with_covers(tracks: list[Track], library: Library, task: CoverTask, drops: list[Drop], keep_coverless: bool,
-                 pool: Pool) -> list[Sample]:
+                 pool: Pool) -> list[CollectedTrack]:
     """Makes the covers; the tracks with theirs, and those without where they are kept."""
     albums: dict[str, list[Track]] = defaultdict(list)
     for track in tracks:
@@ -197,25 +197,25 @@ def _with_covers(tracks: list[Track], library: Library, task: CoverTask, drops: 
         number, problems = covers[task]
         if number >= 0:
             choice = task.choices[number]
-            samples.append(Sample(track, task.path, origin(track, choice), choice.entry.path))
+            samples.append(CollectedTrack(track, task.path, origin(track, choice), choice.entry.path))
         elif keep_coverless:
-            samples.append(Sample(track, None, "", ""))
+            samples.append(CollectedTrack(track, None, "", ""))
         else:
             drops.append(Drop(track.path, "cover", "no cover", problems or "no picture in its tags or beside it"))
     return samples
 
 
-def _hear(tasks: list[HearTask], pool: Pool) -> Iterator[tuple[str, BadFileError]]:
+def _hear(tasks: list[ExtractTask], pool: Pool) -> Iterator[tuple[str, BadFileError]]:
     """Hears what was not heard before; yields the paths of the files that can't be, and why."""
-    new = [task for task in tasks if not is_kept(task.memory)]
+    new = [task for task in tasks if not is_cached(task.memory)]
     with tqdm(total=len(tasks), initial=len(tasks) - len(new), desc="hearing", unit=" tracks", smoothing=0.05) as bar:
-        for task, error in hear_all(new, pool):
+        for task, error in extract_all(new, pool):
             bar.update()
             if error:
                 yield task.path, error
 
 
-def _report(root: Path, library: Library, samples: list[Sample], rows: list[list[str]], drops: list[Drop],
+def _report(root: Path, library: Library, samples: list[CollectedTrack], rows: list[list[str]], drops: list[Drop],
             seconds: float) -> None:
     albums = Counter(track_album.by for track_album in {sample.track.album for sample in samples})
     kinds = {"release": "by MusicBrainz release", "tags": "by album artist and title", "folder": "by folder"}

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from shard_tools import __version__
 from shard_tools.core.errors import BadFileError
-from shard_tools.core.files import place, write_atomically
+from shard_tools.core.files import place_link, write_atomically
 from shard_tools.core.locks import locked
 from shard_tools.core.parallel import available_workers, run_tasks
 from shard_tools.core.quarantine import Drop, show_reasons, write_quarantine
@@ -230,7 +230,7 @@ def _link(root: Path, picture: Path, tracks: list[str]) -> None:
     for track in tracks:
         target = root / "cover" / (track + picture.suffix)
         target.parent.mkdir(parents=True, exist_ok=True)
-        place(picture, target, "hard")
+        place_link(picture, target, "hard")
 
 
 def _finish(root: Path, releases: dict[str, list[str]], there: dict[str, Path], answers: dict[str, tuple[str, str]],

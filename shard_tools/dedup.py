@@ -23,7 +23,7 @@ from shard_tools.core.parallel import available_workers, run_tasks
 from shard_tools.core.quarantine import Drop, show_reasons, write_quarantine
 from shard_tools.curation.clusters import WHY, File, Member, find_clusters, merged_groups, units_in
 from shard_tools.curation.contact_sheet import Row, Tile, draw_sheet
-from shard_tools.curation.fingerprints import LOOKED, LookTask, look_chunk
+from shard_tools.curation.fingerprints import FINGERPRINT_DTYPE, FingerprintTask, fingerprint_chunk
 from shard_tools.curation.removal import DONE, drop_files, finish, is_unfinished
 from shard_tools.dataset.groups import FILE as GROUPS
 from shard_tools.dataset.groups import write_groups
@@ -101,24 +101,24 @@ def dedup(source: str, out: str | None = None, distance: int = 4, apply: Literal
 
 def _look(listing: Listing, source: Path, root: Path, max_pixels: int,
           workers: int) -> tuple[list[File], np.ndarray, list[Drop]]:
-    """The sound covers, what they look like (``LOOKED``), and the files that can't be used."""
+    """The sound covers, what they look like (``FINGERPRINT_DTYPE``), and the files that can't be used."""
     items = list(listing)
     drops = [item for item in items if isinstance(item, Drop)]
     found = sorted((_file(item) for item in items if isinstance(item, Candidate)),
                    key=lambda file: (file.unit, file.path))  # an album's tracks together: often the same bytes
     memory = root / MEMORY
     memory.mkdir(parents=True, exist_ok=True)
-    tasks = [LookTask(source, tuple(file.cover for file in found[at:at + CHUNK]), memory, max_pixels)
+    tasks = [FingerprintTask(source, tuple(file.cover for file in found[at:at + CHUNK]), memory, max_pixels)
              for at in range(0, len(found), CHUNK)]
     parts = []
     with tqdm(total=len(found), desc="looking", unit=" covers", smoothing=0.05) as bar:
-        for rows, bad in run_tasks(look_chunk, tasks, min(workers, len(tasks))):
+        for rows, bad in run_tasks(fingerprint_chunk, tasks, min(workers, len(tasks))):
             parts.append(rows)
             drops += bad
             bar.update(len(rows))
     for path in set(memory.iterdir()) - {task.path for task in tasks}:  # of files that have changed since
         path.unlink()
-    looked = np.concatenate([*parts, np.zeros(0, LOOKED)])
+    looked = np.concatenate([*parts, np.zeros(0, FINGERPRINT_DTYPE)])
     sound = looked["sound"]
     return [file for file, good in zip(found, sound, strict=True) if good], looked[sound], drops
 

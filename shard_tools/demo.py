@@ -87,9 +87,9 @@ def is_finished(out: str | Path, options: dict[str, Any]) -> bool:
     if marker not in names:
         raise ValueError(f"--out: {out} already holds {sorted(names)[0]!r}, which is no demo; choose a new folder")
     try:
-        facts = json.loads(read_bounded(out / marker))
-        found = dict(facts["options"])
-        if marker == DONE and not all(isinstance(facts[name].get(split, 0), int)
+        metadata = json.loads(read_bounded(out / marker))
+        found = dict(metadata["options"])
+        if marker == DONE and not all(isinstance(metadata[name].get(split, 0), int)
                                       for name in ("albums", "tracks") for split in SPLITS):
             raise ValueError("its counts are no numbers")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -128,10 +128,10 @@ def make(out: str | Path, tier: Tier = "toy", resolution: int | None = None, alb
             "album_latent": album.latent, "track_latent": album.track_latents, "presence": album.presence,
         })
     write_atomically(out / "attributes.npz", _truth(world, rows))
-    facts = {"options": options, "albums": Counter(splits), "tracks": Counter()}
+    metadata = {"options": options, "albums": Counter(splits), "tracks": Counter()}
     for row in rows:
-        facts["tracks"][row["split"]] += len(row["stems"])
-    write_atomically(out / DONE, (json.dumps(facts, indent=1) + "\n").encode())
+        metadata["tracks"][row["split"]] += len(row["stems"])
+    write_atomically(out / DONE, (json.dumps(metadata, indent=1) + "\n").encode())
     (out / BEGUN).unlink()
 
 
@@ -203,12 +203,12 @@ def main(out: str, tier: Tier = "toy", resolution: int | None = None, albums: in
     began = time.perf_counter()
     make(out, tier, resolution, albums, seed)
     seconds = time.perf_counter() - began
-    facts = json.loads((Path(out) / DONE).read_bytes())
-    total, tracks = (sum(facts[name].get(split, 0) for split in SPLITS) for name in ("albums", "tracks"))
+    metadata = json.loads((Path(out) / DONE).read_bytes())
+    total, tracks = (sum(metadata[name].get(split, 0) for split in SPLITS) for name in ("albums", "tracks"))
     print(f"{out}: this very demo was already there" if was_there else
           f"{out}: made {total / seconds:,.0f} covers/s with their tracks' files")
     print(f"{total:,} albums, {tracks:,} tracks: " + ", ".join(
-        f"{split} {facts['albums'].get(split, 0):,} / {facts['tracks'].get(split, 0):,}" for split in SPLITS))
+        f"{split} {metadata['albums'].get(split, 0):,} / {metadata['tracks'].get(split, 0):,}" for split in SPLITS))
     print(f"next: python -m shard_tools.pack --source {out} --out SHARDS")
 
 

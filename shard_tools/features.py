@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from shard_tools.core.files import place
+from shard_tools.core.files import place_link
 from shard_tools.core.locks import locked
 from shard_tools.core.parallel import Distributor, available_workers, run_tasks
 from shard_tools.core.quarantine import Drop, show_reasons, verdict, write_quarantine
@@ -201,7 +201,7 @@ def _run(plan: Plan, covers: Path, workers: int, distributor: Distributor) -> tu
             drops += result.drops
             for cover, name in result.links:
                 (covers / name).parent.mkdir(parents=True, exist_ok=True)
-                place(cover, covers / name, "hard")
+                place_link(cover, covers / name, "hard")
             bar.update(result.position - bar.n)
         bar.update(plan.total - bar.n)
     return written, kept, drops

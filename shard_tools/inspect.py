@@ -17,8 +17,8 @@ from shard_tools.dataset.demo_truth import TRUTH
 from shard_tools.dataset.images import read_cover
 from shard_tools.dataset.layout import make_key, read_key
 from shard_tools.remote.filesystem import is_remote
-from shard_tools.remote.index_cache import local_root
-from shard_tools.shards.index import Index, check_facts, is_plain_name, open_index, row_problems, splits_in
+from shard_tools.remote.index_cache import resolve
+from shard_tools.shards.index import Index, check_metadata, is_plain_name, open_index, row_problems, splits_in
 from shard_tools.shards.tar import read_sample
 
 COLUMNS, LINES = 8, 6
@@ -36,14 +36,14 @@ def inspect(shards: str, preview: str | None = None, unpack: str | None = None, 
     """
     if is_remote(shards) and (preview or unpack):
         raise ValueError(f"{shards}: --preview and --unpack read covers; copy the shards to this machine first")
-    root = local_root(shards)
+    root = resolve(shards)
     have = list(splits_in(root))
     if not have:
         raise ValueError(f"{root} holds no <split>.index.json; expected a folder that shard_tools.pack has finished")
     indexes = [open_index(root, name) for name in ([split] if split else have)]
     for index in indexes:
         try:
-            check_facts(index.facts, index.split)
+            check_metadata(index.metadata, index.split)
         except ValueError as error:
             raise ValueError(f"{root}/{index.split}.index.json: {error}") from None
         if problems := row_problems(index):
@@ -62,14 +62,14 @@ def inspect(shards: str, preview: str | None = None, unpack: str | None = None, 
 
 
 def _tables(indexes: list[Index]) -> Iterator[str]:
-    facts = indexes[0].facts
+    metadata = indexes[0].metadata
     yield f"{'split':7} {'samples':>10} {'groups':>10} {'shards':>7} {'MB':>10}"
     for index in indexes:
-        size = sum(shard["bytes"] for shard in index.facts["shards"]) / 1e6
-        yield (f"{index.split:7} {len(index.rows):10,} {index.facts['groups']:10,} {len(index.facts['shards']):7,} "
+        size = sum(shard["bytes"] for shard in index.metadata["shards"]) / 1e6
+        yield (f"{index.split:7} {len(index.rows):10,} {index.metadata['groups']:10,} {len(index.metadata['shards']):7,} "
                f"{size:10,.1f}")
-    audio = facts["audio"]
-    yield f"\ncovers  {facts['resolution']} x {facts['resolution']} JPEG"
+    audio = metadata["audio"]
+    yield f"\ncovers  {metadata['resolution']} x {metadata['resolution']} JPEG"
     if audio is None:
         yield "audio   none"
     else:
@@ -81,17 +81,17 @@ def _tables(indexes: list[Index]) -> Iterator[str]:
         yield f"        std from {min(audio['std']):.3g} to {max(audio['std']):.3g}"
     if (indexes[0].root / TRUTH).is_file():
         yield f"truth   {TRUTH}: what the demo's covers show"
-    width = max(5, *(len(_shown(genre)) for genre in facts["genres"]))
+    width = max(5, *(len(_shown(genre)) for genre in metadata["genres"]))
     yield f"\n{'genre':{width}} " + " ".join(f"{index.split:>10}" for index in indexes)
-    for genre in facts["genres"]:
-        counts = " ".join(f"{index.facts['genre_counts'].get(genre, 0):10,}" for index in indexes)
+    for genre in metadata["genres"]:
+        counts = " ".join(f"{index.metadata['genre_counts'].get(genre, 0):10,}" for index in indexes)
         yield f"{_shown(genre):{width}} {counts}"
     for index in indexes:
         yield f"\nsamples a group ({index.split})"
         yield from _histogram(np.unique(index.rows["group"], return_counts=True)[1])
-    if facts["drops"]:
+    if metadata["drops"]:
         yield "\ndropped"
-        yield from (f"{count:10,}  {_shown(reason)}" for reason, count in facts["drops"].items())
+        yield from (f"{count:10,}  {_shown(reason)}" for reason, count in metadata["drops"].items())
 
 
 def _histogram(sizes: np.ndarray) -> Iterator[str]:
@@ -118,7 +118,7 @@ def draw_preview(index: Index, path: Path) -> None:
         x, y = GAP + i % COLUMNS * (TILE + GAP), GAP + i // COLUMNS * (TILE + LABEL + GAP)
         cover = Image.fromarray(read_cover(_read(index, row)[1]))
         sheet.paste(cover.resize((TILE, TILE), Image.Resampling.LANCZOS), (x, y))
-        label = _fit(_shown(index.facts["genres"][row["genre"]]), font)
+        label = _fit(_shown(index.metadata["genres"][row["genre"]]), font)
         draw.text((x + TILE / 2, y + TILE + LABEL / 2), label, "black", font, anchor="mm")
     output = io.BytesIO()
     sheet.save(output, "PNG")
@@ -156,7 +156,7 @@ def unpack_shards(indexes: list[Index], out: Path) -> int:
     for index in indexes:
         for row in tqdm(index.rows, desc=index.split, unit=" samples"):
             key, cover, audio = _read(index, row)
-            folder = out / index.split / index.facts["genres"][row["genre"]]
+            folder = out / index.split / index.metadata["genres"][row["genre"]]
             folder.mkdir(parents=True, exist_ok=True)
             for data, kind in ((cover, ".jpg"), (audio, ".npy")):
                 if data:

@@ -29,7 +29,14 @@ from shard_tools.remote.filesystem import is_remote
 from shard_tools.remote.upload import pack_to
 from shard_tools.shards import state as job
 from shard_tools.shards.index import write_index
-from shard_tools.shards.packing import Orders, audio_facts, make_shards, settle_groups, split_facts, split_rows
+from shard_tools.shards.packing import (
+    PackOptions,
+    audio_metadata,
+    make_shards,
+    settle_groups,
+    split_metadata,
+    split_rows,
+)
 
 
 def pack(source: str, out: str, dataset: Literal["auto", "audio-cover", "cover"] = "auto",
@@ -80,16 +87,16 @@ def pack(source: str, out: str, dataset: Literal["auto", "audio-cover", "cover"]
     schema = find_schema(listing.source, listing.top, listing.audio_folders())
     root.mkdir(parents=True, exist_ok=True)
     with locked(root):
-        facts = [] if overwrite else job.finished(root)
-        if facts:
-            job.check_same(root, facts, options, listing)
+        metadata = [] if overwrite else job.finished(root)
+        if metadata:
+            job.check_same(root, metadata, options, listing)
             added = _copy_truth(source_path, listing, root)
             print(f"{root} is already packed" + (f"; {TRUTH} was added" if added else ""))
-            return _verdict(sum(facts[0]["drops"].values()), sum(f["samples"] for f in facts), max_failure_rate)
-        work = job.begin(root, listing, options, overwrite)
+            return _verdict(sum(metadata[0]["drops"].values()), sum(f["samples"] for f in metadata), max_failure_rate)
+        work = job.open_state(root, listing, options, overwrite)
         if dataset == "audio-cover" and not listing.paired:
             raise ValueError("--dataset audio-cover, but --source holds no vectors; use --dataset cover")
-        orders = Orders(source_path, root, resolution, samples_per_shard, audio_blocks, max_pixels, schema,
+        orders = PackOptions(source_path, root, resolution, samples_per_shard, audio_blocks, max_pixels, schema,
                         Pool(workers or available_workers(distributor), distributor, (source_path, work.folder)))
         drops: list[Drop] = []
         try:
@@ -107,16 +114,16 @@ def pack(source: str, out: str, dataset: Literal["auto", "audio-cover", "cover"]
             "splits": list(packed.tasks), "genres": work.genres, "resolution": packed.expected.resolution,
             "ignored_files": work.ignored, "drops": dict(sorted(Counter(drop.reason for drop in drops).items())),
             "quarantine_sha256": write_quarantine(root, drops),
-            "audio": audio_facts(packed, basis, schema),
+            "audio": audio_metadata(packed, basis, schema),
         }
         _copy_truth(source_path, listing, root)  # before the index: with that the folder is finished
         groups = settle_groups(packed.tasks)
-        facts = {split: common | split_facts(shards, work.genres, groups[split])
+        metadata = {split: common | split_metadata(shards, work.genres, groups[split])
                  for split, shards in packed.tasks.items()}
         for split, shards in packed.tasks.items():
-            write_index(root, split, facts[split], len(groups[split]), split_rows(shards, groups[split]))
-        job.end(root)
-        _report(root, facts, groups, drops, time.monotonic() - started)
+            write_index(root, split, metadata[split], len(groups[split]), split_rows(shards, groups[split]))
+        job.commit(root)
+        _report(root, metadata, groups, drops, time.monotonic() - started)
         return _verdict(len(drops), sum(map(len, groups.values())), max_failure_rate)
 
 
@@ -129,13 +136,13 @@ def _copy_truth(source: Path, listing: Listing, root: Path) -> bool:
         return False
 
 
-def _report(root: Path, facts: dict[str, dict[str, Any]], groups: dict[str, np.ndarray], drops: list[Drop],
+def _report(root: Path, metadata: dict[str, dict[str, Any]], groups: dict[str, np.ndarray], drops: list[Drop],
             seconds: float) -> None:
-    for split, known in facts.items():
+    for split, known in metadata.items():
         size = sum(shard["bytes"] for shard in known["shards"])
         print(f"{split:5} {known['samples']:9,} samples  {known['groups']:9,} groups  "
               f"{len(known['shards']):5,} shards  {size / 1e6:10,.1f} MB")
-    resolution, audio = next(iter(facts.values()))["resolution"], next(iter(facts.values()))["audio"]
+    resolution, audio = next(iter(metadata.values()))["resolution"], next(iter(metadata.values()))["audio"]
     if audio:
         print(f"covers {resolution} x {resolution}; vectors of {audio['dimension']}, blocks "
               + ", ".join(f"[{start}, {end})" for start, end in audio["blocks"])

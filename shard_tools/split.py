@@ -14,18 +14,18 @@ import numpy as np
 from tqdm import tqdm
 
 from shard_tools.core.errors import BadFileError
-from shard_tools.core.files import GROUPS_BYTES, TEMPORARY, Way, place, place_bytes, write_atomically
+from shard_tools.core.files import GROUPS_BYTES, TEMPORARY, Way, place_bytes, place_link, write_atomically
 from shard_tools.core.parallel import available_workers
 from shard_tools.core.quarantine import QUARANTINE, Drop, write_quarantine
 from shard_tools.curation.assignment import FILE, Assignment, Unit, assign, read_splits, rule_of, write_splits
-from shard_tools.curation.grouping import TRACKS, Sample, make_units, name_of, read_artists
-from shard_tools.curation.leakage import NEAR, Covers, find_leaks, look_at_files, near_pairs, show_leaks
+from shard_tools.curation.grouping import TRACKS, SplitSample, make_units, name_of, read_artists
+from shard_tools.curation.leakage import NEAR, SplitCovers, find_leaks, look_at_files, near_pairs, show_leaks
 from shard_tools.dataset import groups, schema
 from shard_tools.dataset.demo_truth import DEMO, TRUTH, find_truth, read_columns, read_truth
 from shard_tools.dataset.images import COVER_BYTES
 from shard_tools.dataset.layout import SPLITS, Listing, album_of, open_layout
 from shard_tools.dataset.schema import find_schema
-from shard_tools.dataset.source import Entry, Zip, open_source, read_beside, read_entry
+from shard_tools.dataset.source import Entry, Zip, open_source, read_entry, read_sidecar
 
 HOW = {"hard": "hard links: the files are those of --source, in a second place", "copy": "copies of --source's files",
        "soft": "soft links to the files of --source, which must stay where it is"}
@@ -84,7 +84,7 @@ def split(source: str, out: str, shares: tuple[float, ...] = (80.0, 10.0, 10.0),
         write_splits(source_path / FILE, known, rule)
     write_splits(root / FILE, known, rule)
     _report(samples, splits, units, assignment, listing.genres, drops)
-    if torn := sorted({*torn, *assignment.torn}):
+    if torn := sorted({*torn, *assignment.reassigned}):
         print(f"warning: {len(torn):,} old group(s) moved, for something new binds them to groups of another split: "
               + ", ".join(torn[:3]))
     if empty := [name for name, share in zip(SPLITS, shares, strict=True) if share and name not in splits]:
@@ -108,7 +108,7 @@ def _check(shares: tuple[float, ...], **numbers: tuple[int, int, int]) -> tuple[
     return tuple(share / 100 for share in shares)
 
 
-def _read(listing: Listing, source: Path, by: str, workers: int) -> tuple[list[Sample], Covers, list[Drop]]:
+def _read(listing: Listing, source: Path, by: str, workers: int) -> tuple[list[SplitSample], SplitCovers, list[Drop]]:
     """The samples whose covers can be read, what those look like, and what is left behind."""
     candidates, drops, before = [], [], {}
     for item in listing:
@@ -128,7 +128,7 @@ def _read(listing: Listing, source: Path, by: str, workers: int) -> tuple[list[S
     for item, cover in zip(sound, covers.which.tolist(), strict=True):
         if item.album:
             albums[cover] = min(item.album, albums.get(cover, item.album))
-    return [Sample(item, cover, item.album or albums.get(cover, covers.name(cover)), artists.get(name_of(item), ""))
+    return [SplitSample(item, cover, item.album or albums.get(cover, covers.name(cover)), artists.get(name_of(item), ""))
             for item, cover in zip(sound, covers.which.tolist(), strict=True)], covers, drops
 
 
@@ -148,7 +148,7 @@ def _known(paths: Iterable[Path], rule: str, asked: bool) -> dict[str, str]:
     return known
 
 
-def _rename(known: dict[str, str], samples: Sequence[Sample], covers: Covers) -> list[str]:
+def _rename(known: dict[str, str], samples: Sequence[SplitSample], covers: SplitCovers) -> list[str]:
     """Keeps what got another group since (by dedup, or tags) where it was; returns the old groups that can't stay."""
     torn = []
     for sample in samples:
@@ -158,7 +158,7 @@ def _rename(known: dict[str, str], samples: Sequence[Sample], covers: Covers) ->
     return torn
 
 
-def _write(root: Path, source: Path, listing: Listing, samples: Sequence[Sample], splits: Sequence[str],
+def _write(root: Path, source: Path, listing: Listing, samples: Sequence[SplitSample], splits: Sequence[str],
            drops: list[Drop], link: Way) -> Way:
     """Puts every file into its split, unless it is there, and what speaks of them beside; returns how.
 
@@ -178,7 +178,7 @@ def _write(root: Path, source: Path, listing: Listing, samples: Sequence[Sample]
     ways: Counter[Way] = Counter()
     for path, entry in tqdm(files.items(), desc="placing", unit=" files"):
         if not isinstance(listing.source, Zip):
-            ways[place(source / entry.path, root / path, link)] += 1
+            ways[place_link(source / entry.path, root / path, link)] += 1
             continue
         ways["copy"] += 1
         try:
@@ -190,17 +190,17 @@ def _write(root: Path, source: Path, listing: Listing, samples: Sequence[Sample]
     return ways.most_common(1)[0][0]
 
 
-def _targets(sample: Sample, name: str, paired: bool) -> Iterator[tuple[str, Entry]]:
+def _targets(sample: SplitSample, name: str, paired: bool) -> Iterator[tuple[str, Entry]]:
     candidate = sample.candidate
     for part, entry in (("cover/", candidate.cover), ("audio/", candidate.audio)):
         if entry:
             yield f"{part if paired else ''}{name}/{candidate.genre}/{entry.name}", entry
 
 
-def _write_beside(root: Path, source: Path, listing: Listing, samples: Sequence[Sample], splits: Sequence[str]) -> None:
+def _write_beside(root: Path, source: Path, listing: Listing, samples: Sequence[SplitSample], splits: Sequence[str]) -> None:
     """Carries along groups, tracks, the vectors' schema, and the truth of a demo, in which splits are told anew."""
     for name in (groups.FILE, TRACKS):
-        data = read_beside(listing.source, listing.top, name, GROUPS_BYTES)
+        data = read_sidecar(listing.source, listing.top, name, GROUPS_BYTES)
         if data is not None:
             write_atomically(root / name, data)
     found = find_schema(listing.source, listing.top, listing.audio_folders())
@@ -215,10 +215,10 @@ def _write_beside(root: Path, source: Path, listing: Listing, samples: Sequence[
         buffer = io.BytesIO()
         np.savez_compressed(buffer, **columns)
         write_atomically(root / TRUTH, buffer.getvalue())
-        write_atomically(root / DEMO, read_beside(listing.source, entry.path.rpartition("/")[0], DEMO, 2**20) or b"")
+        write_atomically(root / DEMO, read_sidecar(listing.source, entry.path.rpartition("/")[0], DEMO, 2**20) or b"")
 
 
-def _report(samples: Sequence[Sample], splits: Sequence[str], units: Sequence[Unit], assignment: Assignment,
+def _report(samples: Sequence[SplitSample], splits: Sequence[str], units: Sequence[Unit], assignment: Assignment,
             genres: Sequence[str], drops: Sequence[Drop]) -> None:
     in_groups = {genre: Counter() for genre in genres}
     in_samples = {genre: Counter() for genre in genres}

@@ -19,7 +19,15 @@ from shard_tools.curation.leakage import NEAR, find_leaks, look_at_shards, near_
 from shard_tools.dataset.demo_truth import TRUTH, read_columns
 from shard_tools.remote.filesystem import is_remote
 from shard_tools.shards.check import Check, check_shard
-from shard_tools.shards.index import Index, check_facts, facts_bytes, open_index, read_facts, row_problems, splits_in
+from shard_tools.shards.index import (
+    Index,
+    check_metadata,
+    metadata_bytes,
+    open_index,
+    read_metadata,
+    row_problems,
+    splits_in,
+)
 from shard_tools.shards.state import FOLDER
 from shard_tools.shards.tar import read_sample
 
@@ -66,7 +74,7 @@ def _look_for_leaks(indexes: list[Index], workers: int) -> int:
         number = int(np.searchsorted(starts, sample, side="right")) - 1
         index, row = indexes[number], indexes[number].rows[sample - starts[number]]
         with open(index.shards[row["shard"]], "rb") as file:
-            return f"{index.split}/{index.facts['genres'][row['genre']]}/{read_sample(file, row)[0]}"
+            return f"{index.split}/{index.metadata['genres'][row['genre']]}/{read_sample(file, row)[0]}"
 
     splits = np.repeat(np.arange(len(indexes)), np.diff(starts))
     groups = np.concatenate([index.rows["group"] for index in indexes])
@@ -95,11 +103,11 @@ def _check_folder(root: Path) -> tuple[list[str], list[Index]]:
             problems.append(f"{split}.index: {error}")
             continue
         indexes.append(index)
-        expected |= {shard["name"] for shard in index.facts["shards"]}
-        for missing in set(index.facts["splits"]).difference(splits):
+        expected |= {shard["name"] for shard in index.metadata["shards"]}
+        for missing in set(index.metadata["splits"]).difference(splits):
             problems.append(f"{missing}.index.json: missing; {split} was packed together with it")
         problems += [f"{split}.index.npy: {problem}" for problem in row_problems(index)]
-        if not (root / QUARANTINE).is_file() or file_sha256(root / QUARANTINE) != index.facts["quarantine_sha256"]:
+        if not (root / QUARANTINE).is_file() or file_sha256(root / QUARANTINE) != index.metadata["quarantine_sha256"]:
             problems.append(f"{QUARANTINE}: missing or not what was written")
     if len(indexes) == len(splits):  # otherwise it is not known which shards belong here
         for path in sorted(root.glob("*.tar")):
@@ -115,23 +123,23 @@ def _open(root: Path, split: str) -> Index:
     path = root / f"{split}.index.json"
     if not path.is_file():  # a FIFO would be waited for
         raise ValueError("not a file")
-    facts = read_facts(path)
-    if path.read_bytes() != facts_bytes(facts):  # a flipped bit can leave JSON that means the same
+    metadata = read_metadata(path)
+    if path.read_bytes() != metadata_bytes(metadata):  # a flipped bit can leave JSON that means the same
         raise ValueError(f"{path.name} is not as it was written; pack the shards again")
-    check_facts(facts, split)
+    check_metadata(metadata, split)
     rows = root / f"{split}.index.npy"
-    if not rows.is_file() or file_sha256(rows) != facts["rows_sha256"]:
+    if not rows.is_file() or file_sha256(rows) != metadata["rows_sha256"]:
         raise ValueError(f"{rows.name} is missing or not what was written; pack the shards again")
     return open_index(root, split)
 
 
 def _shard_checks(index: Index, full: bool) -> list[Check]:
-    facts = index.facts
-    ends = list(itertools.accumulate(shard["samples"] for shard in facts["shards"]))
-    dimension = facts["audio"]["dimension"] if facts["audio"] else 0
+    metadata = index.metadata
+    ends = list(itertools.accumulate(shard["samples"] for shard in metadata["shards"]))
+    dimension = metadata["audio"]["dimension"] if metadata["audio"] else 0
     return [Check(index.root / shard["name"], shard["bytes"], shard["sha256"],
-                  np.array(index.rows[end - shard["samples"]:end]) if full else None, facts["resolution"], dimension)
-            for shard, end in zip(facts["shards"], ends, strict=True)]
+                  np.array(index.rows[end - shard["samples"]:end]) if full else None, metadata["resolution"], dimension)
+            for shard, end in zip(metadata["shards"], ends, strict=True)]
 
 
 if __name__ == "__main__":

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from covergen.analyses import names_of, plots
-from covergen.data.sampling import varied
+from covergen.data.sampling import stratified_rows
 from covergen.inference.cover_inputs import Samples, find_split
 from covergen.inference.images import to_unit
-from covergen.inference.trained_model import Run
+from covergen.inference.trained_model import TrainedModel
 from covergen.models.base import Latents
 
 COLUMNS = 8
@@ -20,7 +20,7 @@ SPLITS = ("test", "val", "train")
 CENTRE = 1e-6  # noise truncated to so few standard deviations lies at its mean
 
 
-def draw(run: Run, path: Path, *, shards: str | None, split: str | None, n: int, frames: int, seed: int,
+def draw(run: TrainedModel, path: Path, *, shards: str | None, split: str | None, n: int, frames: int, seed: int,
          truncation: float | None) -> str:
     """Writes walks between latents at a fixed audio, and for the second half of a conditional model's between audios.
 
@@ -47,7 +47,7 @@ def draw(run: Run, path: Path, *, shards: str | None, split: str | None, n: int,
         first, last, labels = audio_ends(samples, by_noise, n, seed)
         heard = torch.lerp(first[:, None], last[:, None], at[:, None]).flatten(0, 1).numpy()
     made = run.sample(noise.flatten(0, 1), heard)
-    images = to_unit(made, run.model.low).unflatten(0, (n, frames))
+    images = to_unit(made, run.model.pixel_min).unflatten(0, (n, frames))
     title = f"Walks of {name}: spherical between latents" + (", straight between audios" if samples else "")
     apart = (images[:, 0] - images[:, -1]).square().flatten(1).mean(1)
     report = f"{name}: mean squared difference between the ends of walks: {apart[:by_noise].mean():.3g} by noise"
@@ -74,7 +74,7 @@ def audio_ends(samples: Samples, by_noise: int, n: int, seed: int) -> tuple[Tens
     track."""
     draws = np.random.default_rng(seed)
     rows = draws.permutation(samples.audible())
-    rows = draws.permutation(rows[varied(samples.rows["genre"][rows], 2 * n - by_noise)])
+    rows = draws.permutation(rows[stratified_rows(samples.rows["genre"][rows], 2 * n - by_noise)])
     first, last = np.resize(rows, 2 * n - by_noise)[:n], np.resize(rows, 2 * n - by_noise)[n:]
     last = np.concatenate([first[:by_noise], last])
     names = [[samples.genres[kind] for kind in samples.rows["genre"][end]] for end in (first, last)]

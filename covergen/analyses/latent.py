@@ -13,7 +13,7 @@ from covergen.analyses import names_of, plots
 from covergen.data.batch import Batch
 from covergen.evaluation import metrics
 from covergen.inference.cover_inputs import Samples, find_split
-from covergen.inference.trained_model import Run
+from covergen.inference.trained_model import TrainedModel
 
 SPLITS = ("test", "val", "train")
 NEIGHBOURS = 10
@@ -22,7 +22,7 @@ LEAST = 20  # the fewest covers that it is worth
 MOST = 2**31  # bytes of latents
 
 
-def draw(run: Run, path: Path, *, shards: str | None, split: str | None, n: int, genres: Sequence[str] | None,
+def draw(run: TrainedModel, path: Path, *, shards: str | None, split: str | None, n: int, genres: Sequence[str] | None,
          seed: int) -> str:
     """Writes the t-SNE plane of the latents of covers, one of each cover, coloured by genre.
 
@@ -66,7 +66,7 @@ def draw(run: Run, path: Path, *, shards: str | None, split: str | None, n: int,
     return f"{name}, {count:,} covers of {splits}, {latents.shape[1]} latent numbers: {figures}"
 
 
-def encoded(run: Run, batches: Iterable[Batch], count: int) -> Tensor:
+def encoded(run: TrainedModel, batches: Iterable[Batch], count: int) -> Tensor:
     """The latents ``[count, L]`` of covers in batches; ValueError where they would take more than ``MOST`` bytes."""
     latents, start = torch.empty(0), 0
     for batch in batches:

@@ -12,13 +12,13 @@ from covergen.analyses import names_of, plots
 from covergen.evaluation import metrics
 from covergen.inference.cover_inputs import Samples, find_split
 from covergen.inference.images import to_unit
-from covergen.inference.trained_model import Run
+from covergen.inference.trained_model import TrainedModel
 
 ROWS = 8
 SPLITS = ("test", "val", "train")
 
 
-def draw(run: Run, path: Path, *, shards: str | None, split: str | None, n: int, genres: Sequence[str] | None,
+def draw(run: TrainedModel, path: Path, *, shards: str | None, split: str | None, n: int, genres: Sequence[str] | None,
          seed: int, truncation: float | None) -> str:
     """Writes covers whose columns share the noise and whose rows share the audio: one track of each genre.
 
@@ -42,7 +42,7 @@ def draw(run: Run, path: Path, *, shards: str | None, split: str | None, n: int,
     heard = samples.read([draws.choice(rows[kinds == kind]) for kind in chosen]).audio.numpy()
     noise = run.model.latents(n, torch.Generator().manual_seed(seed), truncation)
     made = run.sample(noise.repeat(len(chosen), 1), heard.repeat(n, axis=0))
-    images = to_unit(made, run.model.low).unflatten(0, (len(chosen), n))
+    images = to_unit(made, run.model.pixel_min).unflatten(0, (len(chosen), n))
     finite = made.isfinite().flatten(1).all(1).unflatten(0, (len(chosen), n)).all(1)
     lost = f"{(~finite).sum()} rows are not finite (grey): their audio is too far from what the model heard in training"
     figures = [lost] if not finite.all() else []

@@ -9,18 +9,18 @@ import torch
 from torch import Tensor
 
 from covergen.analyses import names_of, plots
-from covergen.data.batch import shrink
+from covergen.data.batch import downscale
 from covergen.evaluation import metrics
 from covergen.inference.cover_inputs import Samples, find_split
 from covergen.inference.images import to_unit
-from covergen.inference.trained_model import Run
+from covergen.inference.trained_model import TrainedModel
 
 SHOWN = 3  # nearest covers of each kind
 NEAREST = 10  # whose mean distance is what the nearest is compared with
 SIDE = 32  # pixels of the covers that are searched, at most
 
 
-def draw(run: Run, path: Path, *, shards: str | None, split: str | None, n: int, compare: int, seed: int,
+def draw(run: TrainedModel, path: Path, *, shards: str | None, split: str | None, n: int, compare: int, seed: int,
          truncation: float | None) -> str:
     """Writes generated covers with those of a split that are nearest by pixels and by 4 x 4 thumbnails.
 
@@ -54,7 +54,7 @@ def draw(run: Run, path: Path, *, shards: str | None, split: str | None, n: int,
         tracks = np.resize(draws.permutation(held.audible()), len(noise))
         heard = held.read(tracks).audio.numpy()
         labels = [held.genres[kind] for kind in held.rows["genre"][tracks[:n]]]
-    made = to_unit(run.sample(noise, heard), run.model.low).mul(255).round().byte()
+    made = to_unit(run.sample(noise, heard), run.model.pixel_min).mul(255).round().byte()
     parts = [[searched(batch.cover) for batch in source.blocks(some)]
              for source, some in ((base, rows), (held, real))]
     groups = [torch.from_numpy(source.rows["group"][some].astype(np.int64)) for source, some in
@@ -97,4 +97,4 @@ def in_words(near: Tensor, far: Tensor, held_out: str) -> str:
 
 def searched(covers: Tensor) -> tuple[Tensor, Tensor]:
     """What uint8 covers ``[N, 3, R, R]`` are compared by: uint8 pixels ``[N, D]`` at 32 px or less; thumbnails."""
-    return shrink(covers, min(SIDE, covers.shape[-1])).flatten(1), metrics.thumbnails(covers)
+    return downscale(covers, min(SIDE, covers.shape[-1])).flatten(1), metrics.thumbnails(covers)

@@ -10,15 +10,15 @@ from torch import Tensor
 
 from covergen.analyses import names_of, plots
 from covergen.inference.cover_inputs import Pictures, Samples, find_split
-from covergen.inference.trained_model import Run
+from covergen.inference.trained_model import TrainedModel
 from covergen.nn.losses import psnr
-from shard_tools.core.files import written
+from shard_tools.core.files import whole_file
 
 COLUMNS = 8
 SPLITS = ("val", "test", "train")
 
 
-def draw(runs: Sequence[Run], path: Path, *, shards: str | None, split: str | None, n: int | None,
+def draw(runs: Sequence[TrainedModel], path: Path, *, shards: str | None, split: str | None, n: int | None,
          images: str | None) -> str:
     """Writes the originals as one row and below it each run's reconstructions; or one run's as an array (x.npy).
 
@@ -58,10 +58,10 @@ def errors(covers: Tensor, versions: Tensor) -> Tensor:
     return (covers.float() / 255 - versions).square().flatten(1).mean(1)
 
 
-def write_array(run: Run, source: Samples | Pictures, rows: Sequence[int], path: Path) -> float:
+def write_array(run: TrainedModel, source: Samples | Pictures, rows: Sequence[int], path: Path) -> float:
     """Writes reconstructions of rows as a .npy, in their order, as they are made; returns the mean PSNR."""
     total = 0.0
-    with written(path) as temporary:
+    with whole_file(path) as temporary:
         array = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32,
                                           shape=(len(rows), 3, run.resolution, run.resolution))
         start = 0
@@ -74,7 +74,7 @@ def write_array(run: Run, source: Samples | Pictures, rows: Sequence[int], path:
     return total / len(rows)
 
 
-def write_picture(runs: Sequence[Run], sources: Sequence[Samples | Pictures], rows: Sequence[int], path: Path,
+def write_picture(runs: Sequence[TrainedModel], sources: Sequence[Samples | Pictures], rows: Sequence[int], path: Path,
                   place: str) -> str:
     """Originals and reconstructions, eight a line; returns the mean errors of each run in words."""
     batches = [source.read(rows) for source in sources]

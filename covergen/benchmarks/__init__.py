@@ -27,7 +27,7 @@ def report(what: str, measured: dict[str, list[float]], unit: str, base: str, fa
                       "unit": unit, "median": median, f"ratio_to_{base}": ratio}))
 
 
-def take_turns(contenders: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+def alternate(contenders: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
     """One unmeasured call of each, then ``rounds`` measured ones in alternation."""
     measured: dict[str, list[float]] = {name: [] for name in contenders}
     for number in range(rounds + 1):

@@ -21,13 +21,13 @@ import torch
 
 from covergen import models
 from covergen.benchmarks import scaling
-from covergen.benchmarks.counting import Step, count, random_batch, take_turns_once
+from covergen.benchmarks.counting import Step, count, random_batch, run_phases_once
 from covergen.benchmarks.reduce import time_reduce
 from covergen.data import indexed as data
 from covergen.distributed.environment import use_threads
-from covergen.models.base import Model, Sizes
+from covergen.models.base import InputSpec, Model
 from covergen.runs import config
-from shard_tools.shards.index import ROW, facts_bytes
+from shard_tools.shards.index import ROW, metadata_bytes
 
 PAIRS = 100_000_000
 GIGA = 1e9
@@ -77,7 +77,7 @@ def run(model: str = "wgan_gp", resolution: int = 128, audio: int = 0, batch_per
     use_threads(0)
     settings = config.resolve({"model": model, "shards": shards or "none"})
     try:
-        built = models.load(model).build(settings.options, Sizes(resolution, audio))
+        built = models.load(model).build(settings.options, InputSpec(resolution, audio))
     except ValueError as error:
         raise ValueError(f"{error} (models that hear need --audio N here)") from None
     step = count(settings, built, resolution, audio)
@@ -149,7 +149,7 @@ def packing(per_core: float, row_bytes: float, per_shard: int = 1000) -> str:
     shards = -(-PAIRS // per_shard)
     some = [{"bytes": 14_000_000, "name": f"train-{number:05d}-of-{shards:05d}.tar", "samples": per_shard,
              "sha256": "0" * 64} for number in range(1000)]
-    listed = len(facts_bytes({"shards": some})) / len(some) * shards
+    listed = len(metadata_bytes({"shards": some})) / len(some) * shards
     hours = "core hours: give --pack_per_core as measured"
     if per_core:
         hours = f"{PAIRS / per_core / 3600:,.0f} core hours at {per_core:,.0f} samples/s and core (given)"
@@ -165,8 +165,8 @@ def find_constants(given: dict[str, float], model: Model, folder: Path, shards: 
     measured: dict[str, Any] = {}
     stream = None
     if shards or measure:
-        stream = data.IndexedShards(shards or demo(folder, resolution), "train", batch_size=1)
-        size = sum(shard["bytes"] for shard in stream.facts["shards"]) / stream.facts["samples"]
+        stream = data.ShardDataset(shards or demo(folder, resolution), "train", batch_size=1)
+        size = sum(shard["bytes"] for shard in stream.metadata["shards"]) / stream.metadata["samples"]
         constants["sample"] = constants["sample"] if given["sample"] else (
             size, "counted in --shards" if shards else "counted in a demo world")
     if measure:
@@ -196,9 +196,9 @@ def demo(folder: Path, resolution: int) -> Path:
     return folder / "shards"
 
 
-def time_decoding(stream: data.IndexedShards, count: int = 400) -> float:
+def time_decoding(stream: data.ShardDataset, count: int = 400) -> float:
     """Samples that one thread reads and decodes in a second of its core's time; the median of five rounds."""
-    rows = np.arange(count) % stream.facts["samples"]
+    rows = np.arange(count) % stream.metadata["samples"]
     seconds = []
     for _ in range(6):
         began = time.thread_time()  # of the core, so that it matters little what else the machine does
@@ -227,6 +227,6 @@ def time_steps(model: Model, resolution: int, audio: int, step: Step, images: in
     batch, seconds = random_batch(resolution, audio, images, model.mismatched), []
     for _ in range(4):
         began = time.perf_counter()
-        take_turns_once(model, batch)
+        run_phases_once(model, batch)
         seconds.append(time.perf_counter() - began)
     return images * step.batches / statistics.median(seconds[1:])

@@ -63,13 +63,13 @@ def random_batch(resolution: int, audio: int, count: int, mismatched: bool = Fal
     return Batch(covers, heard, torch.zeros_like(album), album, heard.flip(0) if mismatched else None)
 
 
-def take_turns_once(model: Model, batch: Batch) -> None:
+def run_phases_once(model: Model, batch: Batch) -> None:
     """The forwards and backwards of a step, without its updates."""
     noise = torch.Generator().manual_seed(0)
-    for turn in model.turns:
-        turn.begin(turn.every, len(batch.cover))
+    for turn in model.phases:
+        turn.begin(turn.interval, len(batch.cover))
         for _ in range(turn.repeats):
-            loss, _ = turn(batch, turn.draw(len(batch.cover), noise))
+            loss, _ = turn(batch, turn.sample_noise(len(batch.cover), noise))
             loss.backward()
 
 
@@ -77,21 +77,21 @@ def count(run: Config, model: Model, resolution: int, audio: int, images: int = 
     """Counts one step of a model on the CPU, with a batch of so many images."""
     batch, operations = random_batch(resolution, audio, images, model.mismatched), 0.0
     noise = torch.Generator().manual_seed(0)
-    repeats = {turn.name: turn.repeats / turn.every for turn in model.turns}
+    repeats = {turn.name: turn.repeats / turn.interval for turn in model.phases}
     period = getattr(run.options, "penalty_every", 1)  # a penalty in some of the steps only makes those longer
-    for turn in model.turns:
+    for turn in model.phases:
         with Operations() as counted:
             for number in range(1, period + 1):
-                turn.begin(number * turn.every, images)
-                loss, _ = turn(batch, turn.draw(images, noise))
+                turn.begin(number * turn.interval, images)
+                loss, _ = turn(batch, turn.sample_noise(images, noise))
                 loss.backward()
         operations += repeats[turn.name] * counted.total / period / images
-    for turn in model.turns:
+    for turn in model.phases:
         turn.zero_grad(set_to_none=True)
-    trained = {turn.name: FLOAT * sum(p.numel() for p in turn.parameters() if p.requires_grad) for turn in model.turns}
-    averaged = model.averaged if run.training.ema else ()
+    trained = {turn.name: FLOAT * sum(p.numel() for p in turn.parameters() if p.requires_grad) for turn in model.phases}
+    averaged = model.ema_networks if run.training.ema else ()
     kept = [*model.networks.values(), *(model.networks[name] for name in averaged)]
     states = sum(value.numel() * value.element_size() for network in kept for value in network.state_dict().values())
     accumulation = run.training.grad_accum
-    return Step(repeats, trained, operations * accumulation, max(t.repeats for t in model.turns) * accumulation,
+    return Step(repeats, trained, operations * accumulation, max(t.repeats for t in model.phases) * accumulation,
                 states + 2 * sum(trained.values()))

@@ -73,10 +73,10 @@ def make_index(root: Path, rows: int, shard_samples: int) -> None:
     for shard in shards:
         (root / shard["name"]).touch()
     genres = [f"genre {number:02d}" for number in range(14)]
-    facts = {"samples": rows, "groups": max(2, rows // TRACKS), "resolution": 128, "audio": None, "genres": genres,
+    metadata = {"samples": rows, "groups": max(2, rows // TRACKS), "resolution": 128, "audio": None, "genres": genres,
              "genre_counts": dict.fromkeys(genres, rows // 14), "shards": shards, "splits": ["train"], "drops": {},
              "quarantine_sha256": ""}
-    write_index(root, "train", facts, rows, blocks(rows, shard_samples))
+    write_index(root, "train", metadata, rows, blocks(rows, shard_samples))
 
 
 def blocks(rows: int, shard_samples: int) -> Iterator[np.ndarray]:

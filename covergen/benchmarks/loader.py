@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from covergen.benchmarks import report, take_turns
+from covergen.benchmarks import alternate, report
 from covergen.data import indexed as data
 from covergen.data.decoding import decode
 from covergen.data.loader import Loader
@@ -71,8 +71,8 @@ def time_loaders(resolution: int, batch_size: int, samples: int, rounds: int, th
         make(raw, tier="toy", resolution=resolution, albums=max(40, int(samples / 1.9)))
         with contextlib.redirect_stdout(None):
             pack(str(raw), str(shards))
-        stream = data.IndexedShards(shards, "train", batch_size=batch_size)
-        batches = stream.facts["samples"] // batch_size
+        stream = data.ShardDataset(shards, "train", batch_size=batch_size)
+        batches = stream.metadata["samples"] // batch_size
         jpegs = [bytearray(path.read_bytes())
                  for path in sorted(raw.glob("audio-cover_dataset/cover/train/*/*.jpg"))]
         print(f"{len(jpegs):,} covers of {resolution} px, {sum(map(len, jpegs)) / len(jpegs) / 1000:.1f} kB each, "
@@ -109,9 +109,9 @@ def time_loaders(resolution: int, batch_size: int, samples: int, rounds: int, th
         first, kept = loader(workers), loader(workers, "ram")
         for _ in itertools.islice(kept, 2 * batches):  # fills it
             pass
-        return take_turns(contenders | {
+        return alternate(contenders | {
             f"first reading, {of(workers)}": lambda: read_first(first),
-            f"--cache ram, {of(workers)}": lambda: rate(kept, MORE * PASSES * batches, batch_size)}, rounds)
+            f"--decoded_cache ram, {of(workers)}": lambda: rate(kept, MORE * PASSES * batches, batch_size)}, rounds)
 
 
 def again(batches: Iterable) -> Iterator:

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from covergen.benchmarks import report, take_turns
+from covergen.benchmarks import alternate, report
 from shard_tools.dataset.vectors import vector_header
 
 DRAWN = 300  # pictures; every cover is one of them with a few bits of its own
@@ -45,7 +45,7 @@ def run(samples: int = 20_000, resolution: int = 128, workers: tuple[int, ...] =
         contenders = {"tar -cf": lambda: tar(root, False), "tar -cf, sha256sum": lambda: tar(root, True)}
         for count in workers:
             contenders[f"pack --workers {count}"] = lambda count=count: pack(root / "raw", root / "out", count)[0]
-        seconds = take_turns(contenders, rounds)
+        seconds = alternate(contenders, rounds)
         rates = {name: [2 * samples / value for value in values] for name, values in seconds.items()}
         memory = {}
         for part in (samples, samples // 4):
@@ -123,8 +123,8 @@ def pack(source: Path, out: Path, workers: int, watch: bool = False) -> tuple[fl
     seconds = time.perf_counter() - began
     if process.returncode:
         raise ValueError(f"packing failed: {said[-400:]}")
-    facts = json.loads((out / "train.index.json").read_bytes())
-    assert facts["drops"] == {} and facts["audio"]["dimension"] == DIMENSION
+    metadata = json.loads((out / "train.index.json").read_bytes())
+    assert metadata["drops"] == {} and metadata["audio"]["dimension"] == DIMENSION
     return seconds, most
 
 

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from covergen import models
-from covergen.benchmarks import report, take_turns
+from covergen.benchmarks import alternate, report
 from covergen.data.batch import Batch
 from covergen.distributed.environment import keep_memory, use_threads
-from covergen.models.base import Model, Sizes
+from covergen.models.base import InputSpec, Model
 from covergen.runs.config import Training
 from covergen.training.compilation import Compiling, optimizer_of
 
@@ -84,12 +84,12 @@ def run(model: Literal["wgan_gp", "r3gan", "flow"] = "wgan_gp", resolution: int 
     """
     use_threads(threads)
     thesis = model == "wgan_gp"
-    sizes = Sizes(resolution or (128 if thesis else 32), 0 if thesis else AUDIO)
+    sizes = InputSpec(resolution or (128 if thesis else 32), 0 if thesis else AUDIO)
     bench = Bench(model, {"width": width} if width else {}, sizes, batch_size or (32 if thesis else 64))
     contenders = bench.contenders(compile)
     losses = {name: one.losses(max(curve, bench.kinds_of_step)) for name, one in contenders.items()}
     print("loss of the first step: " + ", ".join(f"{name} {some[0]:.3f}" for name, some in losses.items()))
-    times = take_turns({name: one.seconds for name, one in contenders.items()}, rounds)
+    times = alternate({name: one.seconds for name, one in contenders.items()}, rounds)
     about = {"model": model, "resolution": sizes.resolution, "batch_size": bench.batch_size,
              "width": bench.options.width}
     for name, one in contenders.items():
@@ -126,7 +126,7 @@ class Contender:
 class Bench:
     """A model with the weights, covers and noise that all contenders begin with."""
 
-    def __init__(self, model: str, options: dict, sizes: Sizes, batch_size: int) -> None:
+    def __init__(self, model: str, options: dict, sizes: InputSpec, batch_size: int) -> None:
         self.device = (torch.accelerator.current_accelerator() if torch.accelerator.is_available()
                        else torch.device("cpu"))
         self.recipe, self.sizes, self.batch_size = models.load(model), sizes, batch_size
@@ -134,7 +134,7 @@ class Bench:
         torch.manual_seed(0)
         first = self.recipe.build(self.options, sizes)
         self.start = {name: network.state_dict() for name, network in first.networks.items()}
-        self.kinds_of_step = max(getattr(self.options, "penalty_every", 1), *(turn.every for turn in first.turns))
+        self.kinds_of_step = max(getattr(self.options, "penalty_every", 1), *(turn.interval for turn in first.phases))
         self.batches = [self._batch(number, first.mismatched) for number in range(PICTURES)]
         preset = {name: self.recipe.preset[name] for name in ("lr", "betas")}
         self.training = Training(**preset)
@@ -167,8 +167,8 @@ class Bench:
             if compiled and not compile:
                 continue
             model = self.model()
-            compiling = Compiling(model.turns, Training(compile=True), self.device) if compiled else None
-            found[name] = Contender(self.turns_loop(model, precision), True, self.kinds_of_step, compiling)
+            compiling = Compiling(model.phases, Training(compile=True), self.device) if compiled else None
+            found[name] = Contender(self.phases_loop(model, precision), True, self.kinds_of_step, compiling)
         return found
 
     def model(self) -> Model:
@@ -179,23 +179,23 @@ class Bench:
             network.to(self.device)
         return model
 
-    def turns_loop(self, model: Model, precision: Callable) -> Callable[[], Tensor]:
+    def phases_loop(self, model: Model, precision: Callable) -> Callable[[], Tensor]:
         """The project's step: the turns as training takes them, without Accelerate's wrapping around them."""
-        optimizers = [optimizer_of(turn, self.training, "bf16") for turn in model.turns]
+        optimizers = [optimizer_of(turn, self.training, "bf16") for turn in model.phases]
         noise, count = torch.Generator(self.device).manual_seed(1), 0
 
         def step() -> Tensor:
             nonlocal count
             count += 1
             first = None
-            for turn, optimizer in zip(model.turns, optimizers, strict=True):
-                if count % turn.every:
+            for turn, optimizer in zip(model.phases, optimizers, strict=True):
+                if count % turn.interval:
                     continue
                 turn.begin(count, count * self.batch_size)
                 for repeat in range(turn.repeats):
                     batch = self.batches[(count * turn.repeats + repeat) % PICTURES]
                     with precision():
-                        loss, _ = turn(batch, turn.draw(self.batch_size, noise))
+                        loss, _ = turn(batch, turn.sample_noise(self.batch_size, noise))
                     loss.backward()
                     optimizer.step()
                     optimizer.zero_grad(set_to_none=True)

@@ -9,24 +9,24 @@ import numpy as np
 STANDARD_LIMIT = 5.0
 
 
-class AudioScale:
+class AudioNormalizer:
     """Raw vectors to what networks see, of ``size`` numbers.
 
     ``standard``: standardised with the training split's statistics and clipped to +-5, absent blocks zero, one presence
     bit per block appended. ``raw``: as they are.
     """
 
-    def __init__(self, facts: dict[str, Any], kind: str = "standard") -> None:
-        """Args: facts: the ``audio`` part of an index: dimension, blocks, mean, std; kind: standard or raw."""
-        self.dimension, self.raw = facts["dimension"], kind == "raw"
+    def __init__(self, metadata: dict[str, Any], kind: str = "standard") -> None:
+        """Args: metadata: the ``audio`` part of an index: dimension, blocks, mean, std; kind: standard or raw."""
+        self.dimension, self.raw = metadata["dimension"], kind == "raw"
         if self.raw:
             self.size = self.dimension
             return
-        if facts["mean"] is None or facts["std"] is None:
+        if metadata["mean"] is None or metadata["std"] is None:
             raise ValueError("--audio_scale standard: the mean and standard deviation of the audio are missing")
-        self.blocks = facts["blocks"]
-        self.mean = np.asarray(facts["mean"], np.float64)
-        std = np.asarray(facts["std"], np.float64)
+        self.blocks = metadata["blocks"]
+        self.mean = np.asarray(metadata["mean"], np.float64)
+        std = np.asarray(metadata["std"], np.float64)
         self.std = np.where(std > 0, std, 1.0)
         self.size = self.dimension + len(self.blocks)
 

@@ -19,7 +19,7 @@ SOON = 1_000  # reads after which the share of failures is judged, or those of o
 TRIES = 100  # samples in a row that may fail before a further one makes no sense
 
 
-class DamagedSample(ValueError):
+class CorruptSample(ValueError):
     """A sample that can't be read: its shard, the byte where its cover lies, its key as far as known, and why."""
 
     def __init__(self, shard: str, offset: int | None, reason: str, key: str | None = None) -> None:
@@ -37,7 +37,7 @@ class DamagedSample(ValueError):
         return json.dumps({"shard": self.shard, "offset": self.offset, "key": self.key, "reason": self.reason}) + "\n"
 
 
-def is_damage(error: Exception) -> bool:
+def is_corruption(error: Exception) -> bool:
     """Whether what reading and decoding raised is the sample's fault: bytes that are wrong or gone, or a bad disk.
 
     A network, a limit or a permission that fails is none: another time the sample would be sound.
@@ -46,7 +46,7 @@ def is_damage(error: Exception) -> bool:
     return isinstance(error, kinds) or (isinstance(error, OSError) and error.errno == errno.EIO)
 
 
-class Damage:
+class CorruptionLog:
     """The damaged samples of a stream, each of which is named once; safe from many threads.
 
     Attributes:
@@ -58,8 +58,8 @@ class Damage:
         self.limit, self.soon = limit, min(SOON, samples)
         self.read, self.failed, self.file = 0, 0, None
         self.known: set[tuple] = set()
-        self.unlisted: list[DamagedSample] = []
-        self.last: deque[DamagedSample] = deque(maxlen=3)
+        self.unlisted: list[CorruptSample] = []
+        self.last: deque[CorruptSample] = deque(maxlen=3)
         self.lock = threading.Lock()
 
     @property
@@ -72,7 +72,7 @@ class Damage:
             self.file = file
             self._list()
 
-    def seen(self, count: int, failures: Iterable[DamagedSample] = ()) -> None:
+    def seen(self, count: int, failures: Iterable[CorruptSample] = ()) -> None:
         """Takes note of ``count`` reads, some of which failed.
 
         Raises:
@@ -88,9 +88,9 @@ class Damage:
             early = self.limit > 0 and self.read < self.soon
             if self.failed > self.limit * self.read and not early:
                 raise ValueError(
-                    f"{self.failed:,} of {self.read:,} samples read are damaged, above --max_damaged {self.limit:g}; "
+                    f"{self.failed:,} of {self.read:,} samples read are damaged, above --max_corrupt {self.limit:g}; "
                     f"the last: {'; '.join(map(str, self.last))}. shard_tools.verify --full names all; pack the shards "
-                    "again, or go on without the damaged samples with a larger --max_damaged")
+                    "again, or go on without the damaged samples with a larger --max_corrupt")
 
     def total(self) -> int:
         """Different damaged samples that all processes of the run have listed so far, or this one has met."""
@@ -99,15 +99,15 @@ class Damage:
         except OSError:
             return self.damaged
 
-    def _name(self, failure: DamagedSample) -> None:
+    def _name(self, failure: CorruptSample) -> None:
         self.known.add(failure.name)
         self.unlisted.append(failure)
         self.last.append(failure)
         if self.damaged <= NAMED:
             warnings.warn(f"left out {failure}; another sample takes its place", stacklevel=3)
         elif self.damaged == NAMED + 1:
-            warnings.warn(f"more than {NAMED} damaged samples: further ones are counted (data/damaged in the log) and "
-                          f"listed in {self.file or 'damaged.jsonl of the run'}", stacklevel=3)
+            warnings.warn(f"more than {NAMED} damaged samples: further ones are counted (data/corrupt in the log) and "
+                          f"listed in {self.file or 'corrupt_samples.jsonl of the run'}", stacklevel=3)
 
     def _list(self) -> None:
         """Appends to the file what no process has listed there yet."""
@@ -128,12 +128,12 @@ def _names(text: str) -> set[tuple]:
     for line in text.splitlines():
         with contextlib.suppress(ValueError, KeyError, TypeError):
             entry = json.loads(line)
-            found.add(DamagedSample(entry["shard"], entry["offset"], entry["reason"], entry["key"]).name)
+            found.add(CorruptSample(entry["shard"], entry["offset"], entry["reason"], entry["key"]).name)
     return found
 
 
-def until_sound(rows: np.ndarray, load: Callable[[np.ndarray, np.ndarray], dict[int, DamagedSample]],
-                another: Callable[[np.ndarray, int], np.ndarray], damage: Damage) -> np.ndarray:
+def replace_corrupt(rows: np.ndarray, load: Callable[[np.ndarray, np.ndarray], dict[int, CorruptSample]],
+                another: Callable[[np.ndarray, int], np.ndarray], damage: CorruptionLog) -> np.ndarray:
     """Rows ``[B]`` that all could be read: those given, with others in the places of damaged ones.
 
     Args:

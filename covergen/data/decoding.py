@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from covergen.data.corruption import DamagedSample, is_damage
-from covergen.data.shard_store import Shelf
+from covergen.data.corruption import CorruptSample, is_corruption
+from covergen.data.shard_store import ShardStore
 from shard_tools.dataset import images as codec
 from shard_tools.dataset.vectors import VECTOR_BYTES, parse_vector
 from shard_tools.shards.index import Index
@@ -72,21 +72,21 @@ PLACE = ("shard", "cover_offset", "cover_bytes", "audio_offset", "audio_bytes") 
 LARGEST = codec.COVER_BYTES + VECTOR_BYTES  # that a sample can be
 TURNED = 4  # pictures at a time, see Desk
 HEADER = 512  # bytes of a tar's header before a member; the name is the first hundred
-Failures = dict[int, DamagedSample]  # by their slots in a batch
+Failures = dict[int, CorruptSample]  # by their slots in a batch
 
 
-class Members:
+class SampleReader:
     """The samples of an opened index, whose bytes come from a shelf; safe from many threads."""
 
-    def __init__(self, index: Index, shelf: Shelf) -> None:
-        self.rows, self.shelf = index.rows, shelf
-        self.names = [shard["name"] for shard in index.facts["shards"]]
-        self.resolution, audio = index.facts["resolution"], index.facts["audio"]
+    def __init__(self, index: Index, store: ShardStore) -> None:
+        self.rows, self.store = index.rows, store
+        self.names = [shard["name"] for shard in index.metadata["shards"]]
+        self.resolution, audio = index.metadata["resolution"], index.metadata["audio"]
         self.dimension = audio["dimension"] if audio else 0
         self.checked = np.zeros(len(self.rows), bool)  # rows whose checksum was seen to fit
         self.pinned = False
 
-    def room(self, count: int) -> tuple[Tensor, np.ndarray]:
+    def allocate_batch(self, count: int) -> tuple[Tensor, np.ndarray]:
         """Where ``load`` puts covers, uint8 ``[count, 3, R, R]``, and vectors, float32 ``[count, D]``.
 
         For a GPU the covers lie in pinned memory and as the decoder gives them, colour beside colour: the GPU turns
@@ -98,14 +98,14 @@ class Members:
         return cover, np.zeros((count, self.dimension), np.float32)
 
     def load(self, rows: np.ndarray, slots: np.ndarray, cover: Tensor, raw: np.ndarray) -> Failures:
-        """Reads and decodes rows ``[n]`` into slots ``[n]`` of ``room``; tells which of them are damaged.
+        """Reads and decodes rows ``[n]`` into slots ``[n]`` of ``allocate_batch``; tells which of them are damaged.
 
         What is read for the first time must fit its checksum: a flipped bit that still decodes would go unseen.
         """
         failures: Failures = {}
         samples, checked = self.rows[rows], self.checked[rows].tolist()
-        self.shelf.expect(samples["shard"].tolist())
-        desk, vectors = Desk(cover), memoryview(raw.reshape(-1).view(np.uint8))
+        self.store.expect(samples["shard"].tolist())
+        desk, vectors = JpegBatchDecoder(cover), memoryview(raw.reshape(-1).view(np.uint8))
         places = zip(rows.tolist(), slots.tolist(), checked, *(samples[name].tolist() for name in PLACE), strict=True)
         for row, slot, sound, shard, start, size, audio, length in places:
             try:
@@ -124,7 +124,7 @@ class Members:
         self._refuse_infinite(rows, slots, raw, failures)
         return failures
 
-    def listen(self, rows: np.ndarray, slots: np.ndarray, raw: np.ndarray) -> Failures:
+    def read_audio(self, rows: np.ndarray, slots: np.ndarray, raw: np.ndarray) -> Failures:
         """Reads the vectors alone of rows ``[n]`` that have one into slots ``[n]``; tells which are damaged."""
         failures: Failures = {}
         samples = self.rows[rows]
@@ -140,7 +140,7 @@ class Members:
     def _bytes(self, shard: int, start: int, size: int) -> bytearray:
         if not 0 < size <= LARGEST:
             raise ValueError(f"a sample of {size:,} bytes, at most {LARGEST:,} are possible")
-        return self.shelf.read(shard, start, size)
+        return self.store.read(shard, start, size)
 
     def _check(self, row: int, data: bytearray, size: int, audio: int, length: int) -> None:
         """Raises ValueError unless the sample has its checksum and says that it is of the right size."""
@@ -164,22 +164,22 @@ class Members:
                 failures[slot] = self._failure(ValueError("its vector is not finite"), int(place["shard"]),
                                                int(place["cover_offset"]))
 
-    def _failure(self, error: Exception, shard: int, start: int) -> DamagedSample:
+    def _failure(self, error: Exception, shard: int, start: int) -> CorruptSample:
         """What is damaged and why; raises the error itself where it is not the sample's fault."""
-        if not is_damage(error):
+        if not is_corruption(error):
             raise error
         name = self.names[shard] if shard < len(self.names) else f"shard {shard} of {len(self.names)}"
-        return DamagedSample(name, start, str(error) or type(error).__name__, self._key(shard, start))
+        return CorruptSample(name, start, str(error) or type(error).__name__, self._key(shard, start))
 
     def _key(self, shard: int, start: int) -> str | None:
         try:
-            name = bytes(self.shelf.read(shard, start - HEADER, 100)).split(b"\0")[0].decode("ascii")
+            name = bytes(self.store.read(shard, start - HEADER, 100)).split(b"\0")[0].decode("ascii")
         except (OSError, ValueError, IndexError, OverflowError):
             return None  # that, too, is damaged
         return name.rpartition(".")[0] if name.isprintable() else None
 
 
-class Desk:
+class JpegBatchDecoder:
     """Decodes JPEGs into slots of a batch, uint8 ``[B, 3, R, R]``, whatever its layout.
 
     A decoder gives colour beside colour. Where the batch wants them apart, a few pictures at a time are turned, while

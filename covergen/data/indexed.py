@@ -17,87 +17,87 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from covergen.data.audio import AudioScale
+from covergen.data.audio import AudioNormalizer
 from covergen.data.batch import Batch, Stream
-from covergen.data.corruption import Damage, until_sound
-from covergen.data.decoding import Failures, Members
+from covergen.data.corruption import CorruptionLog, replace_corrupt
+from covergen.data.decoding import Failures, SampleReader
 from covergen.data.sampling import (
-    Partners,
+    MismatchedAudioSampler,
+    WindowMismatchedAudioSampler,
     WindowOrder,
-    WindowPartners,
+    album_subset,
     keys,
     make_order,
-    of_albums,
+    rank_slice,
     scramble,
     shard_bounds,
-    share_of,
-    varied,
+    stratified_rows,
     window_at,
 )
-from covergen.data.shard_store import open_shelf
+from covergen.data.shard_store import open_shard_store
 from shard_tools.dataset.layout import UNKNOWN
-from shard_tools.remote.index_cache import local_root
-from shard_tools.shards.index import check_facts, open_index, splits_in
+from shard_tools.remote.index_cache import resolve
+from shard_tools.shards.index import check_metadata, open_index, splits_in
 
 ORDER_BLOCK = 4096
 COLUMN_BLOCK = 1_000_000  # rows
 
 
-class IndexedShards:
+class ShardDataset:
     """Shards that ``shard_tools.pack`` wrote, cut into global batches of which this rank reads its slice."""
 
     pure, notice = True, None
 
     def __init__(self, root: str | Path, split: str, *, batch_size: int, seed: int = 0, order: str = "sample",
                  audio_scale: str = "standard", albums: str = "all", window: int | None = None, rank: int = 0,
-                 ranks: int = 1, max_damaged: float = 0.0) -> None:
+                 ranks: int = 1, max_corrupt: float = 0.0) -> None:
         """Args:
             root: folder or URL of the shards.
             split: ``train``, ``val`` or ``test``.
             batch_size: of the global batch, over all ranks.
             seed: of the order and of mismatched pairs.
             order: ``sample``, every sample once an epoch, or ``group``, every album once with a random track.
-            audio_scale: kind of ``AudioScale``.
-            albums: of whom batches are, see ``of_albums``.
+            audio_scale: kind of ``AudioNormalizer``.
+            albums: of whom batches are, see ``album_subset``.
             window: shards that are mixed, 0 for all; None by the rule of ``shards_mixed``.
             rank: this process among ``ranks``.
             ranks: how many there are; they share a batch as evenly as can be.
-            max_damaged: largest share of samples that ``batch`` may replace because they can't be read.
+            max_corrupt: largest share of samples that ``batch`` may replace because they can't be read.
         """
         self.batch_size, self.rank, self.ranks = batch_size, rank, ranks
-        places = share_of(batch_size, rank, ranks) or range(1)  # a rank without a share reads what does not count
+        places = rank_slice(batch_size, rank, ranks) or range(1)  # a rank without a share reads what does not count
         self.first, self.share = places.start, len(places)
-        self.index = open_index(local_root(root), split)
+        self.index = open_index(resolve(root), split)
         try:
-            check_facts(self.index.facts, split)
+            check_metadata(self.index.metadata, split)
         except ValueError as error:
             raise ValueError(f"{root}/{split}.index.json: {error}") from None
-        self.facts, self.resolution = self.index.facts, self.index.facts["resolution"]
-        self.identity = self.facts["self_sha256"]
+        self.metadata, self.resolution = self.index.metadata, self.index.metadata["resolution"]
+        self.identity = self.metadata["self_sha256"]
         rows = self.index.rows
-        self.shelf, self.shards = open_shelf(self.index)
-        self.some = None if albums == "all" else of_albums(rows["group"], albums)  # no list of all rows is built
+        self.store, self.shards = open_shard_store(self.index)
+        self.some = None if albums == "all" else album_subset(rows["group"], albums)  # no list of all rows is built
         self.samples = len(rows) if self.some is None else len(self.some)
         if not self.samples:
-            raise ValueError(f"--albums_for {albums}: none of the {split} albums of {root} is among them; pack more "
-                             "albums, or train with --albums_for all")
+            raise ValueError(f"--album_subset {albums}: none of the {split} albums of {root} is among them; pack more "
+                             "albums, or train with --album_subset all")
         groups = self._column("group") if order == "group" else None
-        self.order = make_order(self.facts, self.samples, self.some, groups, seed, window)
-        self.seed, self.partners = seed, None
-        self.epoch, self.damage = self.order.size, Damage(max_damaged, self.samples)
+        self.order = make_order(self.metadata, self.samples, self.some, groups, seed, window)
+        self.seed, self.mismatch_sampler = seed, None
+        self.epoch, self.corruption = self.order.size, CorruptionLog(max_corrupt, self.samples)
         # One vectorised call orders the samples of many small batches.
         self._ordered = lru_cache(maxsize=8)(
             lambda block: self.order(np.arange(block * ORDER_BLOCK, (block + 1) * ORDER_BLOCK)))
-        audio = self.facts["audio"]
-        self.scale = AudioScale(audio, audio_scale) if audio else None
-        self.members = Members(self.index, self.shelf)
-        self.dimension = self.members.dimension
+        audio = self.metadata["audio"]
+        self.scale = AudioNormalizer(audio, audio_scale) if audio else None
+        self.reader = SampleReader(self.index, self.store)
+        self.dimension = self.reader.dimension
 
     def rows(self, number: int) -> np.ndarray:
         """This rank's rows ``[batch_size / ranks]`` of the global batch with this number."""
         share = self.share
         start = number * self.batch_size + self.first
-        self.shelf.at(number * self.batch_size, self.batch_size)
+        self.store.at(number * self.batch_size, self.batch_size)
         blocks = range(start // ORDER_BLOCK, (start + share - 1) // ORDER_BLOCK + 1)
         first = start - blocks.start * ORDER_BLOCK
         return self._chosen(np.concatenate([self._ordered(block) for block in blocks])[first : first + share])
@@ -125,17 +125,17 @@ class IndexedShards:
         return np.arange(self.samples) if self.some is None else self.some
 
     def mismatch(self) -> None:
-        """From now on batches also hold audio that does not belong to their covers, see ``Partners``."""
+        """From now on batches also hold audio that does not belong to their covers, see ``MismatchedAudioSampler``."""
         audible = self._column("audio_bytes") > 0
         self.audible_ones = self._chosen(np.flatnonzero(audible))
         groups, genres = self._column("group")[audible], self._column("genre")[audible]
-        self.partners = (WindowPartners(self.order, shard_bounds(self.facts, self.audible_ones),
-                                        lambda places: Partners(groups[places], genres[places], self.seed))
-                         if isinstance(self.order, WindowOrder) else Partners(groups, genres, self.seed))
+        self.mismatch_sampler = (WindowMismatchedAudioSampler(self.order, shard_bounds(self.metadata, self.audible_ones),
+                                        lambda places: MismatchedAudioSampler(groups[places], genres[places], self.seed))
+                         if isinstance(self.order, WindowOrder) else MismatchedAudioSampler(groups, genres, self.seed))
 
     def ends(self, position: int) -> None:
         """Shards that are needed from this position of the stream on are not fetched ahead."""
-        self.shelf.last = position
+        self.store.last = position
 
     def read(self, rows: np.ndarray) -> Batch:
         """The samples of given rows ``[B]``; safe from many threads.
@@ -143,8 +143,8 @@ class IndexedShards:
         Raises:
             ValueError: names a damaged one.
         """
-        cover, raw = self.members.room(len(rows))
-        for failure in self.members.load(rows, np.arange(len(rows)), cover, raw).values():
+        cover, raw = self.reader.allocate_batch(len(rows))
+        for failure in self.reader.load(rows, np.arange(len(rows)), cover, raw).values():
             raise ValueError(f"{self.index.root}/{failure} (shard_tools.verify --full {self.index.root} names all)")
         return self.labelled(rows, cover, raw)
 
@@ -157,25 +157,25 @@ class IndexedShards:
     def hear(self, rows: np.ndarray) -> Tensor:
         """The audio alone of given rows ``[B]``, all of which have a vector; ValueError names a damaged one."""
         raw = np.empty((len(rows), self.dimension), np.float32)
-        for failure in self.members.listen(rows, np.arange(len(rows)), raw).values():
+        for failure in self.reader.read_audio(rows, np.arange(len(rows)), raw).values():
             raise ValueError(f"{self.index.root}/{failure} (shard_tools.verify --full {self.index.root} names all)")
         return torch.from_numpy(self.scale(raw))
 
     def genres(self, rows: np.ndarray) -> np.ndarray:
         """Genres of given rows, int64 ``[B]``; -1 for ``unknown``, which packing gives to files without a genre."""
         genres = self.index.rows["genre"][rows].astype(np.int64)
-        nameless = [number for number, name in enumerate(self.facts["genres"]) if name == UNKNOWN]
+        nameless = [number for number, name in enumerate(self.metadata["genres"]) if name == UNKNOWN]
         return np.where(np.isin(genres, nameless), -1, genres)
 
     def batch(self, number: int) -> Batch:
         """This rank's part of a global batch, in which sound samples have taken the places of damaged ones."""
-        positions, (cover, raw) = self.positions(number), self.members.room(self.share)
-        rows = self.sound(positions, self.rows(number), lambda rows, slots: self.members.load(rows, slots, cover, raw))
+        positions, (cover, raw) = self.positions(number), self.reader.allocate_batch(self.share)
+        rows = self.sound(positions, self.rows(number), lambda rows, slots: self.reader.load(rows, slots, cover, raw))
         batch = self.labelled(rows, cover, raw)
-        if self.partners is None:
+        if self.mismatch_sampler is None:
             return batch
         raw = np.empty_like(raw)
-        self.others(positions, rows, lambda rows, slots: self.members.listen(rows, slots, raw))
+        self.others(positions, rows, lambda rows, slots: self.reader.read_audio(rows, slots, raw))
         return batch._replace(mismatched=torch.from_numpy(self.scale(raw)))
 
     def sound(self, positions: np.ndarray, rows: np.ndarray,
@@ -191,7 +191,7 @@ class IndexedShards:
             key = keys("damaged", self.seed, attempt, count=1)
             draws = scramble(scramble(positions[slots].astype(np.uint64)) + key)
             return self._chosen((draws % np.uint64(self.samples)).astype(np.int64))
-        return until_sound(rows, load, another, self.damage)
+        return replace_corrupt(rows, load, another, self.corruption)
 
     def others(self, positions: np.ndarray, rows: np.ndarray,
                listen: Callable[[np.ndarray, np.ndarray], Failures]) -> np.ndarray:
@@ -200,16 +200,16 @@ class IndexedShards:
 
         def another(slots: np.ndarray, attempt: int) -> np.ndarray:
             places = positions[slots] + (attempt << 48)  # even: a place keeps or ignores the genre as before
-            return self.audible_ones[self.partners(places, groups[slots], genres[slots].astype(np.int64))]
-        return until_sound(another(np.arange(len(rows)), 0), listen, another, self.damage)
+            return self.audible_ones[self.mismatch_sampler(places, groups[slots], genres[slots].astype(np.int64))]
+        return replace_corrupt(another(np.arange(len(rows)), 0), listen, another, self.corruption)
 
     def examples(self, count: int) -> Batch:
         """At most ``count`` samples, always the same: one of every genre, in the genres' order, then further ones.
 
         Damaged ones are left out, unless all of them are.
         """
-        rows = np.array(varied(self.index.rows["genre"], count))
-        damaged = self.members.load(rows, np.arange(len(rows)), *self.members.room(len(rows)))
+        rows = np.array(stratified_rows(self.index.rows["genre"], count))
+        damaged = self.reader.load(rows, np.arange(len(rows)), *self.reader.allocate_batch(len(rows)))
         return self.read(np.delete(rows, list(damaged)) if len(damaged) < len(rows) else rows)
 
     def audible(self) -> np.ndarray:
@@ -220,20 +220,20 @@ class IndexedShards:
         return rows
 
 
-def open_split(root: str | Path, split: str, *, needed: bool, **options: Any) -> IndexedShards | None:
+def open_split(root: str | Path, split: str, *, needed: bool, **options: Any) -> ShardDataset | None:
     """A split beside the one that is trained on, in its own order, or None where the shards have none.
 
     One that is not needed may be incomplete, and counts as none then.
     """
-    if split not in splits_in(local_root(root)):
+    if split not in splits_in(resolve(root)):
         return None
     try:
-        found = IndexedShards(root, split, **options)
+        found = ShardDataset(root, split, **options)
     except ValueError:
         if needed:
             raise
         return None
-    return found if found.facts["samples"] else None
+    return found if found.metadata["samples"] else None
 
 
 def open_stream(root: str | Path, split: str, **options: Any) -> Stream:
@@ -242,13 +242,13 @@ def open_stream(root: str | Path, split: str, **options: Any) -> Stream:
     Raises:
         FileNotFoundError: no such folder, or no shards in it.
     """
-    folder, window = local_root(root), options.pop("window", None)
+    folder, window = resolve(root), options.pop("window", None)
     if not folder.is_dir():
         raise FileNotFoundError(f"--shards {root}: no such folder")
     if any(folder.glob("*.index.json")) or (folder / ".pack").exists():
-        stream = IndexedShards(root, split, window=window, **options)
+        stream = ShardDataset(root, split, window=window, **options)
         largest = stream.order.shards if isinstance(stream.order, WindowOrder) else len(stream.shards)
-        stream.shelf.plan(lambda at: window_at(stream.order, stream.some, stream.facts, at), largest)
+        stream.store.plan(lambda at: window_at(stream.order, stream.some, stream.metadata, at), largest)
         return stream
-    from covergen.data.webdataset import ForeignShards
-    return ForeignShards(root, split, **options)
+    from covergen.data.webdataset import WebDatasetStream
+    return WebDatasetStream(root, split, **options)

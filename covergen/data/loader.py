@@ -12,9 +12,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from covergen.data.batch import Batch, Stream, shrink
-from covergen.data.indexed import IndexedShards
-from covergen.data.memory_cache import Drawn, keep
+from covergen.data.batch import Batch, Stream, downscale
+from covergen.data.indexed import ShardDataset
+from covergen.data.memory_cache import Drawn, open_decoded_cache
 
 
 class _Made(NamedTuple):
@@ -49,11 +49,11 @@ class Loader:
         """
         self.stream, self.number, self.device, self.resolution = stream, start, device, resolution
         self.waited, self.stop = 0.0, stop
-        self.kept = keep(stream, cache, resolution, device, say)
+        self.kept = open_decoded_cache(stream, cache, resolution, device, say)
         # Copies to a GPU go on a stream of their own, beside the computing.
         self.side = torch.cuda.Stream(device) if device.type == "cuda" else None
-        if self.side and isinstance(stream, IndexedShards):
-            stream.members.pinned = True
+        if self.side and isinstance(stream, ShardDataset):
+            stream.reader.pinned = True
         threads = threads if stream.pure else 1
         self.threads, self.ahead = ThreadPoolExecutor(threads, "batch"), threads + ahead
         self.pending: deque[Future[_Made]] = deque()
@@ -95,7 +95,7 @@ class Loader:
             batch = _each(batch, lambda part: part.to(self.device))
         if drawn and drawn.places is not None:
             batch = batch._replace(cover=self.kept.collect(drawn))
-        batch = batch._replace(cover=shrink(batch.cover.contiguous(), self.resolution))
+        batch = batch._replace(cover=downscale(batch.cover.contiguous(), self.resolution))
         self.waited += time.perf_counter() - began
         return batch
 

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from covergen.data.batch import Batch, Stream, shrink
+from covergen.data.batch import Batch, Stream, downscale
 from covergen.data.decoding import Failures
-from covergen.data.indexed import IndexedShards
+from covergen.data.indexed import ShardDataset
 from covergen.distributed.environment import free_memory, processes
 
 SHARE = 0.5  # of the free memory that may be used
@@ -32,10 +32,10 @@ class Drawn(NamedTuple):
     fresh: tuple[tuple[np.ndarray, Tensor], ...] = ()
 
 
-class Kept:
+class DecodedCache:
     """The decoded samples of a stream, at most once in the memory of a machine or of a device."""
 
-    def __init__(self, stream: IndexedShards, resolution: int, memory: mmap.mmap, device: torch.device | None) -> None:
+    def __init__(self, stream: ShardDataset, resolution: int, memory: mmap.mmap, device: torch.device | None) -> None:
         """Args:
             stream: whose samples are kept.
             resolution: side of the covers in pixels.
@@ -65,7 +65,7 @@ class Kept:
         samples = stream.index.rows[rows]
         batch = Batch(None, torch.from_numpy(self.audio[places]) if stream.scale else None,
                       torch.from_numpy(samples["genre"].astype(np.int64)), torch.from_numpy(samples["group"].copy()))
-        if stream.partners is not None:
+        if stream.mismatch_sampler is not None:
             heard = np.empty((len(rows), self.audio.shape[1]), np.float32)
             stream.others(positions, rows, lambda rows, slots: self._hear(rows, slots, heard))
             batch = batch._replace(mismatched=torch.from_numpy(heard))
@@ -73,14 +73,14 @@ class Kept:
             return Drawn(batch, places, tuple(fresh))
         if len(fresh) == 1 and np.array_equal(fresh[0][0], places):
             return Drawn(batch._replace(cover=fresh[0][1]))  # all of them were read just now
-        cover = torch.empty(len(rows), *self.covers.shape[1:], dtype=torch.uint8, pin_memory=stream.members.pinned)
+        cover = torch.empty(len(rows), *self.covers.shape[1:], dtype=torch.uint8, pin_memory=stream.reader.pinned)
         np.take(self.covers, places, axis=0, out=cover.numpy(), mode="clip")  # clip: straight into ``out``
         return Drawn(batch._replace(cover=cover))
 
     def collect(self, drawn: Drawn) -> Tensor:
         """The covers of a batch that are kept on the device; for one thread, in the order of the batches."""
         for places, covers in drawn.fresh:
-            covers = shrink(self._there(covers).contiguous(), self.resolution)
+            covers = downscale(self._there(covers).contiguous(), self.resolution)
             self.on_device.index_copy_(0, self._there(places), covers)
             self.filled[places] = True
         return self.on_device.index_select(0, self._there(drawn.places))
@@ -101,8 +101,8 @@ class Kept:
         missing = np.flatnonzero(~self.filled[places])
         if not len(missing):
             return {}
-        members = self.stream.members
-        cover, raw = members.room(len(missing))
+        members = self.stream.reader
+        cover, raw = members.allocate_batch(len(missing))
         failures = members.load(rows[missing], np.arange(len(missing)), cover, raw)
         good = np.setdiff1d(np.arange(len(missing)), list(failures))
         if len(good) < len(missing):
@@ -111,7 +111,7 @@ class Kept:
         if self.stream.scale:
             self.audio[kept] = self.stream.scale(raw)
         if not self.device:
-            cover = shrink(cover.contiguous(), self.resolution)
+            cover = downscale(cover.contiguous(), self.resolution)
             self.covers[kept] = cover.numpy()
             self.filled[kept] = True
         fresh.append((kept, cover))
@@ -125,13 +125,13 @@ class Kept:
         if kept.all():
             return {}
         raw = np.zeros((len(heard), self.stream.dimension), np.float32)
-        failures = self.stream.members.listen(rows[~kept], slots[~kept], raw)
+        failures = self.stream.reader.read_audio(rows[~kept], slots[~kept], raw)
         heard[slots[~kept]] = self.stream.scale(raw[slots[~kept]])
         return failures
 
 
-def keep(stream: Stream, where: str, resolution: int, device: torch.device, say: Callable[[str], None],
-         ) -> Kept | None:
+def open_decoded_cache(stream: Stream, where: str, resolution: int, device: torch.device, say: Callable[[str], None],
+         ) -> DecodedCache | None:
     """Keeps the decoded samples of a stream, if they fit; else says so, with numbers, and None.
 
     Args:
@@ -144,8 +144,8 @@ def keep(stream: Stream, where: str, resolution: int, device: torch.device, say:
     """
     if where == "none":
         return None
-    if not isinstance(stream, IndexedShards):
-        say(f"--cache {where}: shards without an index can't be kept decoded: going on without")
+    if not isinstance(stream, ShardDataset):
+        say(f"--decoded_cache {where}: shards without an index can't be kept decoded: going on without")
         return None
     on_device = device if where == "device" and device.type == "cuda" else None
     covers, rest = bytes_of(stream, resolution)
@@ -156,13 +156,13 @@ def keep(stream: Stream, where: str, resolution: int, device: torch.device, say:
     else:
         fits = memory
     if not fits:
-        say(f"--cache {where}: {(covers + rest) / 1e9:.1f} GB of decoded covers and vectors, {free / 1e9:.1f} GB are "
+        say(f"--decoded_cache {where}: {(covers + rest) / 1e9:.1f} GB of decoded covers and vectors, {free / 1e9:.1f} GB are "
             "there for them (half of what is free): going on without")
         return None
-    return Kept(stream, resolution, memory, on_device)
+    return DecodedCache(stream, resolution, memory, on_device)
 
 
-def bytes_of(stream: IndexedShards, resolution: int) -> tuple[int, int]:
+def bytes_of(stream: ShardDataset, resolution: int) -> tuple[int, int]:
     """Memory for the covers of a stream, and for all else that is kept of it."""
     width = stream.scale.size if stream.scale else 0
     return stream.samples * 3 * resolution**2, stream.samples * (4 * width + 1) + 2 * mmap.PAGESIZE

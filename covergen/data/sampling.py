@@ -58,7 +58,7 @@ def permute(places: np.ndarray, size: int, seed: int, epoch: int) -> np.ndarray:
     return values.astype(np.int64)
 
 
-def of_albums(groups: np.ndarray, whose: str) -> np.ndarray:
+def album_subset(groups: np.ndarray, whose: str) -> np.ndarray:
     """The rows of the albums that are a judge's (a fixed quarter, by hash), a generator's (the others) or all.
 
     Args: groups: ``[N]`` album of every row; whose: ``judge``, ``generator`` or ``all``.
@@ -67,12 +67,12 @@ def of_albums(groups: np.ndarray, whose: str) -> np.ndarray:
     return np.flatnonzero({"judge": judged, "generator": ~judged, "all": np.ones(len(groups), bool)}[whose])
 
 
-def share_of(batch_size: int, rank: int, ranks: int) -> range:
+def rank_slice(batch_size: int, rank: int, ranks: int) -> range:
     """Which places of a global batch a rank reads: as many as the others, or one more or less."""
     return range(batch_size * rank // ranks, batch_size * (rank + 1) // ranks)
 
 
-def varied(genres: np.ndarray, count: int) -> list[int]:
+def stratified_rows(genres: np.ndarray, count: int) -> list[int]:
     """At most ``count`` rows, round by round one of every genre, from the genre ``[N]`` of all rows."""
     members = [np.flatnonzero(genres == genre)[:count].tolist() for genre in np.unique(genres)]
     return [row for rows in zip_longest(*members) for row in rows if row is not None][:count]
@@ -100,7 +100,7 @@ class GroupOrder:
     def __init__(self, groups: np.ndarray, seed: int) -> None:
         """Args: groups: ``[N]`` album of every row; seed: of the whole order."""
         groups = torch.from_numpy(np.require(groups, requirements=["C", "W"]))
-        ordered, self.members = (part.numpy() for part in torch.sort(groups, stable=True))  # a quarter of numpy's time
+        ordered, self.reader = (part.numpy() for part in torch.sort(groups, stable=True))  # a quarter of numpy's time
         self.starts = np.flatnonzero(np.append(True, ordered[1:] != ordered[:-1]))
         self.counts = np.diff(self.starts, append=len(groups))
         self.albums = SampleOrder(len(self.starts), seed)
@@ -110,10 +110,10 @@ class GroupOrder:
         """Rows ``[n]`` at the positions ``[n]`` of the endless stream."""
         albums = self.albums(positions)
         draws = scramble(scramble(positions.astype(np.uint64)) + keys("track", self.seed, count=1))
-        return self.members[self.starts[albums] + (draws % self.counts[albums].astype(np.uint64)).astype(np.int64)]
+        return self.reader[self.starts[albums] + (draws % self.counts[albums].astype(np.uint64)).astype(np.int64)]
 
 
-class Partners:
+class MismatchedAudioSampler:
     """For every place of the stream another row, always of another album, and every second one of the same genre."""
 
     def __init__(self, groups: np.ndarray, genres: np.ndarray, seed: int) -> None:
@@ -125,8 +125,8 @@ class Partners:
         if not len(groups) or (groups == groups[0]).all():
             raise ValueError("mismatched pairs need tracks of two albums or more; pack more albums")
         self.groups, self.genres, self.seed = groups, genres, seed
-        self.members = np.argsort(genres, kind="stable")
-        self.known, self.starts, self.counts = np.unique(genres[self.members], return_index=True, return_counts=True)
+        self.reader = np.argsort(genres, kind="stable")
+        self.known, self.starts, self.counts = np.unique(genres[self.reader], return_index=True, return_counts=True)
 
     def __call__(self, positions: np.ndarray, groups: np.ndarray, genres: np.ndarray) -> np.ndarray:
         """Rows ``[n]`` for the positions ``[n]`` of the endless stream, whose albums and genres are given.
@@ -139,7 +139,7 @@ class Partners:
         same = (positions % 2 == 0) & (self.known[genre] == genres)
         for attempt in range(2 * TRIES):
             draws = scramble(draws + np.uint64(attempt + 1))
-            within = self.members[self.starts[genre] + (draws % self.counts[genre].astype(np.uint64)).astype(np.int64)]
+            within = self.reader[self.starts[genre] + (draws % self.counts[genre].astype(np.uint64)).astype(np.int64)]
             anywhere = (draws % np.uint64(len(self.groups))).astype(np.int64)
             drawn = np.where(same & (attempt < TRIES), within, anywhere)
             rows = np.where((rows < 0) & (self.groups[drawn] != groups), drawn, rows)
@@ -155,7 +155,7 @@ WINDOW = 64  # shards that are mixed where there are more
 LOOKED_AHEAD = 16_384  # samples of a whole that tell which shards are needed first
 
 
-class Window(NamedTuple):
+class ShardWindow(NamedTuple):
     """Part of the stream, from one position to before another, and the shards it needs, the first needed first."""
 
     start: int
@@ -163,29 +163,29 @@ class Window(NamedTuple):
     shards: list[int]
 
 
-def shards_mixed(facts: dict[str, Any], window: int | None) -> int:
-    """How many shards are mixed, 0 for all, from the facts of an index and what was asked for (None = the rule)."""
+def shards_mixed(metadata: dict[str, Any], window: int | None) -> int:
+    """How many shards are mixed, 0 for all, from the metadata of an index and what was asked for (None = the rule)."""
     if window is None:
-        window = WINDOW if sum(shard["bytes"] for shard in facts["shards"]) > WHOLE_BYTES else 0
-    return 0 if window >= len(facts["shards"]) else window
+        window = WINDOW if sum(shard["bytes"] for shard in metadata["shards"]) > WHOLE_BYTES else 0
+    return 0 if window >= len(metadata["shards"]) else window
 
 
-def first_rows(facts: dict[str, Any]) -> np.ndarray:
+def first_rows(metadata: dict[str, Any]) -> np.ndarray:
     """``[S + 1]``: the row at which each shard begins, and the number of rows."""
-    return np.cumsum([0, *(shard["samples"] for shard in facts["shards"])])
+    return np.cumsum([0, *(shard["samples"] for shard in metadata["shards"])])
 
 
-def shard_bounds(facts: dict[str, Any], some: np.ndarray | None) -> np.ndarray:
+def shard_bounds(metadata: dict[str, Any], some: np.ndarray | None) -> np.ndarray:
     """``[S + 1]``: the place among some rows (ascending; None = all) at which each shard's begin, and their number."""
-    return first_rows(facts) if some is None else np.searchsorted(some, first_rows(facts))
+    return first_rows(metadata) if some is None else np.searchsorted(some, first_rows(metadata))
 
 
-def make_order(facts: dict[str, Any], samples: int, some: np.ndarray | None, groups: np.ndarray | None, seed: int,
+def make_order(metadata: dict[str, Any], samples: int, some: np.ndarray | None, groups: np.ndarray | None, seed: int,
                window: int | None) -> SampleOrder | GroupOrder | WindowOrder:
     """The order of an index: positions of the stream in, places among the rows that are seen out.
 
     Args:
-        facts: of the index.
+        metadata: of the index.
         samples: how many rows are seen.
         some: which, ascending; None = all.
         groups: their albums, to see every album once an epoch; None to see every sample.
@@ -193,8 +193,8 @@ def make_order(facts: dict[str, Any], samples: int, some: np.ndarray | None, gro
         window: shards that are mixed, 0 = all, None = by the rule.
     """
     whole = SampleOrder(samples, seed) if groups is None else GroupOrder(groups, seed)
-    count = shards_mixed(facts, window)
-    return WindowOrder(whole, shard_bounds(facts, some), seed, count) if count else whole
+    count = shards_mixed(metadata, window)
+    return WindowOrder(whole, shard_bounds(metadata, some), seed, count) if count else whole
 
 
 class _Epoch(NamedTuple):
@@ -226,7 +226,7 @@ class WindowOrder:
             albums = self.whole
             draws = scramble(scramble(np.arange(self.size, dtype=np.uint64)) + keys("drawn", self.seed, epoch, count=1))
             drawn = (draws % albums.counts.astype(np.uint64)).astype(np.int64)
-            places = np.sort(albums.members[albums.starts + drawn])
+            places = np.sort(albums.reader[albums.starts + drawn])
             bounds = np.searchsorted(places, bounds)
         count = len(bounds) - 1
         shards = permute(np.arange(count), count, seed_of("shards", self.seed), epoch)
@@ -266,31 +266,31 @@ class WindowOrder:
     def _members(self, about: _Epoch, window: int) -> np.ndarray:
         return about.shards[window * self.shards:(window + 1) * self.shards]
 
-    def window(self, position: int) -> Window:
+    def window(self, position: int) -> ShardWindow:
         """The window that a position is in."""
         epoch, window, _ = self.parts(np.array([position]))[0]
         start, stop = (epoch * self.size + int(end) for end in self._epoch(epoch).ends[window:window + 2])
-        return Window(start, stop, self.shards_of(epoch, window).tolist())
+        return ShardWindow(start, stop, self.shards_of(epoch, window).tolist())
 
 
-def window_at(order: SampleOrder | GroupOrder | WindowOrder, some: np.ndarray | None, facts: dict[str, Any],
-              position: int) -> Window:
+def window_at(order: SampleOrder | GroupOrder | WindowOrder, some: np.ndarray | None, metadata: dict[str, Any],
+              position: int) -> ShardWindow:
     """The window that a position of the stream is in; without windows an epoch is one, with all its shards."""
     if isinstance(order, WindowOrder):
         return order.window(position)
     start = position // order.size * order.size
-    bounds = first_rows(facts)
+    bounds = first_rows(metadata)
     ahead = order(np.arange(position, position + min(order.size, LOOKED_AHEAD)))
     seen = np.searchsorted(bounds, ahead if some is None else some[ahead], side="right") - 1
     first = seen[np.sort(np.unique(seen, return_index=True)[1])].tolist()
-    used = np.flatnonzero(np.diff(shard_bounds(facts, some))).tolist()
-    return Window(start, start + order.size, first + sorted(set(used).difference(first)))
+    used = np.flatnonzero(np.diff(shard_bounds(metadata, some))).tolist()
+    return ShardWindow(start, start + order.size, first + sorted(set(used).difference(first)))
 
 
-class WindowPartners:
-    """Mismatched audio from the same window of shards, see ``Partners``, as places among the audible rows."""
+class WindowMismatchedAudioSampler:
+    """Mismatched audio from the same window of shards, see ``MismatchedAudioSampler``, as places among the audible rows."""
 
-    def __init__(self, order: WindowOrder, bounds: np.ndarray, partners: Callable[[np.ndarray], Partners]) -> None:
+    def __init__(self, order: WindowOrder, bounds: np.ndarray, mismatch_sampler: Callable[[np.ndarray], MismatchedAudioSampler]) -> None:
         """Args:
             order: of the samples.
             bounds: ``[S + 1]`` places among the audible rows where each shard's begin.
@@ -303,11 +303,11 @@ class WindowPartners:
             raise ValueError("mismatched pairs need tracks with audio; pack some")
         self.order, self.bounds = order, bounds
 
-        def of(epoch: int, window: int) -> tuple[np.ndarray, Partners]:
+        def of(epoch: int, window: int) -> tuple[np.ndarray, MismatchedAudioSampler]:
             shards = order.shards_of(epoch, window)
             places = np.concatenate([np.arange(bounds[shard], bounds[shard + 1]) for shard in shards])
             try:
-                return places, partners(places)
+                return places, mismatch_sampler(places)
             except ValueError as error:
                 raise ValueError(f"{error}, or give a larger --shard_window: partners are of the same window") from None
         self._of = lru_cache(maxsize=4)(of)

@@ -12,10 +12,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
-from covergen.data.sampling import Window
+from covergen.data.sampling import ShardWindow
 from shard_tools.remote.cache import GIGABYTE, BusyError, Cache, FullError, stored_shard, wait_a_little
 from shard_tools.remote.filesystem import Remote
-from shard_tools.remote.index_cache import origin
+from shard_tools.remote.index_cache import source_url
 from shard_tools.shards.index import Index
 
 
@@ -41,12 +41,12 @@ def read_from(file: Any, offset: int, size: int, name: object) -> bytearray:
     return data
 
 
-class Shelf(Protocol):
+class ShardStore(Protocol):
     """What ``IndexedShards`` reads from; all safe from many threads."""
 
     last: int | None
 
-    def plan(self, window_at: Callable[[int], Window], largest: int) -> None: ...
+    def plan(self, window_at: Callable[[int], ShardWindow], largest: int) -> None: ...
 
     def at(self, position: int, batch: int) -> None: ...
 
@@ -55,7 +55,7 @@ class Shelf(Protocol):
     def read(self, shard: int, offset: int, size: int) -> bytearray: ...
 
 
-class LocalShelf:
+class LocalShardStore:
     """Shards that lie on a disk of this machine, which need no preparation."""
 
     last: int | None = None
@@ -64,7 +64,7 @@ class LocalShelf:
         """Args: shards: in the order of the index."""
         self.shards = shards
 
-    def plan(self, window_at: Callable[[int], Window], largest: int) -> None:
+    def plan(self, window_at: Callable[[int], ShardWindow], largest: int) -> None:
         """Nothing to do."""
 
     def at(self, position: int, batch: int) -> None:
@@ -82,18 +82,18 @@ class LocalShelf:
         return read_at(self.shards[shard], offset, size)
 
 
-def open_shelf(index: Index) -> tuple[Shelf, list[Path] | list[str]]:
+def open_shard_store(index: Index) -> tuple[ShardStore, list[Path] | list[str]]:
     """The shelf of an opened index, and what its shards are called.
 
     Raises:
         ValueError: shards of the index are missing.
     """
-    if found := origin(index.root):
+    if found := source_url(index.root):
         url, cache = found
-        return RemoteShelf(url, index.facts, cache), [f"{url}/{shard['name']}" for shard in index.facts["shards"]]
+        return RemoteShardStore(url, index.metadata, cache), [f"{url}/{shard['name']}" for shard in index.metadata["shards"]]
     if missing := [shard.name for shard in index.shards if not shard.is_file()]:
         raise ValueError(f"{index.root}: {len(missing)} shards of the index are missing, the first is {missing[0]}")
-    return LocalShelf(index.shards), index.shards
+    return LocalShardStore(index.shards), index.shards
 
 
 THREADS = 8  # that fetch: shards of a few MB need several at a time where an answer takes long
@@ -105,7 +105,7 @@ FULL, TAKEN = 0.3, 0.1  # seconds until another try where there was no room; whe
 SLACK = 16  # batches into a window after which the one before is let go
 
 
-class RemoteShelf:
+class RemoteShardStore:
     """The shards of an index, elsewhere; ``read`` is safe from many threads.
 
     Attributes:
@@ -113,28 +113,28 @@ class RemoteShelf:
             lies beyond.
     """
 
-    def __init__(self, url: str, facts: dict[str, Any], cache: Cache) -> None:
+    def __init__(self, url: str, metadata: dict[str, Any], cache: Cache) -> None:
         """Args:
             url: of their folder.
-            facts: of the index: name, bytes and sha256 of every shard.
+            metadata: of the index: name, bytes and sha256 of every shard.
             cache: where copies go.
 
         Raises:
             ValueError: these are no names, sizes and hashes of shards.
         """
         self.remote, self.cache = Remote(url), cache
-        self.stored = [stored_shard(shard, url) for shard in facts["shards"]]
+        self.stored = [stored_shard(shard, url) for shard in metadata["shards"]]
         self.last: int | None = None
-        self._window_at: Callable[[int], Window] | None = None
+        self._window_at: Callable[[int], ShardWindow] | None = None
         self._largest = 0
-        self._now: Window | None = None
+        self._now: ShardWindow | None = None
         self._held: OrderedDict[int, BinaryIO] = OrderedDict()
         self._current, self._before, self._soon = set[int](), set[int](), set[int]()
         self._queue: list[int] = []
         self._urgent, self._busy, self._had, self._failed = set[int](), set[int](), set[int](), dict[int, Exception]()
         self._change, self._threads, self._releases, self._release_at = threading.Condition(), 0, 0, 0
 
-    def plan(self, window_at: Callable[[int], Window], largest: int) -> None:
+    def plan(self, window_at: Callable[[int], ShardWindow], largest: int) -> None:
         """Prepares reading in an order.
 
         Args:
@@ -149,8 +149,8 @@ class RemoteShelf:
         if need > self.cache.bound():
             gigabytes = -(-need // (GIGABYTE // 1000)) / 1000
             least = "" if largest == 1 else ", or mix fewer shards at a time with --shard_window (another order)"
-            raise ValueError(f"--cache_gb {self.cache.bound() / GIGABYTE:g} is too little for {largest} shards that "
-                             f"are mixed at a time, and the index: give --cache_gb {gigabytes:g} or more (three times "
+            raise ValueError(f"--shard_cache_gb {self.cache.bound() / GIGABYTE:g} is too little for {largest} shards that "
+                             f"are mixed at a time, and the index: give --shard_cache_gb {gigabytes:g} or more (three times "
                              f"that to fetch ahead){least}")
         self._window_at, self._largest = window_at, largest
 
@@ -180,7 +180,7 @@ class RemoteShelf:
                 self._look_ahead(now)  # shards that the window before had too
             self._start_threads()
 
-    def _look_ahead(self, now: Window) -> None:
+    def _look_ahead(self, now: ShardWindow) -> None:
         """Lines up the shards of the window after this one, and of another where that is the short end of an epoch."""
         self._soon, following = set(), now
         for _ in range(2):

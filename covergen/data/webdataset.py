@@ -22,11 +22,11 @@ import torch
 import webdataset
 from webdataset.tariterators import group_by_keys
 
-from covergen.data.audio import AudioScale
+from covergen.data.audio import AudioNormalizer
 from covergen.data.batch import Batch
-from covergen.data.corruption import SOON, Damage, DamagedSample
+from covergen.data.corruption import SOON, CorruptionLog, CorruptSample
 from covergen.data.decoding import decode
-from covergen.data.sampling import share_of
+from covergen.data.sampling import rank_slice
 from shard_tools.core.files import hash64
 from shard_tools.dataset import images as codec
 from shard_tools.dataset.vectors import read_vector
@@ -38,14 +38,14 @@ META = re.compile(r"__[^/]*__($|/)")  # files that webdataset keeps for itself
 COVERS = ("jpg", "jpeg", "png", "webp")
 
 
-class ForeignShards:
+class WebDatasetStream:
     """A folder of tars, each rank streaming its own random shards."""
 
     pure, epoch = False, 0
 
     def __init__(self, root: str | Path, split: str, *, batch_size: int, seed: int = 0, order: str = "sample",
                  audio_scale: str = "standard", albums: str = "all", rank: int = 0, ranks: int = 1,
-                 max_damaged: float = 1.0) -> None:
+                 max_corrupt: float = 1.0) -> None:
         """Args: as of ``IndexedShards``; shards are those whose name starts with the split, or all when none does.
 
         Raises:
@@ -60,11 +60,11 @@ class ForeignShards:
             raise ValueError("--order group needs shards with an index; pack the covers with shard_tools.pack, or give "
                              "--order sample")
         if albums != "all":
-            raise ValueError(f"--albums_for {albums} needs shards with an index; pack the covers with "
-                             "shard_tools.pack, or give --albums_for all")
-        self.share, self.rank, self.seed = max(1, len(share_of(batch_size, rank, ranks))), rank, seed
+            raise ValueError(f"--album_subset {albums} needs shards with an index; pack the covers with "
+                             "shard_tools.pack, or give --album_subset all")
+        self.share, self.rank, self.seed = max(1, len(rank_slice(batch_size, rank, ranks))), rank, seed
         self.next, self.stream, self.scale = None, None, None
-        self.damage, self.failures = Damage(max_damaged, SOON), []
+        self.corruption, self.failures = CorruptionLog(max_corrupt, SOON), []
         stat = [(Path(url).name, Path(url).stat().st_size) for url in self.urls]
         self.identity = hashlib.sha256(repr(stat).encode()).hexdigest()
         self._look(audio_scale, self._take(self._samples(webdataset.SimpleShardList(self.urls)), HEAD))
@@ -83,8 +83,8 @@ class ForeignShards:
             mean, std = blocks.Moments.of(stacked, found).mean_and_std()
             audio = {"dimension": stacked.shape[1], "blocks": [list(block) for block in found],
                      "mean": mean.tolist(), "std": std.tolist()}
-            self.scale = AudioScale(audio, audio_scale)
-        self.facts = {"samples": len(head), "genres": self.genres, "audio": audio}
+            self.scale = AudioNormalizer(audio, audio_scale)
+        self.metadata = {"samples": len(head), "genres": self.genres, "audio": audio}
         self.samples = len(head)
         self.notice = (f"{len(self.urls)} shards without an index: epochs are approximate and a resumed run sees other "
                        f"samples; resolution, genres and audio statistics are those of the first {len(head):,}. "
@@ -150,7 +150,7 @@ class ForeignShards:
                 end = path.stat().st_size
                 with tarfile.open(path, "r:") as tar:
                     while (member := tar.next()) is not None:
-                        tar.members.clear()  # tarfile would keep every header
+                        tar.reader.clear()  # tarfile would keep every header
                         if member.issparse() or member.size < 0 or member.offset_data + member.size > end:
                             raise tarfile.ReadError(f"it can't be read beyond byte {member.offset:,}")
                         if member.isreg() and member.size <= codec.COVER_BYTES and not META.match(member.name):
@@ -161,7 +161,7 @@ class ForeignShards:
                 self._skip(error, str(path))
 
     def _skip(self, error: Exception, url: str = "a shard", key: str | None = None) -> bool:
-        self.failures.append(DamagedSample(url, None, str(error), key))
+        self.failures.append(CorruptSample(url, None, str(error), key))
         if len(self.failures) >= SOON:  # of an endless stream
             raise RuntimeError(f"{SOON:,} samples in a row are damaged, the last: {self.failures[-1]}")
         return True
@@ -173,7 +173,7 @@ class ForeignShards:
         except RuntimeError as error:
             raise ValueError(f"{error}; pack the covers again with shard_tools.pack") from None
         failures, self.failures = self.failures, []
-        self.damage.seen(len(found) + len(failures), failures)
+        self.corruption.seen(len(found) + len(failures), failures)
         return found
 
 
@@ -182,8 +182,8 @@ def genre_of(raw: dict[str, Any]) -> str | None:
     try:
         if "cls" in raw:
             return raw["cls"].decode().strip()
-        facts = json.loads(raw["json"]) if "json" in raw else {}
-        found = facts.get("genre", facts.get("label"))
+        metadata = json.loads(raw["json"]) if "json" in raw else {}
+        found = metadata.get("genre", metadata.get("label"))
         return None if found is None else str(found)
     except (ValueError, AttributeError, RecursionError) as error:
         raise ValueError(f"unreadable genre: {error}") from None

@@ -66,7 +66,7 @@ class Ranks:
             dist.destroy_process_group()
 
 
-class Agreement:
+class DelayedAny:
     """Asks all ranks for a wish; they talk on the host, for it must never wait for a GPU's queue."""
 
     def __init__(self, ranks: int) -> None:
@@ -123,13 +123,13 @@ def check_weights(networks: dict[str, nn.Module], ranks: int) -> None:
 LOST = re.compile(r"gloo|nccl|connection (closed|reset|refused)|broken pipe|store", re.IGNORECASE)
 
 
-def is_loss(error: Exception) -> bool:
+def is_peer_failure(error: Exception) -> bool:
     """Whether an error says that other processes are gone."""
     return isinstance(error, RuntimeError) and bool(LOST.search(f"{type(error).__name__} {error}"))
 
 
 @contextlib.contextmanager
-def reasons_first(ranks: int, delay: float = 3.0) -> Iterator[None]:
+def report_root_cause(ranks: int, delay: float = 3.0) -> Iterator[None]:
     """Lets a process whose partners have died speak after them, and in one line, for the reason is theirs.
 
     Raises:
@@ -138,7 +138,7 @@ def reasons_first(ranks: int, delay: float = 3.0) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if ranks == 1 or not is_loss(error):
+        if ranks == 1 or not is_peer_failure(error):
             raise
         time.sleep(delay)
         lines = str(error).splitlines() or [type(error).__name__]

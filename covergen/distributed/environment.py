@@ -78,8 +78,8 @@ def free_memory() -> int:
     Limits of containers and batch systems (cgroups of either version) count; 0 where the system doesn't tell.
     """
     try:
-        facts = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-        free = int(facts["MemAvailable"].split()[0]) * 1024
+        metadata = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        free = int(metadata["MemAvailable"].split()[0]) * 1024
         groups = [line.split(":", 2)[1:] for line in Path("/proc/self/cgroup").read_text().splitlines()]
     except (OSError, KeyError, ValueError):
         return 0

@@ -30,7 +30,7 @@ def launcher_is_gone() -> bool:
     return os.getppid() != parent
 
 
-class Stop:
+class StopSignal:
     """Becomes true on SIGTERM, on SIGINT, when the launcher dies, or after a number of minutes.
 
     Attributes:

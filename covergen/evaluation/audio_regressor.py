@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from covergen.data.audio import AudioScale
-from covergen.data.indexed import IndexedShards, open_split
+from covergen.data.audio import AudioNormalizer
+from covergen.data.indexed import ShardDataset, open_split
 from covergen.evaluation.demo_truth import Truth
 from covergen.evaluation.fitting import fit, r2, repeatable, set_apart
 
@@ -26,7 +26,7 @@ PENALTIES = (1e1, 1e2, 1e3, 1e4)  # of ridge regression
 
 
 class Predictor(nn.Module):
-    """Audio as ``AudioScale`` standardises it, float32 ``[B, S]``, to standardised attributes ``[B, A]``."""
+    """Audio as ``AudioNormalizer`` standardises it, float32 ``[B, S]``, to standardised attributes ``[B, A]``."""
 
     def __init__(self, size: int, attributes: int, kind: str) -> None:
         """Args: size: S; attributes: A; kind: ``mlp`` or ``ridge``, which is linear."""
@@ -50,24 +50,24 @@ class Predictor(nn.Module):
         return torch.cat([self(part.to(device)).float().cpu() for part in audio.split(AT_ONCE)])
 
 
-class Songs:
+class AudioDataset:
     """What is known of songs of one split: audio ``[N, S]`` standardised, attributes ``[N, A]``, genre and album."""
 
-    def __init__(self, shards: IndexedShards, truth: Truth, seed: int) -> None:
+    def __init__(self, shards: ShardDataset, truth: Truth, seed: int) -> None:
         """Reads at most ``SONGS`` of the rows that the shards were opened for and that have a vector."""
         index = shards.index
-        plain = IndexedShards(index.root, index.split, batch_size=1, audio_scale="raw")
+        plain = ShardDataset(index.root, index.split, batch_size=1, audio_scale="raw")
         rows = shards.chosen[index.rows["audio_bytes"][shards.chosen] > 0]
         rows = np.sort(np.random.default_rng(seed).permutation(rows)[:SONGS])
-        scale = AudioScale(shards.facts["audio"])
-        self.audio = torch.cat([torch.from_numpy(scale(plain.hear(rows[start:start + AT_ONCE]).numpy()))
+        scale = AudioNormalizer(shards.metadata["audio"])
+        self.audio = torch.cat([torch.from_numpy(scale(plain.embed_audio(rows[start:start + AT_ONCE]).numpy()))
                                 for start in range(0, len(rows), AT_ONCE)])
         self.values = torch.from_numpy(known(truth, shards, rows))
         self.genres = torch.from_numpy(index.rows["genre"][rows].astype(np.int64))
         self.groups = index.rows["group"][rows]
 
 
-def known(truth: Truth, shards: IndexedShards, rows: np.ndarray) -> np.ndarray:
+def known(truth: Truth, shards: ShardDataset, rows: np.ndarray) -> np.ndarray:
     """The standardised attributes of rows, float32 ``[N, A]``; ValueError unless the truth knows all of them."""
     values, found = truth.of(shards, rows)
     if not found.all():
@@ -76,7 +76,7 @@ def known(truth: Truth, shards: IndexedShards, rows: np.ndarray) -> np.ndarray:
     return values
 
 
-def train_predictor(train: IndexedShards, held_out: IndexedShards | None, truth: Truth, *,
+def train_predictor(train: ShardDataset, held_out: ShardDataset | None, truth: Truth, *,
                     device: torch.device | str = "cpu", steps: int = STEPS, seed: int = 0,
                     tick: Callable[[], Any] = lambda: None) -> tuple[Predictor, dict[str, Any]]:
     """The better of an MLP and ridge regression by R2 on held-out songs.
@@ -98,16 +98,16 @@ def train_predictor(train: IndexedShards, held_out: IndexedShards | None, truth:
         by attribute r2 and r2_within_genre, see ``trained.r2``.
     """
     device = torch.device(device)
-    songs = Songs(train, truth, seed)
+    songs = AudioDataset(train, truth, seed)
     judged, learnt = songs, np.arange(len(songs.audio))
     places = learnt
     if held_out:
-        judged = Songs(held_out, truth, seed)
+        judged = AudioDataset(held_out, truth, seed)
         places = np.arange(len(judged.audio))
     else:
         learnt, places = set_apart(songs.groups, seed)
     audio, values = judged.audio[places].to(device), judged.values[places].to(device)
-    blocks = AudioScale(train.facts["audio"]).blocks
+    blocks = AudioNormalizer(train.metadata["audio"]).blocks
 
     def score(network: Predictor) -> float:
         with torch.no_grad():
@@ -121,7 +121,7 @@ def train_predictor(train: IndexedShards, held_out: IndexedShards | None, truth:
     figures: dict[str, Any] = {"kind": network.kind, "validation": best}
     test = open_split(str(train.index.root), "test", needed=False, batch_size=1)
     if test:
-        songs = Songs(test, truth, seed)
+        songs = AudioDataset(test, truth, seed)
         read = network.predict(songs.audio)
         figures |= {"songs": len(read), "r2": named(truth, r2(read, songs.values)),
                     "r2_within_genre": named(truth, r2(read, songs.values, songs.genres))}
@@ -133,7 +133,7 @@ def named(truth: Truth, values: Tensor) -> dict[str, float]:
     return dict(zip(truth.names, values.tolist(), strict=True)) | {"mean": values.mean().item()}
 
 
-def mlp(songs: Songs, learnt: np.ndarray, blocks: list[list[int]], score: Callable[[Predictor], float],
+def mlp(songs: AudioDataset, learnt: np.ndarray, blocks: list[list[int]], score: Callable[[Predictor], float],
         device: torch.device, steps: int, tick: Callable[[], Any]) -> tuple[Predictor, float]:
     """A trained MLP and its best score; learnt: places of the songs that may be learnt from."""
     order = torch.from_numpy(learnt[np.argsort(songs.groups[learnt], kind="stable")])
@@ -149,14 +149,14 @@ def mlp(songs: Songs, learnt: np.ndarray, blocks: list[list[int]], score: Callab
             drawn = order[starts + (torch.rand(len(counts)) * counts).long()]  # a track of every album
             queue.extend(drawn[torch.randperm(len(drawn))].split(batch)[:len(drawn) // batch])
         rows = queue.pop()
-        heard = deafened(audio[rows.to(device)], blocks)
+        heard = drop_audio_blocks(audio[rows.to(device)], blocks)
         return F.mse_loss(network(F.dropout(heard, DEAF)), values[rows.to(device)])
 
     steps = max(10, min(steps, EPOCHS * (len(counts) // batch)))
     return network, fit(network, loss, lambda: score(network), steps=steps, rate=RATE, decay=DECAY, tick=tick)
 
 
-def deafened(audio: Tensor, blocks: list[list[int]]) -> Tensor:
+def drop_audio_blocks(audio: Tensor, blocks: list[list[int]]) -> Tensor:
     """Audio ``[B, S]`` as if some of the blocks that a track has were absent, but never all of them."""
     size = len(blocks)
     there = audio[:, -size:] > 0

@@ -15,14 +15,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from covergen.data.audio import AudioScale
-from covergen.data.batch import shrink
-from covergen.data.indexed import IndexedShards, open_split
+from covergen.data.audio import AudioNormalizer
+from covergen.data.batch import downscale
+from covergen.data.indexed import ShardDataset, open_split
 from covergen.evaluation.audio_regressor import Predictor, known, named, train_predictor
 from covergen.evaluation.demo_truth import Truth
-from covergen.evaluation.fitting import VERSION, fit, kept, r2, repeatable, set_apart
+from covergen.evaluation.fitting import VERSION, cached_network, fit, r2, repeatable, set_apart
 from covergen.evaluation.metrics import balanced_accuracy
-from covergen.models.base import signed
+from covergen.models.base import to_minus_one_one
 
 SIDE = 64  # pixels: larger covers are averaged down to it
 AT_ONCE = 256  # covers that are read together
@@ -31,7 +31,7 @@ MIRRORED = "stripe_angle"  # the attribute that changes its sign in a mirrored c
 
 
 @dataclass(frozen=True)
-class Covers:
+class CoverDataset:
     """Different covers: pixels uint8 ``[N, 3, S, S]``; genres ``[N]``, -1 for unknown; attributes ``[N, A]`` or None;
     albums ``[N]``."""
 
@@ -43,13 +43,13 @@ class Covers:
     def __len__(self) -> int:
         return len(self.pixels)
 
-    def part(self, places: np.ndarray) -> Covers:
+    def part(self, places: np.ndarray) -> CoverDataset:
         """Those at some places."""
         values = None if self.values is None else self.values[places]
-        return Covers(self.pixels[places], self.genres[places], values, self.groups[places])
+        return CoverDataset(self.pixels[places], self.genres[places], values, self.groups[places])
 
 
-def read_covers(shards: IndexedShards, resolution: int, truth: Truth | None, count: int, seed: int) -> Covers:
+def read_covers(shards: ShardDataset, resolution: int, truth: Truth | None, count: int, seed: int) -> CoverDataset:
     """At most ``count`` covers, drawn at random, of the rows that the shards were opened for.
 
     Raises:
@@ -61,10 +61,10 @@ def read_covers(shards: IndexedShards, resolution: int, truth: Truth | None, cou
     rows = shards.chosen[np.unique(index["cover_hash"][shards.chosen], return_index=True)[1]]
     rows = np.sort(np.random.default_rng(seed).permutation(rows)[:count])
     side = min(resolution, SIDE)
-    pixels = [shrink(shrink(shards.read(rows[start:start + AT_ONCE]).cover, resolution), side)
+    pixels = [downscale(downscale(shards.read(rows[start:start + AT_ONCE]).cover, resolution), side)
               for start in range(0, len(rows), AT_ONCE)]
     values = None if truth is None else torch.from_numpy(known(truth, shards, rows))
-    return Covers(torch.cat(pixels), torch.from_numpy(shards.genres(rows)), values, index["group"][rows])
+    return CoverDataset(torch.cat(pixels), torch.from_numpy(shards.genres(rows)), values, index["group"][rows])
 
 
 def changed(images: Tensor, values: Tensor | None, truth: Truth | None) -> tuple[Tensor, Tensor | None, Tensor]:
@@ -141,7 +141,7 @@ class Reader(nn.Module):
     def see(self, covers: Tensor) -> Tensor:
         """Features float32 ``[N, 256]`` of uint8 covers ``[N, 3, R, R]``, in blocks; on the reader's device."""
         self.eval()
-        return torch.cat([self.features(signed(part.to(self.known.device))) for part in covers.split(AT_ONCE)])
+        return torch.cat([self.features(to_minus_one_one(part.to(self.known.device))) for part in covers.split(AT_ONCE)])
 
     @torch.no_grad()
     def read(self, covers: Tensor) -> tuple[Tensor | None, Tensor | None]:
@@ -172,7 +172,7 @@ class Readings:
 
     reader: Reader
     predictor: Predictor | None
-    scale: AudioScale | None
+    scale: AudioNormalizer | None
     truth: Truth | None
     figures: dict[str, dict[str, Any]]
 
@@ -190,12 +190,12 @@ class Readings:
             return None
         return self.predictor.predict(torch.from_numpy(self.scale(raw))).numpy()
 
-    def truth_of(self, shards: IndexedShards, rows: np.ndarray) -> np.ndarray | None:
+    def truth_of(self, shards: ShardDataset, rows: np.ndarray) -> np.ndarray | None:
         """The true attributes of rows, float32 ``[N, A]``, standardised; None but on demo data."""
         return None if self.truth is None else known(self.truth, shards, rows)
 
 
-def open_reader(train: IndexedShards, held_out: IndexedShards | None, resolution: int, truth: Truth | None, *,
+def open_reader(train: ShardDataset, held_out: ShardDataset | None, resolution: int, truth: Truth | None, *,
                 device: torch.device | str | None = None, steps: int | None = None, seed: int = 0,
                 say: Callable[[str], Any] = print, tick: Callable[[], Any] = lambda: None) -> Readings:
     """The reader of these shards, and on demo data with audio the predictor: as they were kept, else trained now.
@@ -212,7 +212,7 @@ def open_reader(train: IndexedShards, held_out: IndexedShards | None, resolution
         ValueError: the truth is of another demo.
     """
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    audio, genres = train.facts["audio"], len(train.facts["genres"])
+    audio, genres = train.metadata["audio"], len(train.metadata["genres"])
     made_of = {"train": train.identity, "rows": crc32(train.chosen.tobytes()), "seed": seed, "steps": steps,
                "held_out": held_out.identity if held_out else None, "truth": truth.digest if truth else None}
     options = {"device": device, "seed": seed, "tick": tick} | ({"steps": steps} if steps else {})
@@ -226,18 +226,18 @@ def open_reader(train: IndexedShards, held_out: IndexedShards | None, resolution
         return train_predictor(train, held_out, truth, **options)
 
     found: dict[str, Any] = {}
-    found["reader"] = kept(f"{train.identity[:16]}-{resolution}-v{VERSION}", "reader", made_of,
+    found["reader"] = cached_network(f"{train.identity[:16]}-{resolution}-v{VERSION}", "reader", made_of,
                            lambda _: Reader(resolution, genres, len(truth.names) if truth else 0), reader)
-    scale = AudioScale(audio) if audio and truth else None
+    scale = AudioNormalizer(audio) if audio and truth else None
     if scale:
-        found["predictor"] = kept(f"{train.identity[:16]}-audio-v{VERSION}", "predictor", made_of,
+        found["predictor"] = cached_network(f"{train.identity[:16]}-audio-v{VERSION}", "predictor", made_of,
                                   lambda figures: Predictor(scale.size, len(truth.names), figures["kind"]), predictor)
     networks = {name: network.to(device) for name, (network, _) in found.items()}
     return Readings(networks["reader"], networks.get("predictor"), scale, truth,
                     {name: figures for name, (_, figures) in found.items()})
 
 
-def train_reader(train: IndexedShards, held_out: IndexedShards | None, resolution: int, truth: Truth | None = None, *,
+def train_reader(train: ShardDataset, held_out: ShardDataset | None, resolution: int, truth: Truth | None = None, *,
                  device: torch.device | str = "cpu", steps: int = STEPS, seed: int = 0,
                  tick: Callable[[], Any] = lambda: None) -> tuple[Reader, dict[str, Any]]:
     """A reader of covers, the best by its loss on held-out ones.
@@ -265,7 +265,7 @@ def train_reader(train: IndexedShards, held_out: IndexedShards | None, resolutio
         judged = read_covers(held_out, resolution, truth, HELD_OUT, seed)
     else:
         learnt, judged = (learnt.part(places) for places in set_apart(learnt.groups, seed))
-    counts = torch.bincount(learnt.genres[learnt.genres >= 0], minlength=len(train.facts["genres"]))
+    counts = torch.bincount(learnt.genres[learnt.genres >= 0], minlength=len(train.metadata["genres"]))
     batch = min(BATCH, len(learnt))
     steps = max(10, min(steps, EPOCHS * -(-len(learnt) // batch)))
     with repeatable(seed, device):
@@ -280,7 +280,7 @@ def train_reader(train: IndexedShards, held_out: IndexedShards | None, resolutio
                 queue.extend(torch.randperm(len(learnt)).split(batch)[:len(learnt) // batch])
             rows = queue.pop()
             values = None if learnt.values is None else learnt.values[rows]
-            images, values, plain = changed(signed(pixels[rows.to(device)]), values, truth)
+            images, values, plain = changed(to_minus_one_one(pixels[rows.to(device)]), values, truth)
             genres = torch.where(plain, learnt.genres[rows], -1)
             return loss_of(reader, images, genres.to(device), None if values is None else values.to(device), shares)
 
@@ -306,18 +306,18 @@ def loss_of(reader: Reader, images: Tensor, genres: Tensor, values: Tensor | Non
     return loss if read is None else GENRE_WEIGHT * loss + F.mse_loss(read, values)
 
 
-def mean_loss(reader: Reader, covers: Covers, shares: Tensor) -> float:
+def mean_loss(reader: Reader, covers: CoverDataset, shares: Tensor) -> float:
     """The mean loss over covers; genres that the reader does not know count as unknown."""
     device, total = shares.device, 0.0
     genres = torch.where(reader.known.cpu()[covers.genres], covers.genres, -1)
     for places in torch.arange(len(covers)).split(AT_ONCE):
         values = None if covers.values is None else covers.values[places].to(device)
-        images = signed(covers.pixels[places].to(device))
+        images = to_minus_one_one(covers.pixels[places].to(device))
         total += len(places) * loss_of(reader, images, genres[places].to(device), values, shares).item()
     return total / len(covers)
 
 
-def figures_of(reader: Reader, covers: Covers, truth: Truth | None) -> dict[str, Any]:
+def figures_of(reader: Reader, covers: CoverDataset, truth: Truth | None) -> dict[str, Any]:
     """How well covers are read, see ``train_reader``."""
     genres, values = reader.read(covers.pixels)
     figures: dict[str, Any] = {"test_covers": len(covers)}

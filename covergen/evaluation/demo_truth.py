@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from covergen.data.indexed import IndexedShards
+from covergen.data.indexed import ShardDataset
 from shard_tools.core.errors import BadFileError
 from shard_tools.core.files import file_sha256
 from shard_tools.dataset.demo_truth import TRUTH, read_columns
@@ -36,7 +36,7 @@ class Truth:
     places: dict[tuple[str, str, str], int]
     digest: str
 
-    def of(self, shards: IndexedShards, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def of(self, shards: ShardDataset, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """What the covers of some rows of an index show.
 
         Args:
@@ -50,14 +50,14 @@ class Truth:
         Raises:
             ValueError: a shard does not hold what its index says.
         """
-        genres, split = shards.facts["genres"], shards.index.split
+        genres, split = shards.metadata["genres"], shards.index.split
         places = np.array([self.places.get((split, genres[row["genre"]], key_of(shards, row)), -1)
                            for row in shards.index.rows[rows]], np.int64)
         found = places >= 0
         return np.where(found[:, None], self.values[places], np.float32(0)), found
 
 
-def key_of(shards: IndexedShards, row: np.void) -> str:
+def key_of(shards: ShardDataset, row: np.void) -> str:
     """The key of a sample, from its row: the index has no keys, the header before the cover's bytes has.
 
     Raises:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from shard_tools.core.files import write_atomically
 from shard_tools.core.locks import lock
-from shard_tools.shards.index import facts_bytes
+from shard_tools.shards.index import metadata_bytes
 
 KEEP = "COVERGEN_READERS"  # environment: a folder for trained networks instead of the user's cache; none = keep none
 VERSION = 1  # of the networks and of how they are trained: raise it whenever either changes
@@ -103,7 +103,7 @@ def r2(read: Tensor, true: Tensor, genres: Tensor | None = None) -> Tensor:
     return torch.where(spread > 0, 1 - (read - true).square().sum(0) / spread.clamp_min(1e-300), 0.0)
 
 
-def kept(folder: str, name: str, made_of: dict[str, Any], empty: Callable[[dict[str, Any]], nn.Module],
+def cached_network(folder: str, name: str, made_of: dict[str, Any], empty: Callable[[dict[str, Any]], nn.Module],
          train: Callable[[], tuple[nn.Module, dict[str, Any]]]) -> tuple[nn.Module, dict[str, Any]]:
     """A trained network and its figures: as they were kept, else trained now and kept.
 
@@ -118,11 +118,11 @@ def kept(folder: str, name: str, made_of: dict[str, Any], empty: Callable[[dict[
     if where == "none":
         return train()
     root, made_of = Path(where) / folder, json.loads(json.dumps(made_of | {"version": VERSION}))
-    weights, facts = root / f"{name}.safetensors", root / f"{name}.json"
+    weights, metadata = root / f"{name}.safetensors", root / f"{name}.json"
     with lock(root, patience=LOCK_PATIENCE):  # who comes second finds what the first has trained
-        if facts.is_file():
+        if metadata.is_file():
             with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RuntimeError):  # damaged: trained again
-                known, data = json.loads(facts.read_bytes()), weights.read_bytes()
+                known, data = json.loads(metadata.read_bytes()), weights.read_bytes()
                 if known["made_of"] == made_of and known.pop("sha256") == _digest(data, known):
                     with torch.random.fork_rng(devices=[]):  # weights that are replaced take no one's random numbers
                         network = empty(known["figures"])
@@ -132,9 +132,9 @@ def kept(folder: str, name: str, made_of: dict[str, Any], empty: Callable[[dict[
         data = save_weights({key: part.cpu().contiguous() for key, part in network.state_dict().items()})
         write_atomically(weights, data)
         known = {"made_of": made_of, "figures": figures}
-        write_atomically(facts, facts_bytes(known | {"sha256": _digest(data, known)}))
+        write_atomically(metadata, metadata_bytes(known | {"sha256": _digest(data, known)}))
     return network, figures
 
 
 def _digest(weights: bytes, known: dict[str, Any]) -> str:
-    return hashlib.sha256(weights + facts_bytes(known)).hexdigest()
+    return hashlib.sha256(weights + metadata_bytes(known)).hexdigest()

@@ -14,14 +14,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from covergen.data.audio import AudioScale
-from covergen.data.batch import shrink
-from covergen.data.indexed import IndexedShards
-from covergen.data.sampling import of_albums, seed_of
+from covergen.data.audio import AudioNormalizer
+from covergen.data.batch import downscale
+from covergen.data.indexed import ShardDataset
+from covergen.data.sampling import album_subset, seed_of
 from covergen.distributed.collectives import Ranks
 from covergen.evaluation.metrics import nearest
 from covergen.inference.images import to_unit
-from covergen.inference.trained_model import Run
+from covergen.inference.trained_model import TrainedModel
 
 AT_ONCE = 64  # covers that are made together
 KNOWN = 20_000  # training tracks among which a nearest one is looked for, and of which means are taken
@@ -56,20 +56,20 @@ class Songs:
         return len(self.rows)
 
 
-def read_songs(shards: IndexedShards, rows: np.ndarray, resolution: int) -> Songs:
+def read_songs(shards: ShardDataset, rows: np.ndarray, resolution: int) -> Songs:
     """The songs of given rows."""
     parts = [shards.read(rows[start:start + 512]) for start in range(0, len(rows), 512)]
-    covers = torch.cat([shrink(part.cover, resolution) for part in parts])
+    covers = torch.cat([downscale(part.cover, resolution) for part in parts])
     raw = np.concatenate([part.audio.numpy() for part in parts]) if shards.scale else None
     return Songs(rows, raw, covers, shards.genres(rows), shards.index.rows["group"][rows])
 
 
-def choose(shards: IndexedShards, count: int, seed: int, albums: str = "all") -> np.ndarray:
+def choose(shards: ShardDataset, count: int, seed: int, albums: str = "all") -> np.ndarray:
     """Rows ``[<= count]``: one track, drawn at random, of each of so many albums; always the same for a seed.
 
-    Args: shards; count; seed; albums: of whom, see ``of_albums``.
+    Args: shards; count; seed; albums: of whom, see ``album_subset``.
     """
-    rows = of_albums(shards.index.rows["group"], albums)
+    rows = album_subset(shards.index.rows["group"], albums)
     if shards.dimension:
         rows = rows[shards.index.rows["audio_bytes"][rows] > 0]
     rows = np.random.default_rng(seed).permutation(rows)
@@ -77,7 +77,7 @@ def choose(shards: IndexedShards, count: int, seed: int, albums: str = "all") ->
     return rows[np.sort(first)][:count]
 
 
-def others(groups: np.ndarray, seed: int, genres: np.ndarray | None = None) -> np.ndarray:
+def mismatched_pairing(groups: np.ndarray, seed: int, genres: np.ndarray | None = None) -> np.ndarray:
     """For each of N songs another one ``[N]`` of another album, where given of the same genre (-1: there is none)."""
     draws, chosen = np.random.default_rng(seed), np.full(len(groups), -1)
     for song in range(len(groups)):
@@ -88,7 +88,7 @@ def others(groups: np.ndarray, seed: int, genres: np.ndarray | None = None) -> n
     return chosen
 
 
-def make_covers(run: Run, heard: np.ndarray | None, songs: int, noises: int, seed: int, ranks: Ranks,
+def make_covers(run: TrainedModel, heard: np.ndarray | None, songs: int, noises: int, seed: int, ranks: Ranks,
                 tick: Callable[[int], None]) -> Tensor:
     """Covers uint8 ``[songs, noises, 3, R, R]``; song i has the same noises whatever it hears and however many ranks.
 
@@ -117,19 +117,19 @@ def make_covers(run: Run, heard: np.ndarray | None, songs: int, noises: int, see
     return torch.cat(ranks.share(range(0, songs, step), some))
 
 
-def baselines(run: Run, songs: Songs, train: IndexedShards, seed: int) -> dict[str, Any]:
+def baselines(run: TrainedModel, songs: Songs, train: ShardDataset, seed: int) -> dict[str, Any]:
     """What the baselines need of the training split, of the albums that the run was trained on.
 
     Returns:
         genre_mean, any: scaled audio ``[N, A]`` (None without audio); copy: uint8 covers ``[N, 3, R, R]``.
     """
-    rows = choose(train, KNOWN, seed, run.config.training.albums_for)
+    rows = choose(train, KNOWN, seed, run.config.training.album_subset)
     draws = np.random.default_rng(seed)
     if songs.raw is None or not train.dimension:
         return {"genre_mean": None, "any": None,
                 "copy": read_songs(train, draws.choice(rows, len(songs)), run.resolution).covers}
-    raw = np.concatenate([train.hear(rows[start:start + 512]).numpy() for start in range(0, len(rows), 512)])
-    standard = AudioScale(train.facts["audio"])  # whatever the run hears: distances of raw numbers say nothing
+    raw = np.concatenate([train.embed_audio(rows[start:start + 512]).numpy() for start in range(0, len(rows), 512)])
+    standard = AudioNormalizer(train.metadata["audio"])  # whatever the run hears: distances of raw numbers say nothing
     scaled = run.scale(raw) if run.model.conditional else standard(raw)
     genres = train.index.rows["genre"][rows]
     means = {genre: scaled[members].mean(0) if (members := genres == genre).any() else scaled.mean(0)

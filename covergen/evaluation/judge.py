@@ -16,9 +16,9 @@ from platformdirs import user_cache_path
 from torch import Tensor
 from torch.nn import functional as F
 
-from covergen.data.batch import Batch, shrink
-from covergen.data.indexed import IndexedShards
-from covergen.inference.trained_model import AT_ONCE, Run, open_run
+from covergen.data.batch import Batch, downscale
+from covergen.data.indexed import ShardDataset
+from covergen.inference.trained_model import AT_ONCE, TrainedModel, open_model
 from shard_tools.core.locks import lock
 
 VERSION = 1  # of the training of default judges: raise it when contrast or its preset changes
@@ -26,18 +26,18 @@ MINUTES = 5.0  # that a judge is trained where none is given
 LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_", "GROUP_", "ROLE_", "MASTER_", "TORCHELASTIC_", "ACCELERATE_", "OMP_")
 
 
-def open_judge(folder: str | Path) -> Run:
+def open_judge(folder: str | Path) -> TrainedModel:
     """A run that may judge.
 
     Raises:
         ValueError: not a contrast run, or trained on albums that generators see.
     """
-    judge = open_run(folder)
-    if judge.model.hear is None:
+    judge = open_model(folder)
+    if judge.model.embed_audio is None:
         raise ValueError(f"--judge {folder} is a {judge.config.model}: expected a run of --model contrast")
-    if judge.config.training.albums_for != "judge":
-        raise ValueError(f"--judge {folder} was trained with --albums_for {judge.config.training.albums_for}, on "
-                         "albums that generators see; train one with --model contrast --albums_for judge")
+    if judge.config.training.album_subset != "judge":
+        raise ValueError(f"--judge {folder} was trained with --album_subset {judge.config.training.album_subset}, on "
+                         "albums that generators see; train one with --model contrast --album_subset judge")
     return judge
 
 
@@ -52,7 +52,7 @@ def default_judge(shards: str, identity: str, resolution: int, tick: Callable[[]
     root = user_cache_path("covergen") / "judges"
     name = f"{identity[:16]}-{resolution}-v{VERSION}"
     finished = root / name / "finished"
-    words = [sys.executable, "-m", "covergen.train", "--model", "contrast", "--albums_for", "judge", "--shards", shards,
+    words = [sys.executable, "-m", "covergen.train", "--model", "contrast", "--album_subset", "judge", "--shards", shards,
              "--out", str(root), "--name", name, "--resolution", str(resolution), "--minutes", str(MINUTES),
              "--tracker", "none"]
     with lock(root / "locks" / name, patience=120 * MINUTES):
@@ -78,27 +78,27 @@ def default_judge(shards: str, identity: str, resolution: int, tick: Callable[[]
     return root / name
 
 
-def same_audio(judge: Run, train: IndexedShards) -> None:
+def same_audio(judge: TrainedModel, train: ShardDataset) -> None:
     """Raises ValueError unless a judge was trained on the audio of these very shards."""
-    known, here = judge.facts["audio"], train.facts["audio"]
+    known, here = judge.metadata["audio"], train.metadata["audio"]
     if not here or known["dimension"] != here["dimension"] or known["mean"] != here["mean"]:
-        raise ValueError(f"--judge {judge.folder} was trained on other shards ({judge.facts['shards']}) than "
-                         f"{train.index.root}; leave --judge away, or train one with --model contrast --albums_for "
+        raise ValueError(f"--judge {judge.folder} was trained on other shards ({judge.metadata['shards']}) than "
+                         f"{train.index.root}; leave --judge away, or train one with --model contrast --album_subset "
                          f"judge --shards {train.index.root}")
 
 
-def see(judge: Run, covers: Tensor) -> Tensor:
+def embed_covers(judge: TrainedModel, covers: Tensor) -> Tensor:
     """Unit vectors float32 ``[N, 128]`` of uint8 covers ``[N, 3, S, S]`` of any side."""
     if covers.shape[-1] < judge.resolution:
         side = (judge.resolution, judge.resolution)
         parts = [F.interpolate(part.float(), size=side, mode="bilinear").round().byte() for part in covers.split(512)]
     else:
-        parts = [shrink(part, judge.resolution) for part in covers.split(512)]
+        parts = [downscale(part, judge.resolution) for part in covers.split(512)]
     return torch.cat([judge.encode(Batch(part, None, None, None)) for part in parts])
 
 
 @torch.no_grad()
-def hear(judge: Run, raw: np.ndarray) -> Tensor:
+def embed_audio(judge: TrainedModel, raw: np.ndarray) -> Tensor:
     """Unit vectors float32 ``[N, 128]`` of raw audio ``[N, D]``."""
     heard = torch.from_numpy(judge.scale(raw)).to(judge.device)
-    return torch.cat([judge.model.hear(judge.networks, part).float().cpu() for part in heard.split(AT_ONCE)])
+    return torch.cat([judge.model.embed_audio(judge.networks, part).float().cpu() for part in heard.split(AT_ONCE)])

@@ -10,21 +10,21 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from covergen.data.batch import shrink
-from covergen.data.indexed import IndexedShards
+from covergen.data.batch import downscale
+from covergen.data.indexed import ShardDataset
 from covergen.distributed.collectives import Ranks
 from covergen.evaluation import judge, report
 from covergen.evaluation import judge as judges
 from covergen.evaluation import scores as denoising
 from covergen.evaluation import scores as table
-from covergen.evaluation.generation import Songs, baselines, choose, make_covers, others, read_songs
-from covergen.inference.trained_model import Run, open_run
+from covergen.evaluation.generation import Songs, baselines, choose, make_covers, mismatched_pairing, read_songs
+from covergen.inference.trained_model import TrainedModel, open_model
 from covergen.runs.checkpoint import step_of
 
 REFERENCE, MOST = 5000, 100_000  # training covers that FID compares with, and among which copies are looked for
 
 
-def evaluate(run: Run, judge: Run | None, reader: Any, songs: Songs, held_out: IndexedShards, train: IndexedShards, *,
+def evaluate(run: TrainedModel, judge: TrainedModel | None, reader: Any, songs: Songs, held_out: ShardDataset, train: ShardDataset, *,
              noises: int, seed: int, ranks: Ranks, inner: Callable | None, tick: Callable[..., None], quiet: bool
              ) -> tuple[dict[str, dict[str, table.Figure]], dict[str, dict[str, float]], Tensor]:
     """The table of a run, its attributes one by one (on demo data), and its covers uint8 ``[N, noises, 3, R, R]``.
@@ -43,11 +43,11 @@ def evaluate(run: Run, judge: Run | None, reader: Any, songs: Songs, held_out: I
     own = run.scale(songs.raw) if hears else None
     mute = run
     if hasattr(run.config.options, "guidance"):
-        mute = open_run(run.folder, which=str(step_of(run.checkpoint)),
+        mute = open_model(run.folder, which=str(step_of(run.checkpoint)),
                         options={"guidance": 0.0, "sampling_steps": run.config.options.sampling_steps})
     bar = tqdm(total=3 * len(songs) * noises // ranks.ranks, unit="cover", disable=quiet, dynamic_ncols=True)
 
-    def made(by: Run, heard: np.ndarray | None, key: str) -> Tensor:
+    def made(by: TrainedModel, heard: np.ndarray | None, key: str) -> Tensor:
         def count(number: int) -> None:
             bar.update(number)
             tick()
@@ -55,7 +55,7 @@ def evaluate(run: Run, judge: Run | None, reader: Any, songs: Songs, held_out: I
         return make_covers(by, heard if hears else None, len(songs), noises, seed, ranks, count)
 
     covers = {"run": made(run, own, "run"), "real": songs.covers[:, None]}
-    covers["shuffled"] = covers["run"][torch.from_numpy(others(songs.groups, seed))]
+    covers["shuffled"] = covers["run"][torch.from_numpy(mismatched_pairing(songs.groups, seed))]
     covers["genre_mean"] = made(run, base["genre_mean"], "genre_mean")
     covers["unconditional"] = made(mute, base["any"] if mute is run else own, "unconditional")
     covers["copy"] = base["copy"][:, None]
@@ -66,7 +66,7 @@ def evaluate(run: Run, judge: Run | None, reader: Any, songs: Songs, held_out: I
     views = {name: look(part, judge, reader, inner, tick) for name, part in covers.items()}
     training = known_features(run, train, lambda part: features_of(part, judge, reader, inner), tick)
     truth, predicted = reader.truth_of(held_out, songs.rows), reader.predict(songs.raw)
-    heard = judges.hear(judge, songs.raw).numpy() if judge else None
+    heard = judges.embed_audio(judge, songs.raw).numpy() if judge else None
     found = table.measure(views, heard, songs, training[:REFERENCE],
                           None if held_out.index.split == "train" else training, truth, predicted, seed, tick)
     found["run"] |= losses
@@ -77,25 +77,25 @@ def evaluate(run: Run, judge: Run | None, reader: Any, songs: Songs, held_out: I
     return found, details, covers["run"]
 
 
-def known_features(run: Run, train: IndexedShards, see: Callable[[Tensor], Tensor], tick: Callable[..., None]
+def known_features(run: TrainedModel, train: ShardDataset, see: Callable[[Tensor], Tensor], tick: Callable[..., None]
                    ) -> np.ndarray:
     """Quality features of one cover of every album that a run was trained on (at most ``MOST``), ``[M, D]``."""
-    rows = choose(train, MOST, 0, run.config.training.albums_for)
+    rows = choose(train, MOST, 0, run.config.training.album_subset)
     parts = []
     for start in range(0, len(rows), 512):
         tick()
-        parts.append(see(shrink(train.read(rows[start:start + 512]).cover, run.resolution)))
+        parts.append(see(downscale(train.read(rows[start:start + 512]).cover, run.resolution)))
     return torch.cat(parts).numpy()
 
 
-def features_of(covers: Tensor, judge: Run | None, reader: Any, inner: Callable | None) -> Tensor:
+def features_of(covers: Tensor, judge: TrainedModel | None, reader: Any, inner: Callable | None) -> Tensor:
     """What quality is measured in: Inception's features, else the judge's, else the reader's."""
     if inner:
         return inner(covers, judge.device if judge else "cpu")
-    return judges.see(judge, covers) if judge else reader.features(covers)
+    return judges.embed_covers(judge, covers) if judge else reader.features(covers)
 
 
-def look(covers: Tensor, judge: Run | None, reader: Any, inner: Callable | None, tick: Callable[..., None]
+def look(covers: Tensor, judge: TrainedModel | None, reader: Any, inner: Callable | None, tick: Callable[..., None]
          ) -> table.Views:
     """What judge and reader see in covers uint8 ``[N, K, 3, R, R]``."""
     count, noises = covers.shape[:2]
@@ -106,7 +106,7 @@ def look(covers: Tensor, judge: Run | None, reader: Any, inner: Callable | None,
     def shaped(part: Tensor | None) -> np.ndarray | None:
         return None if part is None else part.unflatten(0, (count, noises)).numpy()
 
-    seen = shaped(judges.see(judge, flat)) if judge else None
+    seen = shaped(judges.embed_covers(judge, flat)) if judge else None
     looks = seen[:, 0] if judge and not inner else features_of(covers[:, 0], judge, reader, inner).numpy()
     return table.Views(seen, looks, shaped(genres), shaped(attributes))
 
@@ -114,10 +114,10 @@ def look(covers: Tensor, judge: Run | None, reader: Any, inner: Callable | None,
 SONGS, NOISES, SHOWN = 128, 2, 16
 
 
-class Glance:
+class QuickEvaluation:
     """The same songs of the validation split all through a run."""
 
-    def __init__(self, shards: IndexedShards, resolution: int, arbiter: Run | None, seed: int) -> None:
+    def __init__(self, shards: ShardDataset, resolution: int, arbiter: TrainedModel | None, seed: int) -> None:
         """Args: shards: with raw audio; resolution: of the run; arbiter: a judge, or None; seed: of the songs.
 
         Raises:
@@ -126,17 +126,17 @@ class Glance:
         if arbiter is not None:
             judge.same_audio(arbiter, shards)
         self.songs = read_songs(shards, choose(shards, SONGS, seed), resolution)
-        self.genres, self.arbiter, self.seed = shards.facts["genres"], arbiter, seed
+        self.genres, self.arbiter, self.seed = shards.metadata["genres"], arbiter, seed
 
-    def __call__(self, run: Run) -> tuple[dict[str, float], list[str], list[list[Any]]]:
+    def __call__(self, run: TrainedModel) -> tuple[dict[str, float], list[str], list[list[Any]]]:
         """Scalars ``eval/...``, and columns and rows of a table of songs."""
         alone = Ranks()
         heard = run.scale(self.songs.raw) if run.model.conditional else None
         covers = make_covers(run, heard, len(self.songs), NOISES, self.seed, alone, lambda made: None)
         figures: dict[str, table.Figure] = {}
         if self.arbiter is not None:
-            seen = judge.see(self.arbiter, covers.flatten(0, 1)).unflatten(0, covers.shape[:2])
-            figures |= table.dependence(seen.numpy(), judge.hear(self.arbiter, self.songs.raw).numpy(), self.songs,
+            seen = judge.embed_covers(self.arbiter, covers.flatten(0, 1)).unflatten(0, covers.shape[:2])
+            figures |= table.dependence(seen.numpy(), judge.embed_audio(self.arbiter, self.songs.raw).numpy(), self.songs,
                                         self.seed)
         if run.model.denoising_loss:
             figures |= denoising.gaps(run, self.songs, self.seed, alone)

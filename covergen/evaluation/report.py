@@ -12,7 +12,7 @@ from covergen.evaluation.generation import COLUMNS, Songs
 from covergen.evaluation.metrics import named
 from covergen.evaluation.scores import METRICS, Figure
 from covergen.inference import images as pictures
-from covergen.inference.trained_model import Run
+from covergen.inference.trained_model import TrainedModel
 
 COUNTED = ("r@1", "r@5", "r@10", "median_rank", "fid", "kid", "precision", "recall", "density", "coverage", "copied")
 
@@ -33,28 +33,28 @@ def chance(metric: str, songs: int, genres: int) -> float | None:
             "denoising_gap": 0.0, "denoising_gap_within": 0.0, "copied": 0.5}.get(metric)
 
 
-def as_json(facts: dict[str, Any], figures: dict[str, dict[str, Figure]]) -> dict[str, Any]:
+def as_json(metadata: dict[str, Any], figures: dict[str, dict[str, Figure]]) -> dict[str, Any]:
     """Facts and figures as plain values; what is not finite is null."""
     def plain(value: float | None) -> float | None:
         return None if value is None or not math.isfinite(value) else float(value)
 
-    songs = facts["songs"]
+    songs = metadata["songs"]
     table = {column: {title(metric, songs): {name: plain(part) for name, part in figure._asdict().items()
                                              if part is not None} for metric, figure in row.items()}
              for column, row in figures.items()}
-    return {**facts, "columns": {name: COLUMNS[name] for name in figures},
+    return {**metadata, "columns": {name: COLUMNS[name] for name in figures},
             "metrics": {title(metric, songs): METRICS[metric] for metric in METRICS if metric in figures["run"]},
             "chance": {title(metric, songs): found for metric in METRICS if metric in figures["run"]
-                       and (found := chance(metric, songs, facts.get("genres", 0))) is not None}, "table": table}
+                       and (found := chance(metric, songs, metadata.get("genres", 0))) is not None}, "table": table}
 
 
-def as_text(facts: dict[str, Any], figures: dict[str, dict[str, Figure]]) -> str:
+def as_text(metadata: dict[str, Any], figures: dict[str, dict[str, Figure]]) -> str:
     """The table as lines: a metric a row, the run with its interval and p, the baselines beside it, chance last."""
-    songs, names = facts["songs"], list(figures)
+    songs, names = metadata["songs"], list(figures)
     wide = max(len(title(metric, songs)) for metric in METRICS) + 1
     head = f"{'':{wide}}{'run':>9} {'[95% interval]':^21} {'p':>7}" + "".join(f"{name:>14}" for name in names[1:])
-    lines = [f"{facts['model']} {facts['checkpoint']} of {facts['run']}: {songs} songs of {facts['split']}, "
-             f"{facts['noises']} covers each", head + f"{'chance':>9}"]
+    lines = [f"{metadata['model']} {metadata['checkpoint']} of {metadata['run']}: {songs} songs of {metadata['split']}, "
+             f"{metadata['noises']} covers each", head + f"{'chance':>9}"]
     for metric in METRICS:
         if metric not in figures["run"]:
             continue
@@ -64,9 +64,9 @@ def as_text(facts: dict[str, Any], figures: dict[str, dict[str, Figure]]) -> str
         line = f"{title(metric, songs):{wide}}{short(own.value):>9} {interval:^21} {p:>7}"
         for name in names[1:]:
             line += f"{short(figures[name][metric].value) if metric in figures[name] else '-':>14}"
-        guess = chance(metric, songs, facts.get("genres", 0))
+        guess = chance(metric, songs, metadata.get("genres", 0))
         lines.append((line + (f"{short(guess):>9}" if guess is not None else "")).rstrip())
-    for name, attribute in (facts.get("attributes") or {}).items():
+    for name, attribute in (metadata.get("attributes") or {}).items():
         lines.append(f"  {name:18} " + ", ".join(f"{key} {short(value)}" for key, value in attribute.items()))
     return "\n".join(lines)
 
@@ -86,7 +86,7 @@ def scalars(figures: dict[str, dict[str, Figure]], section: str) -> dict[str, fl
     return {name: value for name, value in row.items() if math.isfinite(value)}
 
 
-def song_table(judge: Run | None, songs: Songs, covers: Any, genres: list[str], count: int
+def song_table(judge: TrainedModel | None, songs: Songs, covers: Any, genres: list[str], count: int
                ) -> tuple[list[str], list[list[Any]]]:
     """Columns and rows for W&B: song, genre, real cover, its generated covers side by side, judge's scores.
 
@@ -96,9 +96,9 @@ def song_table(judge: Run | None, songs: Songs, covers: Any, genres: list[str], 
     some = range(min(count, len(songs)))
     scores = np.full((len(songs), 2), math.nan)
     if judge is not None:
-        heard = judges.hear(judge, songs.raw[:len(some)])
-        real = judges.see(judge, songs.covers[:len(some)])
-        made = judges.see(judge, covers[:len(some)].flatten(0, 1)).unflatten(0, (len(some), -1))
+        heard = judges.embed_audio(judge, songs.raw[:len(some)])
+        real = judges.embed_covers(judge, songs.covers[:len(some)])
+        made = judges.embed_covers(judge, covers[:len(some)].flatten(0, 1)).unflatten(0, (len(some), -1))
         scores = np.stack([(real * heard).sum(1), (made * heard[:, None]).sum(2).mean(1)], 1)
     rows = []
     for place in some:

@@ -18,9 +18,9 @@ from covergen.data.sampling import seed_of
 from covergen.distributed.collectives import Ranks
 from covergen.evaluation import metrics as quality
 from covergen.evaluation import statistics
-from covergen.evaluation.generation import Songs, others
+from covergen.evaluation.generation import Songs, mismatched_pairing
 from covergen.evaluation.metrics import balanced_accuracy
-from covergen.inference.trained_model import Run
+from covergen.inference.trained_model import TrainedModel
 
 RESAMPLES = 1000
 NEIGHBOURS = 5  # of precision, recall, density and coverage
@@ -184,7 +184,7 @@ AT_ONCE = 64
 DRAWS = 8  # times and noises at which each cover's loss is measured
 
 
-def gaps(run: Run, songs: Songs, seed: int, ranks: Ranks, tick: Callable[[], None] = lambda: None) -> dict[str, Figure]:
+def gaps(run: TrainedModel, songs: Songs, seed: int, ranks: Ranks, tick: Callable[[], None] = lambda: None) -> dict[str, Figure]:
     """By what share of itself the loss grows with another song's audio, overall and with one of the same genre.
 
     The same cover meets the same times and noises with both, so that nothing but the audio differs; p by sign flips.
@@ -197,7 +197,7 @@ def gaps(run: Run, songs: Songs, seed: int, ranks: Ranks, tick: Callable[[], Non
     heard = run.scale(songs.raw)
     right, row = losses(run, songs, heard, seed, ranks, tick).numpy(), {}
     for name, genres in (("denoising_gap", None), ("denoising_gap_within", kinds(songs))):
-        chosen = others(songs.groups, seed, genres)
+        chosen = mismatched_pairing(songs.groups, seed, genres)
         known = chosen >= 0
         if not known.any():
             continue
@@ -208,7 +208,7 @@ def gaps(run: Run, songs: Songs, seed: int, ranks: Ranks, tick: Callable[[], Non
 
 
 @torch.no_grad()
-def losses(run: Run, songs: Songs, heard: np.ndarray, seed: int, ranks: Ranks, tick: Callable[[], None]) -> Tensor:
+def losses(run: TrainedModel, songs: Songs, heard: np.ndarray, seed: int, ranks: Ranks, tick: Callable[[], None]) -> Tensor:
     """Denoising losses ``[N]`` of the songs' covers with scaled audio ``[N, A]``, means over ``DRAWS`` draws."""
     audio = torch.from_numpy(heard)
 
@@ -219,7 +219,7 @@ def losses(run: Run, songs: Songs, heard: np.ndarray, seed: int, ranks: Ranks, t
         total = torch.zeros(len(batch.cover), dtype=torch.float64)
         for draw in range(DRAWS):
             generator = torch.Generator().manual_seed(seed_of(seed, "denoising", start, draw))
-            noise = run.model.turns[0].draw(len(batch.cover), generator)
+            noise = run.model.phases[0].sample_noise(len(batch.cover), generator)
             noise = {name: value.to(run.device) for name, value in noise.items()}
             total += run.model.denoising_loss(run.networks, batch, noise).double().cpu()
         return total / DRAWS

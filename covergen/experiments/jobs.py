@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from covergen.distributed.interrupts import Stop
+from covergen.distributed.interrupts import StopSignal
 from shard_tools.core.files import write_atomically
 
 LEAST = 0.05  # minutes that are worth starting a training for
@@ -31,7 +31,7 @@ class Work:
         cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
         self.slots = [cores[slot::jobs] for slot in range(jobs)]
         self.running: dict[str, tuple[subprocess.Popen, list[int]]] = {}
-        self.stop = Stop(0)
+        self.stop = StopSignal(0)
 
     def train(self, name: str, command: list[str], minutes: float) -> tuple[str, list[str]] | None:
         """What is left to do of a training that may take so many minutes (0: as long as it takes)."""

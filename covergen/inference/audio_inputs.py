@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from covergen.data.indexed import IndexedShards
-from covergen.data.sampling import varied
+from covergen.data.indexed import ShardDataset
+from covergen.data.sampling import stratified_rows
 from shard_tools import extractors
 from shard_tools.core.errors import BadFileError
 from shard_tools.dataset.layout import AUDIO_SUFFIXES
@@ -25,7 +25,7 @@ KINDS = "a song (" + ", ".join(AUDIO_SUFFIXES) + "), a .npy vector or a .json of
 SETS = {len(names): names for names in (acousticbrainz.NAMES, acousticbrainz.NAMES_559)}
 
 
-class Heard(NamedTuple):
+class AudioInputs(NamedTuple):
     """Raw vectors float32 ``[N, D]`` and a name for each."""
 
     names: list[str]
@@ -37,12 +37,12 @@ def listed(paths: str) -> list[Path]:
     return [Path(path) for path in ([paths] if os.path.exists(paths) else paths.split(",")) if path]
 
 
-def read_files(paths: str, facts: dict[str, Any], pca: Sequence[str] = ()) -> Heard:
+def read_files(paths: str, metadata: dict[str, Any], pca: Sequence[str] = ()) -> AudioInputs:
     """Songs, vectors (``.npy``) and descriptors (``.json``), or all of them in folders, by the run's own extractor.
 
     Args:
         paths: separated by commas.
-        facts: the ``audio`` part of a run's facts: dimension, blocks, and ``features``, where known.
+        metadata: the ``audio`` part of a run's metadata: dimension, blocks, and ``features``, where known.
         pca: files of the PCAs that made the run's vectors.
 
     Raises:
@@ -58,19 +58,19 @@ def read_files(paths: str, facts: dict[str, Any], pca: Sequence[str] = ()) -> He
         files += inside
     if not files:
         raise ValueError(f"--audio: expected the path of {KINDS}")
-    return Heard([file.stem for file in files], np.stack([_read(file, facts, pca) for file in files]))
+    return AudioInputs([file.stem for file in files], np.stack([_read(file, metadata, pca) for file in files]))
 
 
-def _read(file: Path, facts: dict[str, Any], pca: Sequence[str]) -> np.ndarray:
-    kind, dimension = file.suffix.lower(), facts["dimension"]
+def _read(file: Path, metadata: dict[str, Any], pca: Sequence[str]) -> np.ndarray:
+    kind, dimension = file.suffix.lower(), metadata["dimension"]
     if kind not in READERS and kind not in AUDIO_SUFFIXES:
         raise ValueError(f"--audio {file}: expected {KINDS}")
     if kind in AUDIO_SUFFIXES:
-        _hears(file, facts, pca)
+        _hears(file, metadata, pca)
     if not file.is_file():
         raise ValueError(f"--audio {file}: no such file")
     try:
-        vector = _heard(file, facts, pca) if kind in AUDIO_SUFFIXES else _described(file, facts, pca)
+        vector = _heard(file, metadata, pca) if kind in AUDIO_SUFFIXES else _described(file, metadata, pca)
     except BadFileError as error:
         raise ValueError(f"--audio {file}: {error}") from None
     if len(vector) != dimension:
@@ -78,85 +78,85 @@ def _read(file: Path, facts: dict[str, Any], pca: Sequence[str]) -> np.ndarray:
     return vector
 
 
-def _described(file: Path, facts: dict[str, Any], pca: Sequence[str]) -> np.ndarray:
+def _described(file: Path, metadata: dict[str, Any], pca: Sequence[str]) -> np.ndarray:
     """The vector in a .npy or .json."""
     data = read_entry(file.parent, Entry(file.name, -1, 0), READERS[file.suffix.lower()])
-    known = facts.get("features")
+    known = metadata.get("features")
     if file.suffix.lower() == ".npy":
         folders = [file.resolve().parent, *file.resolve().parents[1:4]]  # OUT/audio/<split>/<genre> at the deepest
         schema = next((schema for folder in folders if (schema := read_schema(folder))), None)
         if known and schema and schema.sha256 != known["sha256"]:
             raise ValueError(f"--audio {file}: a vector of {schema}, as {schema.features} made it; the run was trained "
-                             f"on {named(facts)}")
+                             f"on {named(metadata)}")
         return read_vector(data)
     if not known:
-        return _place(data, facts)
-    of_json = _extractor(file, facts, pca).of_json
+        return _place(data, metadata)
+    of_json = _extractor(file, metadata, pca).of_json
     if of_json is None:
-        raise ValueError(f"--audio {file}: the run was trained on {named(facts)}, which are not made of .json files")
+        raise ValueError(f"--audio {file}: the run was trained on {named(metadata)}, which are not made of .json files")
     return of_json(data)
 
 
-def _heard(file: Path, facts: dict[str, Any], pca: Sequence[str]) -> np.ndarray:
+def _heard(file: Path, metadata: dict[str, Any], pca: Sequence[str]) -> np.ndarray:
     """The vector of a song, of which as much is heard as in training, from its middle."""
-    excerpt = facts["features"]["heard"].get("excerpt")
+    excerpt = metadata["features"]["heard"].get("excerpt")
     seconds = audio.duration(file)
     start, length = (0.0, None) if excerpt is None else audio.starts(seconds, excerpt, 1)[0]
-    return _hears(file, facts, pca)(file, start, length)
+    return _hears(file, metadata, pca)(file, start, length)
 
 
-def _hears(file: Path, facts: dict[str, Any], pca: Sequence[str]) -> Any:
+def _hears(file: Path, metadata: dict[str, Any], pca: Sequence[str]) -> Any:
     """What makes the run's vector of a song; ValueError, which says what the run was trained on, if nothing does."""
-    of_audio = _extractor(file, facts, pca).of_audio if facts.get("features") else None
+    of_audio = _extractor(file, metadata, pca).of_audio if metadata.get("features") else None
     if of_audio is None:
-        raise ValueError(f"--audio {file}: the run was trained on {named(facts)}, which can't be computed from audio "
+        raise ValueError(f"--audio {file}: the run was trained on {named(metadata)}, which can't be computed from audio "
                          "files; give a .npy vector of that track, or descriptors (.json) where they are made of them")
     return of_audio
 
 
-def _extractor(file: Path, facts: dict[str, Any], pca: Sequence[str]) -> extractors.Extractor:
+def _extractor(file: Path, metadata: dict[str, Any], pca: Sequence[str]) -> extractors.Extractor:
     try:
-        return extractors.from_facts(facts["features"], pca)
+        return extractors.from_metadata(metadata["features"], pca)
     except ValueError as error:
         raise ValueError(f"--audio {file}: {error}") from None
 
 
-def named(facts: dict[str, Any]) -> str:
+def named(metadata: dict[str, Any]) -> str:
     """What a run hears, in words."""
-    blocks = " + ".join(str(stop - start) for start, stop in facts["blocks"])
-    known = facts.get("features")
-    return (f"{facts['dimension']} numbers (blocks of {blocks}) of "
+    blocks = " + ".join(str(stop - start) for start, stop in metadata["blocks"])
+    known = metadata.get("features")
+    return (f"{metadata['dimension']} numbers (blocks of {blocks}) of "
             + (f"{known['features']} {known['version']}" if known else "descriptors without a name"))
 
 
-def _place(data: bytes, facts: dict[str, Any]) -> np.ndarray:
+def _place(data: bytes, metadata: dict[str, Any]) -> np.ndarray:
     """The descriptors as a vector of the run's: the whole of it, or its first block of their size, the rest absent."""
-    vector = np.zeros(facts["dimension"], np.float32)
-    for start, stop in ([0, facts["dimension"]], *facts["blocks"]):
+    vector = np.zeros(metadata["dimension"], np.float32)
+    for start, stop in ([0, metadata["dimension"]], *metadata["blocks"]):
         if stop - start in SETS:
             vector[start:stop] = acousticbrainz.read(data, SETS[stop - start])
             return vector
     raise BadFileError("another kind of audio", f"AcousticBrainz gives {' or '.join(map(str, SETS))} numbers; the run "
-                       f"was trained on {facts['dimension']}, in blocks of "
-                       f"{', '.join(str(stop - start) for start, stop in facts['blocks'])}")
+                       f"was trained on {metadata['dimension']}, in blocks of "
+                       f"{', '.join(str(stop - start) for start, stop in metadata['blocks'])}")
 
 
-def read_shards(root: str, split: str, count: int, facts: dict[str, Any]) -> Heard:
+def read_shards(root: str, split: str, count: int, metadata: dict[str, Any]) -> AudioInputs:
     """Raw vectors of packed tracks, of as many genres as there are.
 
     Args:
         root: folder of the shards; split: of them.
         count: how many tracks; 0 for all, in the order of the index.
-        facts: as above.
+        metadata: as above.
 
     Raises:
         ValueError, FileNotFoundError: no such split, no vectors, or not of the run's dimension.
     """
-    shards = IndexedShards(root, split, batch_size=1, audio_scale="raw")
-    if shards.dimension != facts["dimension"]:
+    shards = ShardDataset(root, split, batch_size=1, audio_scale="raw")
+    if shards.dimension != metadata["dimension"]:
         has = f"vectors of {shards.dimension} numbers" if shards.dimension else "no vectors"
-        raise ValueError(f"{root} has {has}; the run was trained on {facts['dimension']}")
+        raise ValueError(f"{root} has {has}; the run was trained on {metadata['dimension']}")
     rows = shards.audible()
-    batch = shards.read(rows[varied(shards.index.rows["genre"][rows], count)] if count else rows)
-    genres = shards.facts["genres"]
-    return Heard([genres[genre] for genre in batch.genre.tolist()], batch.audio.numpy())
+    batch = shards.read(rows[stratified_rows(shards.index.rows["genre"][rows], count)] if count else rows)
+    genres = shards.metadata["genres"]
+    return AudioInputs([genres[genre] for genre in batch.genre.tolist()], batch.audio.numpy())

@@ -9,30 +9,30 @@ import numpy as np
 import torch
 from PIL import Image
 
-from covergen.data.batch import Batch, shrink
-from covergen.data.indexed import IndexedShards
-from covergen.data.sampling import varied
-from covergen.inference.trained_model import Run
+from covergen.data.batch import Batch, downscale
+from covergen.data.indexed import ShardDataset
+from covergen.data.sampling import stratified_rows
+from covergen.inference.trained_model import TrainedModel
 from shard_tools.cli import nearest
 from shard_tools.core.errors import BadFileError
 from shard_tools.dataset import images as codec
 from shard_tools.dataset.layout import COVERS, read_name
 from shard_tools.dataset.source import Entry, read_entry
-from shard_tools.remote.index_cache import local_root
+from shard_tools.remote.index_cache import resolve
 from shard_tools.shards.index import splits_in
 
 AT_ONCE = 512  # samples read together
 NAMED = 5  # pictures that an error names
 
 
-def find_split(run: Run, shards: str | None, split: str | None, preferred: Sequence[str]) -> tuple[str, str]:
+def find_split(run: TrainedModel, shards: str | None, split: str | None, preferred: Sequence[str]) -> tuple[str, str]:
     """The folder of shards and the split to use: as given, else the run's own and the first preferred that is there.
 
     Raises:
         ValueError: no shards there, or not that split (says which there are).
     """
-    root = shards or run.facts.get("shards")
-    root = root and local_root(root)
+    root = shards or run.metadata.get("shards")
+    root = root and resolve(root)
     have = list(splits_in(root)) if root else []
     if not have:
         if shards:
@@ -54,20 +54,20 @@ class Samples:
         genres: names by the rows' genre.
     """
 
-    def __init__(self, run: Run, root: str, split: str) -> None:
+    def __init__(self, run: TrainedModel, root: str, split: str) -> None:
         """Opens the split.
 
         Raises:
             ValueError, FileNotFoundError: no such split, covers smaller than the run's, or not the audio it hears.
         """
-        shards = IndexedShards(root, split, batch_size=1, audio_scale="raw")
+        shards = ShardDataset(root, split, batch_size=1, audio_scale="raw")
         if shards.resolution < run.resolution:
             raise ValueError(f"{root} has covers of {shards.resolution} px; {run.folder} needs {run.resolution} px")
         if run.model.conditional and shards.dimension != run.scale.dimension:
             has = f"vectors of {shards.dimension} numbers" if shards.dimension else "no audio"
             raise ValueError(f"{root} has {has}; {run.folder} hears {run.scale.dimension} numbers")
         self.run, self.shards, self.split = run, shards, split
-        self.rows, self.genres = shards.index.rows, shards.facts["genres"]
+        self.rows, self.genres = shards.index.rows, shards.metadata["genres"]
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -76,7 +76,7 @@ class Samples:
         """Samples of given rows: covers at the run's resolution; audio scaled as the run was trained, or None."""
         batch = self.shards.read(np.asarray(rows, np.int64))
         audio = torch.from_numpy(self.run.scale(batch.audio.numpy())) if self.run.model.conditional else None
-        return batch._replace(cover=shrink(batch.cover, self.run.resolution), audio=audio)
+        return batch._replace(cover=downscale(batch.cover, self.run.resolution), audio=audio)
 
     def blocks(self, rows: Sequence[int] | np.ndarray) -> Iterator[Batch]:
         """The same in blocks, so that memory is bounded."""
@@ -85,7 +85,7 @@ class Samples:
 
     def varied(self, count: int) -> list[int]:
         """At most ``count`` rows, always the same, of as many genres as there are."""
-        return varied(self.rows["genre"], count)
+        return stratified_rows(self.rows["genre"], count)
 
     def distinct(self) -> np.ndarray:
         """A row of every cover, in the order of the index: tracks of one album share theirs."""
@@ -116,7 +116,7 @@ class Samples:
 class Pictures:
     """The pictures of a folder, in the order of their file names, at a run's resolution."""
 
-    def __init__(self, run: Run, folder: str, count: int = 0) -> None:
+    def __init__(self, run: TrainedModel, folder: str, count: int = 0) -> None:
         """Reads the first ``count`` pictures, or all (0).
 
         A picture of the run's size stays pixel by pixel as it was decoded; any other is cropped to its centre and

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from covergen import models
-from covergen.data.audio import AudioScale
-from covergen.data.batch import Batch, shrink
-from covergen.models.base import Model, Sizes
+from covergen.data.audio import AudioNormalizer
+from covergen.data.batch import Batch, downscale
+from covergen.models.base import InputSpec, Model
 from covergen.runs import checkpoint, config
 from covergen.runs.folder import read_data
 from covergen.runs.sync import fetched_run
@@ -28,13 +28,13 @@ AT_ONCE = 64  # covers that go through a network together
 
 
 @dataclass(frozen=True)
-class Run:
+class TrainedModel:
     """An opened run.
 
     Attributes:
         folder: where it lies.
         config: what it was trained with, but for the model's options that it was opened with.
-        facts: of its data: resolution, genres, audio.
+        metadata: of its data: resolution, genres, audio.
         model: with its plain networks, not those of ``networks``.
         networks: the networks to use, in evaluation mode: averaged where the run has an average, else as trained.
         checkpoint: the folder that they are from.
@@ -44,17 +44,17 @@ class Run:
 
     folder: Path
     config: config.Config
-    facts: dict[str, Any]
+    metadata: dict[str, Any]
     model: Model
     networks: dict[str, nn.Module]
     checkpoint: Path
     device: torch.device
-    scale: AudioScale | None
+    scale: AudioNormalizer | None
 
     @property
     def resolution(self) -> int:
         """Side of the covers in pixels."""
-        return self.facts["resolution"]
+        return self.metadata["resolution"]
 
     def sample(self, latents: Tensor, audio: np.ndarray | None = None) -> Tensor:
         """Images ``[N, 3, R, R]`` as the network gives them (from ``model.low`` to 1), on the host.
@@ -80,7 +80,7 @@ class Run:
                              batch.cover, batch.audio)
 
     def _batch(self, cover: Tensor, audio: Tensor | None) -> Batch:
-        return Batch(shrink(cover, self.resolution), audio, None, None)
+        return Batch(downscale(cover, self.resolution), audio, None, None)
 
     @torch.no_grad()
     def _through(self, call: Callable[..., Tensor], *inputs: Tensor | None) -> Tensor:
@@ -92,8 +92,8 @@ class Run:
         return torch.cat(parts)
 
 
-def open_run(folder: str | Path, *, which: str = "auto", averaged: bool = True,
-             options: dict[str, Any] | None = None, device: torch.device | None = None) -> Run:
+def open_model(folder: str | Path, *, which: str = "auto", averaged: bool = True,
+             options: dict[str, Any] | None = None, device: torch.device | None = None) -> TrainedModel:
     """Opens a run.
 
     Args:
@@ -109,20 +109,20 @@ def open_run(folder: str | Path, *, which: str = "auto", averaged: bool = True,
     """
     folder = fetched_run(folder)
     run = _with_options(config.read_run(folder), options or {})
-    facts = read_data(folder)
+    metadata = read_data(folder)
     chosen = _choose(folder, which)
-    scale = AudioScale(facts["audio"], run.training.audio_scale) if facts["audio"] else None
-    model = _build(folder, chosen, run, Sizes(facts["resolution"], scale.size if scale else 0))
+    scale = AudioNormalizer(metadata["audio"], run.training.audio_scale) if metadata["audio"] else None
+    model = _build(folder, chosen, run, InputSpec(metadata["resolution"], scale.size if scale else 0))
     if device is None:
         device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
-    names = {name: f"{name}_ema" if averaged and name in model.averaged and run.training.ema else name
+    names = {name: f"{name}_ema" if averaged and name in model.ema_networks and run.training.ema else name
              for name in model.networks}
     checkpoint.load_networks(chosen, {names[name]: network for name, network in model.networks.items()})
     networks = {name: network.to(device).eval() for name, network in model.networks.items()}
-    return Run(folder, run, facts, model, networks, chosen, device, scale)
+    return TrainedModel(folder, run, metadata, model, networks, chosen, device, scale)
 
 
-def _build(folder: Path, chosen: Path, run: config.Config, sizes: Sizes) -> Model:
+def _build(folder: Path, chosen: Path, run: config.Config, sizes: InputSpec) -> Model:
     """The run's model, of which a first one without memory tells whether it is as large as its checkpoint.
 
     Raises:
@@ -157,7 +157,7 @@ def _choose(folder: Path, which: str) -> Path:
         raise ValueError(f"{folder} has no checkpoint yet; train on, it saves every --save_every steps")
     if which in ("auto", "last"):
         wanted = [*steps, *best] if which == "auto" or not steps else steps
-        newest, problems = checkpoint.newest_sound(wanted, training=False)
+        newest, problems = checkpoint.latest_valid(wanted, training=False)
         if newest is None:
             raise ValueError("\n  ".join([f"no checkpoint of {folder} is sound:", *problems]))
         for problem in problems:

@@ -1,10 +1,10 @@
-"""The table of models: name -> the file that holds it and its ``Recipe`` there, imported only when asked for."""
+"""The table of models: name -> the file that holds it and its ``ModelSpec`` there, imported only when asked for."""
 
 from __future__ import annotations
 
 import importlib
 
-from covergen.models.base import Recipe
+from covergen.models.base import ModelSpec
 
 MODELS = {
     "ae_resize": "covergen.models.autoencoder:RESIZE",
@@ -22,7 +22,7 @@ MODELS = {
 }
 
 
-def load(name: str) -> Recipe:
+def load(name: str) -> ModelSpec:
     """The recipe of a model in the table; KeyError for any other name."""
     module, _, place = MODELS[name].partition(":")
     return getattr(importlib.import_module(module), place)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from covergen.models.base import Model, Recipe, Sizes, Turn, unit
+from covergen.models.base import InputSpec, Model, ModelSpec, Phase, to_zero_one
 from covergen.nn.autoencoders import Decoder, Encoder
 from covergen.nn.layers import check_resolution
 from covergen.nn.losses import psnr
@@ -73,7 +73,7 @@ class Transpose(nn.Module):
         return torch.sigmoid(self.back[-1](maps).float())
 
 
-class ReconstructionTurn(Turn):
+class ReconstructionPhase(Phase):
     """Trains an autoencoder: the mean squared error of an image's values, averaged over images."""
 
     name = "autoencoder"
@@ -83,20 +83,20 @@ class ReconstructionTurn(Turn):
         self.autoencoder = autoencoder
 
     def forward(self, batch: Any, noise: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        images = unit(batch.cover)
+        images = to_zero_one(batch.cover)
         errors = (self.autoencoder(images) - images).square().flatten(1).mean(1)
         loss = errors.mean()
         return loss, {"mse": loss.detach(), "psnr": psnr(errors.detach()).mean()}
 
 
-def assemble(autoencoder: nn.Module, sizes: Sizes) -> Model:
+def assemble(autoencoder: nn.Module, sizes: InputSpec) -> Model:
     """One network, one turn; validated by that turn's loss."""
     check_resolution(sizes.resolution)
-    turn = ReconstructionTurn(autoencoder)
+    turn = ReconstructionPhase(autoencoder)
     return Model(
-        {"autoencoder": autoencoder}, [turn], validated=turn,
-        reconstruct=lambda networks, batch: networks["autoencoder"](unit(batch.cover)),
-        encode=lambda networks, batch: networks["autoencoder"].encode(unit(batch.cover)).flatten(1).float())
+        {"autoencoder": autoencoder}, [turn], validation_phase=turn,
+        reconstruct=lambda networks, batch: networks["autoencoder"](to_zero_one(batch.cover)),
+        encode=lambda networks, batch: networks["autoencoder"].encode(to_zero_one(batch.cover)).flatten(1).float())
 
 
 # The thesis trained both for 20 epochs and stopped after 4 without a better validation loss.
@@ -104,8 +104,8 @@ PRESET = {"batch_size": 32, "lr": 1e-3, "betas": (0.9, 0.999), "weight_decay": 1
           "patience": 4}
 DEMO = {"epochs": 10}
 
-RESIZE = Recipe("autoencoder that resizes and convolves (thesis)", Options,
+RESIZE = ModelSpec("autoencoder that resizes and convolves (thesis)", Options,
                 lambda options, sizes: assemble(Resize(options.width), sizes), preset=PRESET, demo=DEMO)
 
-TRANSPOSE = Recipe("autoencoder with unpooling and transposed convolutions (thesis)", Options,
+TRANSPOSE = ModelSpec("autoencoder with unpooling and transposed convolutions (thesis)", Options,
                    lambda options, sizes: assemble(Transpose(options.width), sizes), preset=PRESET, demo=DEMO)

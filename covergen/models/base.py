@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 
-class Turn(nn.Module):
+class Phase(nn.Module):
     """One optimiser's share of a step.
 
     The networks it trains are its registered submodules. A network it only reads is kept in a tuple, unregistered, and
@@ -29,12 +29,12 @@ class Turn(nn.Module):
 
     name: str = "turn"
     repeats: int = 1
-    every: int = 1
+    interval: int = 1
 
     def begin(self, number: int, images: int) -> None:
         """Called before step ``number`` (from 1), when so many images are seen with it: the place for schedules."""
 
-    def draw(self, count: int, generator: torch.Generator) -> dict[str, Tensor]:
+    def sample_noise(self, count: int, generator: torch.Generator) -> dict[str, Tensor]:
         """Noise for ``count`` images, each entry ``[count, ...]``, from the generator alone and on its device."""
         return {}
 
@@ -47,7 +47,7 @@ class Turn(nn.Module):
 Latents = Callable[[int, torch.Generator, float | None], Tensor]
 
 
-class Sizes(NamedTuple):
+class InputSpec(NamedTuple):
     """What a model is built for: side of the covers in pixels, numbers in an audio vector (0: there are none)."""
 
     resolution: int
@@ -66,7 +66,7 @@ class Model:
         turns: in the order they are taken.
         averaged: the networks of which an exponential moving average is kept.
         latents: inputs for ``sample``.
-        sample: ``(networks, latents, audio or None) -> [count, 3, R, R]`` as the network gives them, from ``low`` to 1.
+        sample: ``(networks, latents, audio or None) -> [count, 3, R, R]`` as the network gives them, from ``pixel_min`` to 1.
         low: the value of black in samples: -1 after a tanh, 0 after a sigmoid.
         truncation: the bound on ``|z|`` that this model's truncated samples use, None if they make no sense.
         conditional: whether samples and reconstructions follow an audio vector.
@@ -81,19 +81,19 @@ class Model:
     """
 
     networks: dict[str, nn.Module]
-    turns: list[Turn]
-    averaged: tuple[str, ...] = ()
+    phases: list[Phase]
+    ema_networks: tuple[str, ...] = ()
     latents: Latents | None = None
     sample: Callable[[dict[str, nn.Module], Tensor, Tensor | None], Tensor] | None = None
-    low: float = -1.0
+    pixel_min: float = -1.0
     truncation: float | None = 2.0
     conditional: bool = False
     reconstruct: Callable[[dict[str, nn.Module], Any], Tensor] | None = None
     encode: Callable[[dict[str, nn.Module], Any], Tensor] | None = None
-    hear: Callable[[dict[str, nn.Module], Tensor], Tensor] | None = None
-    validated: Turn | None = None
-    mismatched: bool = False
-    global_loss: bool = False
+    embed_audio: Callable[[dict[str, nn.Module], Tensor], Tensor] | None = None
+    validation_phase: Phase | None = None
+    needs_mismatched_audio: bool = False
+    needs_whole_batch: bool = False
     denoising_loss: Callable[[dict[str, nn.Module], Any, dict[str, Tensor]], Tensor] | None = None
 
     def sizes(self) -> str:
@@ -103,7 +103,7 @@ class Model:
 
 
 @dataclass(frozen=True)
-class Recipe:
+class ModelSpec:
     """A model before it is built: what a line in the table of models names.
 
     Attributes:
@@ -116,7 +116,7 @@ class Recipe:
 
     about: str
     options: type
-    build: Callable[[Any, Sizes], Model]
+    build: Callable[[Any, InputSpec], Model]
     preset: dict[str, Any] = field(default_factory=dict)
     demo: dict[str, Any] = field(default_factory=dict)
 
@@ -139,12 +139,12 @@ def normal_latents(size: int, mean: float = 0.0, std: float = 1.0) -> Latents:
     return draw
 
 
-def unit(covers: Tensor) -> Tensor:
+def to_zero_one(covers: Tensor) -> Tensor:
     """uint8 covers as float32 in [0, 1], the range of models that end in a sigmoid."""
     return covers.float() / 255
 
 
-def signed(covers: Tensor) -> Tensor:
+def to_minus_one_one(covers: Tensor) -> Tensor:
     """uint8 covers as float32 in [-1, 1], the range of models that end in a tanh."""
     return covers.float() / 127.5 - 1
 
@@ -152,7 +152,7 @@ def signed(covers: Tensor) -> Tensor:
 # -- GANs ---
 
 
-class DiscriminatorTurn(Turn):
+class DiscriminatorPhase(Phase):
     """Trains a discriminator: a label for real covers, 0 for generated ones.
 
     Real and fake go through it one after the other, each with its own batch statistics (Radford et al. 2016).
@@ -161,32 +161,32 @@ class DiscriminatorTurn(Turn):
     name = "discriminator"
 
     def __init__(self, generator: nn.Module, discriminator: nn.Module, loss: Callable[[Tensor, float], Tensor], *,
-                 latents: Latents, real_label: float, every: int = 1) -> None:
+                 latents: Latents, real_label: float, interval: int = 1) -> None:
         """Args:
             generator: latents ``[B, L]`` and audio -> images; only read.
             discriminator: images -> scores ``[B]``.
             loss: scores and the label they should have -> scalar.
             latents: how they are drawn.
             real_label: of real covers; below 1 is one-sided smoothing (Salimans et al. 2016, section 3.4).
-            every: see ``Turn``.
+            every: see ``Phase``.
         """
         super().__init__()
         self.discriminator, self.reads, self.loss = discriminator, (generator,), loss
-        self.latents, self.real_label, self.every = latents, real_label, every
+        self.latents, self.real_label, self.interval = latents, real_label, interval
 
-    def draw(self, count: int, generator: torch.Generator) -> dict[str, Tensor]:
+    def sample_noise(self, count: int, generator: torch.Generator) -> dict[str, Tensor]:
         return {"latents": self.latents(count, generator, None)}
 
     def forward(self, batch: Any, noise: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         with torch.no_grad():
             fake = self.reads[0](noise["latents"], batch.audio).float()
-        on_real, on_fake = (self.discriminator(images).float() for images in (signed(batch.cover), fake))
+        on_real, on_fake = (self.discriminator(images).float() for images in (to_minus_one_one(batch.cover), fake))
         loss = self.loss(on_real, self.real_label) + self.loss(on_fake, 0.0)
         return loss, {"discriminator": loss.detach(), "score_real": on_real.detach().mean(),
                       "score_fake": on_fake.detach().mean()}
 
 
-class GeneratorTurn(Turn):
+class GeneratorPhase(Phase):
     """Trains a generator: a critic or discriminator, which it only reads, should score its images as ``loss`` wants."""
 
     name = "generator"
@@ -198,7 +198,7 @@ class GeneratorTurn(Turn):
         self.hears = hears
         self.generator, self.reads, self.loss, self.latents = generator, (critic,), loss, latents
 
-    def draw(self, count: int, generator: torch.Generator) -> dict[str, Tensor]:
+    def sample_noise(self, count: int, generator: torch.Generator) -> dict[str, Tensor]:
         return {"latents": self.latents(count, generator, None)}
 
     def forward(self, batch: Any, noise: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -207,10 +207,10 @@ class GeneratorTurn(Turn):
         return loss, {"generator": loss.detach()}
 
 
-def adversarial(networks: dict[str, nn.Module], turns: list[Turn], latents: Latents, **more: Any) -> Model:
+def adversarial(networks: dict[str, nn.Module], turns: list[Phase], latents: Latents, **more: Any) -> Model:
     """The Model of a GAN whose network ``generator`` takes latents ``[N, L]`` and audio; it alone is averaged."""
     return Model(
-        networks, turns, averaged=("generator",), latents=latents,
+        networks, turns, ema_networks=("generator",), latents=latents,
         sample=lambda networks, latents, audio: networks["generator"](latents, audio),
         **more,
     )

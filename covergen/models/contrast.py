@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from covergen.models.base import Model, Recipe, Sizes, Turn, signed
+from covergen.models.base import InputSpec, Model, ModelSpec, Phase, to_minus_one_one
 from covergen.nn.augment import augment, draw_augmentation
 from covergen.nn.layers import EMBEDDING, AudioEncoder, audio_noise, check_audio, check_resolution
-from covergen.nn.losses import matching
+from covergen.nn.losses import info_nce
 
 HOTTEST = 100.0  # largest inverse temperature, as in CLIP
 GROUPS = 8  # of every norm: with more channels than that, a picture's colour survives it
@@ -30,8 +30,8 @@ class Options:
 
     width: int = field(default=24, metadata={"help": "channels at half the covers' side; doubled at each halving, "
                                                      "up to 8x"})
-    audio_blur: float = field(default=0.3, metadata={"help": "standard deviation of the noise on audio embeddings"})
-    audio_dropped: float = field(default=0.5, metadata={"help": "share of an audio vector's numbers set to 0"})
+    embedding_noise: float = field(default=0.3, metadata={"help": "standard deviation of the noise on audio embeddings"})
+    audio_dropout: float = field(default=0.5, metadata={"help": "share of an audio vector's numbers set to 0"})
 
 
 class ImageEncoder(nn.Module):
@@ -55,7 +55,7 @@ class ImageEncoder(nn.Module):
 class Pair(nn.Module):
     """Both encoders and the temperature of their cosines."""
 
-    def __init__(self, options: Options, sizes: Sizes) -> None:
+    def __init__(self, options: Options, sizes: InputSpec) -> None:
         super().__init__()
         self.audio, self.image = AudioEncoder(sizes.audio), ImageEncoder(options, sizes.resolution)
         self.scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
@@ -65,7 +65,7 @@ class Pair(nn.Module):
         return F.normalize(self.image(images), dim=1), F.normalize(self.audio(audio, noise), dim=1)
 
 
-class MatchTurn(Turn):
+class ContrastivePhase(Phase):
     """Trains both encoders by symmetric InfoNCE over the global batch."""
 
     name = "contrast"
@@ -74,17 +74,17 @@ class MatchTurn(Turn):
         super().__init__()
         self.pair, self.options, self.audio = pair, options, audio
 
-    def draw(self, count: int, generator: torch.Generator) -> dict[str, Tensor]:
+    def sample_noise(self, count: int, generator: torch.Generator) -> dict[str, Tensor]:
         return {**draw_augmentation(count, generator),
-                **audio_noise(count, self.audio, generator, self.options.audio_blur, self.options.audio_dropped)}
+                **audio_noise(count, self.audio, generator, self.options.embedding_noise, self.options.audio_dropout)}
 
     def forward(self, batch: Any, noise: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        covers = augment(signed(batch.cover), ("translation", "cutout"), noise["augmentation"])
+        covers = augment(to_minus_one_one(batch.cover), ("translation", "cutout"), noise["augmentation"])
         images, audio = self.pair(covers, batch.audio, noise)
         images, audio, group = everyone(images), everyone(audio), everyone(batch.group)
         scale = self.pair.scale.exp().clamp(max=HOTTEST)
         with torch.autocast(images.device.type, enabled=False):  # cosines times up to 100 need fp32
-            loss = matching(audio, images, scale, group[:, None] == group)
+            loss = info_nce(audio, images, scale, group[:, None] == group)
             hits = group[(audio @ images.T).argmax(1)] == group
         return loss, {"contrast": loss.detach(), "top1": hits.float().mean(), "temperature": 1 / scale.detach()}
 
@@ -101,7 +101,7 @@ def everyone(part: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
-def build(options: Options, sizes: Sizes) -> Model:
+def build(options: Options, sizes: InputSpec) -> Model:
     """Needs audio."""
     check_resolution(sizes.resolution)
     check_audio(sizes.audio)
@@ -110,19 +110,19 @@ def build(options: Options, sizes: Sizes) -> Model:
     pair = Pair(options, sizes)
 
     def encode(networks: dict[str, nn.Module], batch: Any) -> Tensor:
-        return F.normalize(networks["contrast"].image(signed(batch.cover)), dim=1)
+        return F.normalize(networks["contrast"].image(to_minus_one_one(batch.cover)), dim=1)
 
     def hear(networks: dict[str, nn.Module], audio: Tensor) -> Tensor:
         return F.normalize(networks["contrast"].audio(audio), dim=1)
 
-    return Model({"contrast": pair}, [MatchTurn(pair, options, sizes.audio)], averaged=("contrast",), conditional=True,
-                 encode=encode, hear=hear, global_loss=True)
+    return Model({"contrast": pair}, [ContrastivePhase(pair, options, sizes.audio)], ema_networks=("contrast",), conditional=True,
+                 encode=encode, embed_audio=hear, needs_whole_batch=True)
 
 
-CONTRAST = Recipe(
-    "audio and covers in one space (after CLIP): a judge (--albums_for judge), or where generators start to hear from",
+CONTRAST = ModelSpec(
+    "audio and covers in one space (after CLIP): a judge (--album_subset judge), or where generators start to hear from",
     Options, build,
     # Passes over the albums are what it overfits by: 50 of them were best on held-out albums of the demo's quarter.
-    preset={"batch_size": 128, "lr": 1e-3, "betas": (0.9, 0.99), "order": "group", "albums_for": "generator",
+    preset={"batch_size": 128, "lr": 1e-3, "betas": (0.9, 0.99), "order": "group", "album_subset": "generator",
             "steps": 20_000, "epochs": 50, "ema_halflife": 20_000.0},
     demo={"mixed_precision": "bf16", "minutes": 10.0})

@@ -11,7 +11,15 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-from covergen.models.base import DiscriminatorTurn, GeneratorTurn, Model, Recipe, Sizes, adversarial, normal_latents
+from covergen.models.base import (
+    DiscriminatorPhase,
+    GeneratorPhase,
+    InputSpec,
+    Model,
+    ModelSpec,
+    adversarial,
+    normal_latents,
+)
 from covergen.nn.layers import check_resolution, init_gan_weights
 from covergen.nn.losses import binary_cross_entropy
 
@@ -73,22 +81,22 @@ class Discriminator(nn.Module):
         return self.main(images).flatten()
 
 
-def build(options: Options, sizes: Sizes) -> Model:
+def build(options: Options, sizes: InputSpec) -> Model:
     """Both networks with their turns, discriminator first."""
     check_resolution(sizes.resolution)
     generator = Generator(sizes.resolution, options.width, options.latent)
     discriminator = Discriminator(sizes.resolution, options.critic_width)
     latents = normal_latents(options.latent, options.latent_mean, options.latent_std)
     turns = [
-        DiscriminatorTurn(generator, discriminator, binary_cross_entropy, latents=latents,
+        DiscriminatorPhase(generator, discriminator, binary_cross_entropy, latents=latents,
                           real_label=options.real_label),
-        GeneratorTurn(generator, discriminator, lambda scores: binary_cross_entropy(scores, options.real_label),
+        GeneratorPhase(generator, discriminator, lambda scores: binary_cross_entropy(scores, options.real_label),
                       latents=latents),
     ]
     return adversarial({"generator": generator, "discriminator": discriminator}, turns, latents)
 
 
-DCGAN = Recipe(
+DCGAN = ModelSpec(
     "DCGAN (thesis; Radford et al. 2016)", Options, build,
     preset={"batch_size": 128, "lr": 2e-4, "betas": (0.5, 0.99)},
     demo={"steps": 5000, "width": 16, "critic_width": 8, "batch_size": 32, "lr": 5e-4})

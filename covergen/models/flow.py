@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from covergen.models.base import Model, Recipe, Sizes, Turn, normal_latents, signed
-from covergen.nn.layers import EMBEDDING, AudioEncoder, audio_noise, check_resolution, without_gradient
+from covergen.models.base import InputSpec, Model, ModelSpec, Phase, normal_latents, to_minus_one_one
+from covergen.nn.layers import EMBEDDING, AudioEncoder, audio_noise, check_resolution, zero_gradient
 
 GROUPS, HEAD = 8, 32  # of the network's norms, and channels of an attention head
 FEW = 256  # places up to which plain attention is faster than torch's fused one, by a seventh of a step on CPUs
@@ -32,9 +32,9 @@ class Options:
     blocks: int = field(default=1, metadata={"help": "residual blocks at each side length"})
     attention: int = field(default=1, metadata={"help": "how many of the smallest side lengths have attention"})
     stem: int = field(default=2, metadata={"help": "side of the patches that the network sees as one place"})
-    unheard: float = field(default=0.1, metadata={"help": "share of the audio that training leaves out, for guidance"})
-    audio_blur: float = field(default=0.1, metadata={"help": "standard deviation of the noise on audio embeddings"})
-    audio_dropped: float = field(default=0.1, metadata={"help": "share of an audio vector's numbers set to 0"})
+    condition_dropout: float = field(default=0.1, metadata={"help": "share of the audio that training leaves out, for guidance"})
+    embedding_noise: float = field(default=0.1, metadata={"help": "standard deviation of the noise on audio embeddings"})
+    audio_dropout: float = field(default=0.1, metadata={"help": "share of an audio vector's numbers set to 0"})
     guidance: float = field(default=1.5, metadata={
         "help": "of samples: 1 is the model itself, above 1 exaggerates what the audio asks for, 0 ignores it"})
     sampling_steps: int = field(default=10, metadata={"help": "steps of Heun's method, two evaluations each but one"})
@@ -43,7 +43,7 @@ class Options:
 class Flow(nn.Module):
     """Noisy images ``[B, 3, R, R]``, times ``[B]`` and audio ``[B, A]`` -> velocities ``[B, 3, R, R]``."""
 
-    def __init__(self, options: Options, sizes: Sizes) -> None:
+    def __init__(self, options: Options, sizes: InputSpec) -> None:
         super().__init__()
         try:
             from diffusers import UNet2DModel
@@ -66,7 +66,7 @@ class Flow(nn.Module):
                     module.set_processor(AttnProcessor())
         for name, parameter in self.unet.named_parameters():
             if name.endswith("to_k.bias"):
-                without_gradient(parameter)  # it cancels in the softmax
+                zero_gradient(parameter)  # it cancels in the softmax
         self.audio = AudioEncoder(sizes.audio) if sizes.audio else None
         if self.audio:
             self.head = nn.Linear(EMBEDDING, 4 * widths[0])
@@ -74,40 +74,40 @@ class Flow(nn.Module):
             nn.init.zeros_(self.head.bias)
         self.stem = options.stem
 
-    def hear(self, audio: Tensor | None, noise: dict[str, Tensor] | None = None) -> Tensor | None:
-        """The condition ``[B, 4 * width]`` of audio; of unheard audio it is zeros."""
+    def embed_audio(self, audio: Tensor | None, noise: dict[str, Tensor] | None = None) -> Tensor | None:
+        """The condition ``[B, 4 * width]`` of audio; of condition_dropout audio it is zeros."""
         return None if self.audio is None else self.head(self.audio(audio, noise))
 
     def forward(self, images: Tensor, times: Tensor, condition: Tensor | None) -> Tensor:
-        """Args: images; times: in [0, 1], 0 is a cover and 1 is noise; condition: as of ``hear``, None: no audio."""
+        """Args: images; times: in [0, 1], 0 is a cover and 1 is noise; condition: as of ``embed_audio``, None: no audio."""
         velocity = self.unet(F.pixel_unshuffle(images, self.stem), 1000 * times, class_labels=condition).sample
         return F.pixel_shuffle(velocity, self.stem).float()
 
 
-class FlowTurn(Turn):
+class FlowMatchingPhase(Phase):
     """Trains the velocity eps - x0 at x_t = (1 - t) x0 + t eps."""
 
     name = "flow"
 
-    def __init__(self, flow: Flow, options: Options, sizes: Sizes) -> None:
+    def __init__(self, flow: Flow, options: Options, sizes: InputSpec) -> None:
         super().__init__()
         self.flow, self.options, self.sizes = flow, options, sizes
 
-    def draw(self, count: int, generator: torch.Generator) -> dict[str, Tensor]:
+    def sample_noise(self, count: int, generator: torch.Generator) -> dict[str, Tensor]:
         device, side = generator.device, self.sizes.resolution
         drawn = {"eps": torch.randn(count, 3, side, side, generator=generator, device=device),
                  "times": torch.sigmoid(torch.randn(count, generator=generator, device=device))}
         if self.sizes.audio:
-            drawn |= audio_noise(count, self.sizes.audio, generator, self.options.audio_blur,
-                                 self.options.audio_dropped)
-            drawn["heard"] = (torch.rand(count, 1, generator=generator, device=device) >= self.options.unheard).float()
+            drawn |= audio_noise(count, self.sizes.audio, generator, self.options.embedding_noise,
+                                 self.options.audio_dropout)
+            drawn["heard"] = (torch.rand(count, 1, generator=generator, device=device) >= self.options.condition_dropout).float()
         return drawn
 
     def forward(self, batch: Any, noise: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         condition = None
         if self.sizes.audio:
-            condition = self.flow.hear(batch.audio, noise) * noise["heard"]
-        loss = errors(self.flow, signed(batch.cover), noise, condition).mean()
+            condition = self.flow.embed_audio(batch.audio, noise) * noise["heard"]
+        loss = errors(self.flow, to_minus_one_one(batch.cover), noise, condition).mean()
         return loss, {"flow": loss.detach()}
 
 
@@ -133,7 +133,7 @@ def heun(velocity: Any, images: Tensor, steps: int) -> Tensor:
     return images
 
 
-def build(options: Options, sizes: Sizes) -> Model:
+def build(options: Options, sizes: InputSpec) -> Model:
     """With audio where there is some, else without."""
     check_resolution(sizes.resolution)
     widths, heard = [options.width * multiple for multiple in options.multiples], options.attention
@@ -146,7 +146,7 @@ def build(options: Options, sizes: Sizes) -> Model:
 
     def sample(networks: dict[str, nn.Module], latents: Tensor, audio: Tensor | None) -> Tensor:
         network, count = networks["flow"], len(latents)
-        condition = None if audio is None else network.hear(audio)
+        condition = None if audio is None else network.embed_audio(audio)
         mixes = condition is not None and options.guidance not in (0.0, 1.0)
         if condition is not None and options.guidance == 0:
             condition = torch.zeros_like(condition)
@@ -165,17 +165,17 @@ def build(options: Options, sizes: Sizes) -> Model:
 
     def denoising_loss(networks: dict[str, nn.Module], batch: Any, noise: dict[str, Tensor]) -> Tensor:
         network = networks["flow"]
-        return errors(network, signed(batch.cover), noise, network.hear(batch.audio))
+        return errors(network, to_minus_one_one(batch.cover), noise, network.embed_audio(batch.audio))
 
-    return Model({"flow": flow}, [FlowTurn(flow, options, sizes)], averaged=("flow",), conditional=bool(sizes.audio),
+    return Model({"flow": flow}, [FlowMatchingPhase(flow, options, sizes)], ema_networks=("flow",), conditional=bool(sizes.audio),
                  latents=normal_latents(3 * side * side), sample=sample,
                  truncation=None,
                  denoising_loss=denoising_loss if sizes.audio else None)
 
 
-FLOW = Recipe(
+FLOW = ModelSpec(
     "flow matching with classifier-free guidance (Lipman et al. 2023; Ho and Salimans 2022); needs the extra flow",
     Options, build,
-    preset={"batch_size": 64, "lr": 1e-3, "betas": (0.9, 0.99), "order": "group", "albums_for": "generator",
+    preset={"batch_size": 64, "lr": 1e-3, "betas": (0.9, 0.99), "order": "group", "album_subset": "generator",
             "steps": 100_000, "ema_halflife": 50_000.0, "lr_warmup": 10_000},
     demo={"mixed_precision": "bf16", "minutes": 20.0, "sample_every": 500, "save_every": 500})

@@ -11,8 +11,16 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
-from covergen.models.base import DiscriminatorTurn, GeneratorTurn, Model, Recipe, Sizes, adversarial, normal_latents
-from covergen.nn.layers import FilmUpsampler, StridedScore, Upsampler, check_audio, check_resolution, trunk_widths
+from covergen.models.base import (
+    DiscriminatorPhase,
+    GeneratorPhase,
+    InputSpec,
+    Model,
+    ModelSpec,
+    adversarial,
+    normal_latents,
+)
+from covergen.nn.layers import ConvDiscriminator, FilmUpsampler, Upsampler, check_audio, check_resolution, trunk_widths
 from covergen.nn.losses import least_squares
 
 
@@ -36,38 +44,38 @@ class CondOptions(Options):
 
 def assemble(generator: nn.Module, resolution: int, options: Options, every: int, **more: object) -> Model:
     """A generator with its discriminator (957,121 parameters at 128 px with a width of 32) and turns."""
-    discriminator = StridedScore(resolution, options.critic_width, nn.BatchNorm2d)
+    discriminator = ConvDiscriminator(resolution, options.critic_width, nn.BatchNorm2d)
     latents = normal_latents(options.latent)
     turns = [
-        DiscriminatorTurn(generator, discriminator, least_squares, latents=latents,
-                          real_label=options.real_label, every=every),
-        GeneratorTurn(generator, discriminator, lambda scores: least_squares(scores, options.real_label),
+        DiscriminatorPhase(generator, discriminator, least_squares, latents=latents,
+                          real_label=options.real_label, interval=every),
+        GeneratorPhase(generator, discriminator, lambda scores: least_squares(scores, options.real_label),
                       latents=latents),
     ]
     return adversarial({"generator": generator, "discriminator": discriminator}, turns, latents, **more)
 
 
-def build(options: Options, sizes: Sizes) -> Model:
+def build(options: Options, sizes: InputSpec) -> Model:
     """Without audio; the generator has 12,204,099 parameters at 128 px."""
     check_resolution(sizes.resolution)
     generator = Upsampler(options.latent, trunk_widths(sizes.resolution, options.width))
-    return assemble(generator, sizes.resolution, options, every=1, truncation=1.5)
+    return assemble(generator, sizes.resolution, options, interval=1, truncation=1.5)
 
 
-def build_conditional(options: CondOptions, sizes: Sizes) -> Model:
+def build_conditional(options: CondOptions, sizes: InputSpec) -> Model:
     """With audio, FiLM at every norm of the generator."""
     check_resolution(sizes.resolution)
     check_audio(sizes.audio)
     generator = FilmUpsampler(options.latent, sizes.audio, trunk_widths(sizes.resolution, options.width))
-    return assemble(generator, sizes.resolution, options, every=options.critic_every, conditional=True)
+    return assemble(generator, sizes.resolution, options, interval=options.critic_every, conditional=True)
 
 
-LSGAN = Recipe(
+LSGAN = ModelSpec(
     "least-squares GAN (thesis; Mao et al. 2017)", Options, build,
     preset={"batch_size": 128, "lr": 2e-4, "betas": (0.5, 0.999)},
     demo={"steps": 5000, "width": 16, "critic_width": 8, "latent": 128, "batch_size": 32, "lr": 5e-4})
 
-COND_LSGAN = Recipe(
+COND_LSGAN = ModelSpec(
     "the thesis's conditional LSGAN: FiLM from audio, a discriminator that never hears it", CondOptions,
     build_conditional,
     preset={"batch_size": 64, "lr": 2e-4, "betas": (0.5, 0.999), "audio_scale": "raw"},

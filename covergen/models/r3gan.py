@@ -19,10 +19,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from covergen.models.base import Latents, Model, Recipe, Sizes, Turn, adversarial, frozen, normal_latents, signed
+from covergen.models.base import (
+    InputSpec,
+    Latents,
+    Model,
+    ModelSpec,
+    Phase,
+    adversarial,
+    frozen,
+    normal_latents,
+    to_minus_one_one,
+)
 from covergen.nn.augment import augment, check_kinds, draw_augmentation
-from covergen.nn.layers import EMBEDDING, AudioEncoder, Modulation, audio_noise, check_resolution, without_gradient
-from covergen.nn.losses import pairing, zero_centred_penalty
+from covergen.nn.layers import EMBEDDING, AudioEncoder, Modulation, audio_noise, check_resolution, zero_gradient
+from covergen.nn.losses import r1_r2_penalty, relativistic_loss
 from covergen.nn.schedules import half_cosine
 
 
@@ -47,8 +57,8 @@ class Options:
     augment: tuple[str, ...] = field(default=("translation", "cutout"), metadata={
         "help": "augmentation of real and generated covers: some of color, translation, cutout, or none; color hides "
                 "from the discriminator whether colours fit the audio"})
-    audio_blur: float = field(default=0.1, metadata={"help": "standard deviation of the noise on audio embeddings"})
-    audio_dropped: float = field(default=0.1, metadata={"help": "share of an audio vector's numbers set to 0"})
+    embedding_noise: float = field(default=0.1, metadata={"help": "standard deviation of the noise on audio embeddings"})
+    audio_dropout: float = field(default=0.1, metadata={"help": "share of an audio vector's numbers set to 0"})
 
 
 class Block(nn.Module):
@@ -88,7 +98,7 @@ def mixer(channels: int, out: int) -> nn.Module:
 class Generator(nn.Module):
     """Latents ``[B, latent]`` and audio ``[B, A]`` (or None) -> images ``[B, 3, R, R]``, unbounded around [-1, 1]."""
 
-    def __init__(self, options: Options, sizes: Sizes) -> None:
+    def __init__(self, options: Options, sizes: InputSpec) -> None:
         super().__init__()
         widths = widths_of(sizes.resolution // options.stem, options.width)
         depth = options.blocks * len(widths)
@@ -119,7 +129,7 @@ class Discriminator(nn.Module):
     A score is their inner product; without audio the embedding is one learned vector.
     """
 
-    def __init__(self, options: Options, sizes: Sizes) -> None:
+    def __init__(self, options: Options, sizes: InputSpec) -> None:
         super().__init__()
         widths = widths_of(sizes.resolution // options.stem, options.width)[::-1]
         depth = options.blocks * len(widths)
@@ -132,10 +142,10 @@ class Discriminator(nn.Module):
         self.direction = nn.Parameter(torch.randn(EMBEDDING))
         if not (sizes.audio and options.mismatch):
             for layer in (self.from_rgb, self.features):
-                without_gradient(layer.bias)  # it cancels in real minus generated, the first while blocks are nothing
+                zero_gradient(layer.bias)  # it cancels in real minus generated, the first while blocks are nothing
         self.stem = options.stem
 
-    def see(self, images: Tensor) -> Tensor:
+    def embed_image(self, images: Tensor) -> Tensor:
         """Features of images, float32 ``[B, 128]``."""
         maps = self.from_rgb(F.pixel_unshuffle(images, self.stem))
         for place, blocks in enumerate(self.levels):
@@ -145,14 +155,14 @@ class Discriminator(nn.Module):
                 maps = block(maps)
         return self.features(maps.flatten(1)).float()
 
-    def hear(self, audio: Tensor | None, noise: dict[str, Tensor] | None) -> Tensor:
+    def embed_audio(self, audio: Tensor | None, noise: dict[str, Tensor] | None) -> Tensor:
         """Embeddings of audio, float32 ``[B, 128]``; of none ``[1, 128]``."""
         direction = self.direction[None]
         return direction if self.audio is None else direction + self.audio(audio, noise)
 
     def forward(self, images: Tensor, heard: Tensor) -> Tensor:
         """Scores ``[B]`` of images for embeddings of audio."""
-        return score(self.see(images), heard)
+        return score(self.embed_image(images), heard)
 
 
 def score(features: Tensor, heard: Tensor) -> Tensor:
@@ -160,7 +170,7 @@ def score(features: Tensor, heard: Tensor) -> Tensor:
     return (features * heard).sum(1) * EMBEDDING**-0.5
 
 
-class PairingTurn(Turn):
+class RelativisticPhase(Phase):
     """What both turns are made with, and the noise that they draw alike."""
 
     def __init__(self, options: Options, latents: Latents, audio: int) -> None:
@@ -168,15 +178,15 @@ class PairingTurn(Turn):
         super().__init__()
         self.options, self.latents, self.audio = options, latents, audio
 
-    def draw(self, count: int, generator: torch.Generator) -> dict[str, Tensor]:
+    def sample_noise(self, count: int, generator: torch.Generator) -> dict[str, Tensor]:
         """Latents, augmentation and, with audio, its noise."""
         drawn = {"latents": self.latents(count, generator, None), **draw_augmentation(count, generator)}
         if self.audio:
-            drawn |= audio_noise(count, self.audio, generator, self.options.audio_blur, self.options.audio_dropped)
+            drawn |= audio_noise(count, self.audio, generator, self.options.embedding_noise, self.options.audio_dropout)
         return drawn
 
 
-class DiscriminatorTurn(PairingTurn):
+class DiscriminatorPhase(RelativisticPhase):
     """Trains the discriminator: real above generated, matched above mismatched, with R1 and R2 every few steps."""
 
     name = "discriminator"
@@ -197,28 +207,28 @@ class DiscriminatorTurn(PairingTurn):
         kinds, draws, options = self.options.augment, noise["augmentation"], self.options
         with torch.no_grad():
             fake = self.reads[0](noise["latents"], batch.audio, noise).float()
-        real, fake = (augment(images, kinds, draws) for images in (signed(batch.cover), fake))
-        heard = self.discriminator.hear(batch.audio, noise)
-        on_real, on_fake = self.discriminator.see(torch.cat([real, fake])).chunk(2)
+        real, fake = (augment(images, kinds, draws) for images in (to_minus_one_one(batch.cover), fake))
+        heard = self.discriminator.embed_audio(batch.audio, noise)
+        on_real, on_fake = self.discriminator.embed_image(torch.cat([real, fake])).chunk(2)
         real_scores = score(on_real, heard)
         fake_scores = score(on_fake, heard)
-        loss = pairing(real_scores, fake_scores)
+        loss = relativistic_loss(real_scores, fake_scores)
         scalars = {"discriminator": loss.detach(), "score_gap": (real_scores - fake_scores).detach().mean()}
         if batch.mismatched is not None and self.audio and options.mismatch:
-            wrong = score(on_real, self.discriminator.hear(batch.mismatched, noise))
-            mismatch = pairing(real_scores, wrong)
+            wrong = score(on_real, self.discriminator.embed_audio(batch.mismatched, noise))
+            mismatch = relativistic_loss(real_scores, wrong)
             loss = loss + options.mismatch * mismatch
             scalars["mismatch"] = mismatch.detach()
         if self.penalised:
             twice = heard.expand(len(real), -1).repeat(2, 1)
-            penalty = zero_centred_penalty(lambda images: self.discriminator(images, twice),
+            penalty = r1_r2_penalty(lambda images: self.discriminator(images, twice),
                                            torch.cat([real, fake])).mean()
             loss = loss + self.weight * penalty  # gamma / 2 for each of the halves that the mean is over
             scalars["penalty"] = penalty.detach()
         return loss, scalars
 
 
-class GeneratorTurn(PairingTurn):
+class GeneratorPhase(RelativisticPhase):
     """Trains the generator: generated covers above their real partners."""
 
     name = "generator"
@@ -232,14 +242,14 @@ class GeneratorTurn(PairingTurn):
         kinds, draws = self.options.augment, noise["augmentation"]
         fake = self.generator(noise["latents"], batch.audio, noise).float()
         with torch.no_grad():
-            heard = self.reads[0].hear(batch.audio, noise)
-            real_scores = self.reads[0](augment(signed(batch.cover), kinds, draws), heard)
+            heard = self.reads[0].embed_audio(batch.audio, noise)
+            real_scores = self.reads[0](augment(to_minus_one_one(batch.cover), kinds, draws), heard)
         fake_scores = frozen(self.reads[0], augment(fake, kinds, draws), heard)
-        loss = pairing(fake_scores, real_scores)
+        loss = relativistic_loss(fake_scores, real_scores)
         return loss, {"generator": loss.detach()}
 
 
-def build(options: Options, sizes: Sizes) -> Model:
+def build(options: Options, sizes: InputSpec) -> Model:
     """With audio where there is some, else without."""
     check_resolution(sizes.resolution)
     check_kinds(options.augment)
@@ -247,14 +257,14 @@ def build(options: Options, sizes: Sizes) -> Model:
         raise ValueError(f"--stem {options.stem}: expected 1, 2 or 4")
     generator, discriminator = Generator(options, sizes), Discriminator(options, sizes)
     latents = normal_latents(options.latent)
-    turns: Sequence[Turn] = [kind(generator, discriminator, options, latents, sizes.audio)
-                             for kind in (DiscriminatorTurn, GeneratorTurn)]
+    turns: Sequence[Phase] = [kind(generator, discriminator, options, latents, sizes.audio)
+                             for kind in (DiscriminatorPhase, GeneratorPhase)]
     return adversarial({"generator": generator, "discriminator": discriminator}, list(turns), latents,
                        conditional=bool(sizes.audio), mismatched=bool(sizes.audio and options.mismatch))
 
 
-R3GAN = Recipe(
+R3GAN = ModelSpec(
     "relativistic GAN with R1 and R2 whose discriminator hears the audio (after Huang et al. 2024)", Options, build,
-    preset={"batch_size": 64, "lr": 5e-4, "betas": (0.0, 0.99), "order": "group", "albums_for": "generator",
+    preset={"batch_size": 64, "lr": 5e-4, "betas": (0.0, 0.99), "order": "group", "album_subset": "generator",
             "steps": 100_000, "ema_halflife": 50_000.0},
     demo={"mixed_precision": "bf16", "minutes": 20.0, "sample_every": 500, "save_every": 500})

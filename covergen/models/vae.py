@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from covergen.models.base import Latents, Model, Recipe, Sizes, Turn, normal_latents, unit
+from covergen.models.base import InputSpec, Latents, Model, ModelSpec, Phase, normal_latents, to_zero_one
 from covergen.nn.autoencoders import Decoder, Encoder
 from covergen.nn.layers import AudioTrunk, Film, check_audio, check_resolution, init_film
 from covergen.nn.losses import bernoulli_and_kl
@@ -34,7 +34,7 @@ class Autoencoder(nn.Module):
     With audio ``[B, A]`` the maps of each of the decoder's convolutions are scaled and shifted by it.
     """
 
-    def __init__(self, options: Options, sizes: Sizes, conditional: bool) -> None:
+    def __init__(self, options: Options, sizes: InputSpec, conditional: bool) -> None:
         super().__init__()
         self.maps = (4 * options.width, sizes.resolution // 8, sizes.resolution // 8)
         values = self.maps[0] * self.maps[1] * self.maps[2]
@@ -60,7 +60,7 @@ class Autoencoder(nn.Module):
         return self.decoder(self.project(latents).unflatten(1, self.maps), films).float()
 
 
-class EvidenceTurn(Turn):
+class ElboPhase(Phase):
     """Trains a VAE: cross entropy summed over an image's values plus KL, in nats per image."""
 
     name = "vae"
@@ -69,37 +69,37 @@ class EvidenceTurn(Turn):
         super().__init__()
         self.vae, self.latents = vae, latents
 
-    def draw(self, count: int, generator: torch.Generator) -> dict[str, Tensor]:
+    def sample_noise(self, count: int, generator: torch.Generator) -> dict[str, Tensor]:
         return {"normal": self.latents(count, generator, None)}
 
     def forward(self, batch: Any, noise: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        images = unit(batch.cover)
+        images = to_zero_one(batch.cover)
         mean, log_variance = self.vae.encode(images)
         logits = self.vae.decode(mean + (0.5 * log_variance).exp() * noise["normal"], batch.audio)
         entropy, divergence = bernoulli_and_kl(logits, images, mean, log_variance)
         loss = entropy + divergence
-        return loss, {"bound": loss.detach(), "bce": entropy.detach(), "kl": divergence.detach()}
+        return loss, {"neg_elbo": loss.detach(), "bce": entropy.detach(), "kl": divergence.detach()}
 
 
-def build(options: Options, sizes: Sizes, conditional: bool = False) -> Model:
+def build(options: Options, sizes: InputSpec, conditional: bool = False) -> Model:
     """One network, one turn; validated by that turn's loss; reconstructions and encodings are from the means."""
     check_resolution(sizes.resolution)
     vae = Autoencoder(options, sizes, conditional)
     latents = normal_latents(options.latent)
-    turn = EvidenceTurn(vae, latents)
+    turn = ElboPhase(vae, latents)
 
     def encode(networks: dict[str, nn.Module], batch: Any) -> Tensor:
-        return networks["vae"].encode(unit(batch.cover))[0]
+        return networks["vae"].encode(to_zero_one(batch.cover))[0]
 
     def sample(networks: dict[str, nn.Module], latents: Tensor, audio: Tensor | None) -> Tensor:
         return torch.sigmoid(networks["vae"].decode(latents, audio))
 
     return Model(
-        {"vae": vae}, [turn], low=0.0, conditional=conditional, validated=turn, latents=latents, sample=sample,
+        {"vae": vae}, [turn], pixel_min=0.0, conditional=conditional, validation_phase=turn, latents=latents, sample=sample,
         encode=encode, reconstruct=lambda networks, batch: sample(networks, encode(networks, batch), batch.audio))
 
 
-def build_conditional(options: Options, sizes: Sizes) -> Model:
+def build_conditional(options: Options, sizes: InputSpec) -> Model:
     """The same with audio."""
     check_audio(sizes.audio)
     return build(options, sizes, conditional=True)
@@ -107,9 +107,9 @@ def build_conditional(options: Options, sizes: Sizes) -> Model:
 
 PRESET = {"batch_size": 128, "lr": 1e-4, "betas": (0.9, 0.999), "ema": 0.0, "patience": 5}
 
-VAE = Recipe("variational autoencoder (thesis; Kingma and Welling 2014)", Options, build, preset=PRESET,
+VAE = ModelSpec("variational autoencoder (thesis; Kingma and Welling 2014)", Options, build, preset=PRESET,
              demo={"batch_size": 32, "lr": 5e-4, "steps": 3000})
 
-COND_VAE = Recipe("the thesis's conditional VAE, after its figure: audio modulates the decoder", Options,
+COND_VAE = ModelSpec("the thesis's conditional VAE, after its figure: audio modulates the decoder", Options,
                   build_conditional, preset={**PRESET, "audio_scale": "raw"},
                   demo={"batch_size": 32, "lr": 5e-4, "steps": 2000})

@@ -13,20 +13,30 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from covergen.models.base import GeneratorTurn, Latents, Model, Recipe, Sizes, Turn, adversarial, normal_latents, signed
+from covergen.models.base import (
+    GeneratorPhase,
+    InputSpec,
+    Latents,
+    Model,
+    ModelSpec,
+    Phase,
+    adversarial,
+    normal_latents,
+    to_minus_one_one,
+)
 from covergen.nn import losses
 from covergen.nn.layers import (
     EMBEDDING,
     AudioEncoder,
+    ConvDiscriminator,
     FilmUpsampler,
-    StridedScore,
     Upsampler,
     check_audio,
     check_resolution,
     instance_norm,
     level_width,
     trunk_widths,
-    without_gradient,
+    zero_gradient,
 )
 
 
@@ -53,23 +63,23 @@ class PlainOptions(Options):
 class ConditionalOptions(Options):
     """And about the one with audio."""
 
-    critic_hears: bool = field(default=False, metadata={
+    projection_critic: bool = field(default=False, metadata={
         "help": "unlike in the thesis, the critic's score is of covers with their audio, and covers with other albums' "
                 "audio count as generated"})
 
 
-class Critic(StridedScore):
+class Critic(ConvDiscriminator):
     """Images ``[B, 3, R, R]`` -> scores ``[B]``; norms are per image; 3,814,785 parameters at 128 px."""
 
     def __init__(self, resolution: int, width: int, norm: str) -> None:
         super().__init__(resolution, width, instance_norm, norm)
-        without_gradient(self.score.bias)  # it cancels in a difference of scores
+        zero_gradient(self.score.bias)  # it cancels in a difference of scores
 
     def forward(self, images: Tensor, audio: Tensor | None = None) -> Tensor:
         return super().forward(images)
 
 
-class HearingCritic(Critic):
+class ProjectionCritic(Critic):
     """Images and audio ``[B, A]`` -> scores ``[B]``: to the plain score comes an inner product with an embedding.
 
     Source: Miyato and Koyama 2018, "cGANs with Projection Discriminator", eq. 3.
@@ -86,7 +96,7 @@ class HearingCritic(Critic):
         return self.score(maps).squeeze(1).float() + fit
 
 
-class CriticTurn(Turn):
+class CriticPhase(Phase):
     """Trains the critic: Wasserstein loss and gradient penalty, real and fake in one call."""
 
     name = "critic"
@@ -97,12 +107,12 @@ class CriticTurn(Turn):
         self.reads = (generator,)
         self.repeats, self.latents, self.penalty = options.critic_steps, latents, options.penalty
 
-    def draw(self, count: int, generator: torch.Generator) -> dict[str, Tensor]:
+    def sample_noise(self, count: int, generator: torch.Generator) -> dict[str, Tensor]:
         return {"latents": self.latents(count, generator, None),
                 "mix": torch.rand(count, 1, 1, 1, generator=generator, device=generator.device)}
 
     def forward(self, batch: Any, noise: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        real = signed(batch.cover)
+        real = to_minus_one_one(batch.cover)
         with torch.no_grad():
             fake = self.reads[0](noise["latents"], batch.audio).float()
         audio = batch.audio
@@ -114,19 +124,19 @@ class CriticTurn(Turn):
         penalty, slope = losses.gradient_penalty(lambda images: self.critic(images, audio), real, fake, noise["mix"])
         loss = wasserstein + self.penalty * penalty
         return loss, {"critic": loss.detach(), "wasserstein": -wasserstein.detach(), "penalty": penalty.detach(),
-                      "slope": slope}
+                      "critic_grad_norm": slope}
 
 
 def assemble(generator: nn.Module, critic: Critic, options: Options, conditional: bool) -> Model:
     """Both networks with their turns, critic first."""
-    latents, hears = normal_latents(options.latent), isinstance(critic, HearingCritic)
-    turns = [CriticTurn(generator, critic, options, latents),
-             GeneratorTurn(generator, critic, lambda scores: -scores.mean(), latents=latents, hears=hears)]
+    latents, hears = normal_latents(options.latent), isinstance(critic, ProjectionCritic)
+    turns = [CriticPhase(generator, critic, options, latents),
+             GeneratorPhase(generator, critic, lambda scores: -scores.mean(), latents=latents, hears=hears)]
     return adversarial({"generator": generator, "critic": critic}, turns, latents, conditional=conditional,
                        mismatched=hears)
 
 
-def build(options: PlainOptions, sizes: Sizes) -> Model:
+def build(options: PlainOptions, sizes: InputSpec) -> Model:
     """Without audio; the generator has 4,353,091 parameters at 128 px."""
     check_resolution(sizes.resolution)
     widths = trunk_widths(sizes.resolution, options.width)
@@ -134,22 +144,22 @@ def build(options: PlainOptions, sizes: Sizes) -> Model:
     return assemble(generator, Critic(sizes.resolution, options.width, options.norm), options, conditional=False)
 
 
-def build_conditional(options: ConditionalOptions, sizes: Sizes) -> Model:
+def build_conditional(options: ConditionalOptions, sizes: InputSpec) -> Model:
     """With audio; the generator has 9,782,043 parameters at 128 px with vectors of 1160 numbers."""
     check_resolution(sizes.resolution)
     check_audio(sizes.audio)
     generator = FilmUpsampler(options.latent, sizes.audio, trunk_widths(sizes.resolution, options.width))
-    critic = (HearingCritic(sizes.resolution, options.width, sizes.audio) if options.critic_hears
+    critic = (ProjectionCritic(sizes.resolution, options.width, sizes.audio) if options.projection_critic
               else Critic(sizes.resolution, options.width, "batch"))
     return assemble(generator, critic, options, conditional=True)
 
 
-WGAN_GP = Recipe(
+WGAN_GP = ModelSpec(
     "WGAN with gradient penalty (thesis; Gulrajani et al. 2017)", PlainOptions, build,
     preset={"batch_size": 64, "lr": 1e-4, "betas": (0.0, 0.999)},
     demo={"steps": 600, "width": 16, "batch_size": 32, "lr": 7e-4})
 
-COND_WGAN_GP = Recipe(
+COND_WGAN_GP = ModelSpec(
     "the thesis's conditional WGAN-GP: FiLM from audio, a critic that never hears it", ConditionalOptions,
     build_conditional,
     preset={"batch_size": 64, "lr": 5e-6, "betas": (0.5, 0.999), "audio_scale": "raw"},

@@ -78,7 +78,7 @@ def init_gan_weights(network: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
-def without_gradient(parameter: nn.Parameter) -> None:
+def zero_gradient(parameter: nn.Parameter) -> None:
     """Sets the gradient of a parameter to 0, of one whose true gradient is 0 and whose computed one is rounding.
 
     Adam would blow it up. A compiled turn that only reads the parameter's network hands on None.
@@ -116,7 +116,7 @@ class Upsampler(nn.Module):
         return torch.tanh(self.to_rgb(self.blocks(features)))
 
 
-class StridedScore(nn.Module):
+class ConvDiscriminator(nn.Module):
     """Images ``[B, 3, R, R]`` -> scores ``[B]``: halvings down to 4x4, a norm and LeakyReLU(0.2) after each; linear."""
 
     def __init__(self, resolution: int, width: int, norm: Callable[[int], nn.Module], kind: str = "batch") -> None:

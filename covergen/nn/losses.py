@@ -44,7 +44,7 @@ def gradient_penalty(
     return (norm - 1).square().mean(), norm.detach().mean()
 
 
-def pairing(better: Tensor, worse: Tensor) -> Tensor:
+def relativistic_loss(better: Tensor, worse: Tensor) -> Tensor:
     """E[softplus(worse - better)] from scores ``[B]`` of pairs: small where each better one scores above its partner.
 
     With (real, generated) it is a discriminator's loss, with (generated, real) the generator's.
@@ -55,7 +55,7 @@ def pairing(better: Tensor, worse: Tensor) -> Tensor:
     return F.softplus(worse.float() - better.float()).mean()
 
 
-def zero_centred_penalty(discriminator: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+def r1_r2_penalty(discriminator: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
     """Squared norms of the scores' gradients with respect to their images, ``[B]``: R1 on real images, R2 on generated.
 
     The gradient is ``torch.func.grad`` inside the forward, scaled as in ``gradient_penalty``.
@@ -71,7 +71,7 @@ def zero_centred_penalty(discriminator: Callable[[Tensor], Tensor], images: Tens
     return (slope.float() / scale).flatten(1).square().sum(1)
 
 
-def matching(audio: Tensor, images: Tensor, scale: Tensor, same: Tensor) -> Tensor:
+def info_nce(audio: Tensor, images: Tensor, scale: Tensor, same: Tensor) -> Tensor:
     """How badly embeddings of audio and images find each other in a batch: symmetric InfoNCE with several positives.
 
     Each row of either kind has as positives all of the other kind from its album; its loss is minus the mean of their

@@ -3,7 +3,7 @@
     runs/<name>/config.yaml  data.json  log.jsonl  grids/  wandb/
     runs/<name>/checkpoints/step_00000500/{<net>.safetensors, <net>_ema.safetensors, trainer.pt, manifest.json}
     runs/<name>/checkpoints/best_00000300/   the same, of the step with the lowest validation loss
-    runs/<name>/checkpoints/damaged_00000500/   one that did not fit its manifest when the run went on
+    runs/<name>/checkpoints/corrupt_00000500/   one that did not fit its manifest when the run went on
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from covergen.runs.sync import Mirror
+from covergen.runs.sync import RunSync
 from shard_tools.core.files import file_sha256, read_bounded
 
 
@@ -29,7 +29,7 @@ def with_averages(networks: dict[str, nn.Module], averaged: dict[str, nn.Module]
     return {**networks, **{f"{name}_ema": network for name, network in averaged.items()}}
 
 
-class Saver:
+class AsyncCheckpointer:
     """Copies what is to be saved and leaves the writing to a thread; one checkpoint is in the making at a time.
 
     Attributes:
@@ -37,10 +37,10 @@ class Saver:
         failure: why the last checkpoint could not be written, None while all could.
     """
 
-    def __init__(self, folder: Path, keep: int, mirror: Mirror | None = None) -> None:
+    def __init__(self, folder: Path, keep: int, mirror: RunSync | None = None) -> None:
         """Args: folder: of the run; keep: how many checkpoints stay; mirror: what uploads the folder, if anything."""
         self.folder, self.keep, self.mirror = folder, keep, mirror
-        self.waited = 0.0
+        self.blocked_seconds = 0.0
         self.failure: OSError | None = None
         self._thread: threading.Thread | None = None
 
@@ -55,7 +55,7 @@ class Saver:
         # Not a daemon: a process that ends in peace ends after its last checkpoint is on disk.
         self._thread = threading.Thread(target=self._write, args=(taken, kinds), name="checkpoint")
         self._thread.start()
-        self.waited += time.perf_counter() - began
+        self.blocked_seconds += time.perf_counter() - began
 
     def wait(self) -> None:
         """Waits until everything is on disk, or has failed."""
@@ -195,7 +195,7 @@ def check(checkpoint: Path, training: bool = True) -> None:
         raise ValueError(f"{checkpoint / MANIFEST} can't be loaded: {said}") from None
     try:
         manifest = json.loads(text)
-        files = {str(name): (int(facts["bytes"]), str(facts["sha256"])) for name, facts in manifest["files"].items()}
+        files = {str(name): (int(metadata["bytes"]), str(metadata["sha256"])) for name, metadata in manifest["files"].items()}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise ValueError(f"{checkpoint / MANIFEST} can't be loaded: it lists no files") from None
     if manifest.get("step") != step_of(checkpoint):
@@ -210,7 +210,7 @@ def check(checkpoint: Path, training: bool = True) -> None:
             raise ValueError(f"{path} can't be loaded: it does not have the size and SHA-256 of its manifest")
 
 
-def newest_sound(found: list[Path], training: bool = True) -> tuple[Path | None, list[str]]:
+def latest_valid(found: list[Path], training: bool = True) -> tuple[Path | None, list[str]]:
     """The last of some checkpoints, oldest first, that fits its manifest (see ``check``), and why later ones don't."""
     problems: list[str] = []
     for path in reversed(found):
@@ -222,9 +222,9 @@ def newest_sound(found: list[Path], training: bool = True) -> tuple[Path | None,
     return None, problems
 
 
-def put_aside(checkpoint: Path) -> Path:
+def quarantine(checkpoint: Path) -> Path:
     """Renames a damaged checkpoint, so that nobody goes on from it and it can still be looked at."""
-    aside = checkpoint.with_name(f"damaged_{step_of(checkpoint):08d}")
+    aside = checkpoint.with_name(f"corrupt_{step_of(checkpoint):08d}")
     if aside.exists():
         shutil.rmtree(aside)
     os.replace(checkpoint, aside)

@@ -35,9 +35,9 @@ class Training:
                                        "toy demo world is made, packed and trained on")
     shard_window: int | None = _option(
         None, "shards whose samples are mixed at a time, 0 for all; default: all where they are 32 GB or less, else 64")
-    cache_dir: str | None = _option(None, "where copies of shards from URLs are kept, for all processes of a machine; "
+    shard_cache_dir: str | None = _option(None, "where copies of shards from URLs are kept, for all processes of a machine; "
                                           "default: the user's cache folder")
-    cache_gb: float = _option(50.0, "most GB that --cache_dir may hold")
+    shard_cache_gb: float = _option(50.0, "most GB that --shard_cache_dir may hold")
     out: str = _option("runs", "where run folders live: a folder, or a URL (s3://, gs://) to which checkpoints are "
                                "uploaded")
     name: str | None = _option(None, "the run folder's name; default: the model's, with -demo on the demo world")
@@ -52,7 +52,7 @@ class Training:
     resolution: int | None = _option(None, "side of the covers in pixels; default: the shards', and never above it")
     order: Literal["sample", "group"] = _option(
         "sample", "an epoch is every sample once (sample), or every album once with a random track of it (group)")
-    albums_for: Literal["all", "generator", "judge"] = _option(
+    album_subset: Literal["all", "generator", "judge"] = _option(
         "all", "train on all albums, or leave a fixed quarter of them (by hash) to a judge that evaluates later "
                "(generator), or on that quarter only, as the judge (judge)")
     lr: float = _option(1e-4, "learning rate of Adam")
@@ -85,7 +85,7 @@ class Training:
     save_every: int = _option(500, "steps between checkpoints")
     eval_every: int = _option(0, "steps between small evaluations on the val split (a flow's denoising gap, with "
                                  "--judge also dependence and retrieval); 0: none")
-    judge: str | None = _option(None, "a run of --model contrast --albums_for judge, for --eval_every")
+    judge: str | None = _option(None, "a run of --model contrast --album_subset judge, for --eval_every")
     keep: int = _option(3, "newest checkpoints that are kept")
     minutes: float = _option(0.0, "save and stop after so many minutes; 0 has no limit")
     resume: str = _option("auto", "auto goes on from the run's newest checkpoint; never refuses a run that has one; "
@@ -96,15 +96,15 @@ class Training:
     project: str = _option("covergen", "project on Weights & Biases")
     threads: int = _option(0, "threads a process computes with; 0: the cores shared by the processes of this machine")
     loader_threads: int = _option(2, "threads a process decodes with")
-    cache: Literal["none", "ram", "device"] = _option(
+    decoded_cache: Literal["none", "ram", "device"] = _option(
         "none", "keep decoded covers and vectors once they were read, if they fit into half of the free memory: ram, "
                 "shared by the processes of a machine, or device, covers in each GPU's memory")
-    max_damaged: float = _option(0.01, "stop when more than this share of the samples read is damaged; up to it, "
-                                       "others take their places (damaged.jsonl of the run lists them); 0: stop at the "
+    max_corrupt: float = _option(0.01, "stop when more than this share of the samples read is damaged; up to it, "
+                                       "others take their places (corrupt_samples.jsonl of the run lists them); 0: stop at the "
                                        "first")
 
     @property
-    def forgiven(self) -> int | None:
+    def max_skipped_updates(self) -> int | None:
         """How many updates that are not finite ``on_nan`` leaves out; None: it stops at the first."""
         return None if self.on_nan == "stop" else int(re.fullmatch(SKIP, self.on_nan)[1])
 
@@ -114,16 +114,16 @@ SKIP = r"skip[ ,=:](\d{1,9})"
 # May differ when a run is resumed: they change where and how long it runs and what it reports, not what it computes.
 FREE = {"shards", "out", "name", "steps", "epochs", "patience", "log_every", "sample_every", "save_every", "eval_every",
         "judge", "keep", "minutes", "resume", "tracker", "project", "threads", "loader_threads", "micro_batch",
-        "on_nan", "cache", "max_damaged", "profile", "cache_dir", "cache_gb"}
+        "on_nan", "decoded_cache", "max_corrupt", "profile", "shard_cache_dir", "shard_cache_gb"}
 
 POSITIVE = {"steps", "batch_size", "grad_accum", "lr", "log_every", "save_every", "keep", "loader_threads", "width",
             "latent", "critic_steps", "critic_width", "critic_every", "real_label", "blocks", "penalty_every",
-            "sampling_steps", "cache_gb"}
+            "sampling_steps", "shard_cache_gb"}
 NOT_NEGATIVE = {"epochs", "patience", "weight_decay", "grad_clip", "ema", "ema_halflife", "sample_every", "eval_every",
                 "minutes", "threads", "penalty", "penalty_last", "penalty_images", "seed", "lr_warmup", "lr_images",
-                "lr_last", "micro_batch", "profile", "group", "mismatch", "audio_blur", "attention", "guidance",
+                "lr_last", "micro_batch", "profile", "group", "mismatch", "embedding_noise", "attention", "guidance",
                 "shard_window"}
-SHARES = {"audio_dropped", "unheard", "max_damaged"}  # from 0 to below 1
+SHARES = {"audio_dropout", "condition_dropout", "max_corrupt"}  # from 0 to below 1
 
 YAML_BYTES = 2**20  # most bytes of a configuration that are read
 # The demo world on two CPU cores in a few minutes; the model's recipe adds its own, the rest is the thesis's.

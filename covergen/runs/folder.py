@@ -9,24 +9,24 @@ from pathlib import Path
 from typing import Any
 
 from covergen.data.batch import Stream
-from covergen.runs.checkpoint import check, checkpoints, newest_sound, put_aside, step_of
+from covergen.runs.checkpoint import check, checkpoints, latest_valid, quarantine, step_of
 from covergen.runs.config import Config, differences, read_run
 from shard_tools.core.files import read_bounded, write_atomically
-from shard_tools.shards.index import facts_bytes, is_audio
+from shard_tools.shards.index import is_audio, metadata_bytes
 
 _SIDES = range(1, 8193)
 
 
 def read_data(folder: Path) -> dict[str, Any]:
-    """The facts of a run's data: resolution, genres, audio (or None), shards, identity and samples.
+    """The metadata of a run's data: resolution, genres, audio (or None), shards, identity and samples.
 
     Raises:
         ValueError: missing, damaged, or not what training writes.
     """
     path = folder / "data.json"
     try:
-        facts = json.loads(read_bounded(path))
-        if not isinstance(facts, dict):
+        metadata = json.loads(read_bounded(path))
+        if not isinstance(metadata, dict):
             raise ValueError("no mapping")
         for name, fine in (("resolution", lambda value: type(value) is int and value in _SIDES),
                            ("genres", lambda value: isinstance(value, list) and all(type(one) is str for one in value)),
@@ -35,21 +35,21 @@ def read_data(folder: Path) -> dict[str, Any]:
                            ("identity", lambda value: value is None or isinstance(value, str)),
                            ("samples", lambda value: type(value) is int)):
             absent = {"audio": False, "samples": 0}.get(name)  # the others may be absent where they may be null
-            if not fine(facts.get(name, absent)):
+            if not fine(metadata.get(name, absent)):
                 raise ValueError(f"its {name!r} is not what training writes")
     except (OSError, ValueError, TypeError, RecursionError) as error:
         raise ValueError(f"{path} can't be read ({error}); without it the run can't be used") from None
-    return {"shards": None, "identity": None, "samples": 0, **facts}
+    return {"shards": None, "identity": None, "samples": 0, **metadata}
 
 
-def facts_of(shards: str, stream: Stream, resolution: int) -> dict[str, Any]:
+def describe_data(shards: str, stream: Stream, resolution: int) -> dict[str, Any]:
     """What a run must know of its data to be used without it: genres, audio statistics, resolution, which data."""
-    facts = stream.facts
-    return {"shards": str(shards), "identity": stream.identity, "samples": facts["samples"], "resolution": resolution,
-            "genres": facts["genres"], "audio": facts["audio"]}
+    metadata = stream.metadata
+    return {"shards": str(shards), "identity": stream.identity, "samples": metadata["samples"], "resolution": resolution,
+            "genres": metadata["genres"], "audio": metadata["audio"]}
 
 
-def start_from(config: Config, tell: Callable[[str], None] = print) -> Path | None:
+def resolve_resume(config: Config, tell: Callable[[str], None] = print) -> Path | None:
     """The checkpoint that the configuration's ``resume`` means, or None for a fresh start.
 
     Of a run's own checkpoints those that are damaged are put aside, where an older one is sound; ``tell`` says so.
@@ -93,18 +93,18 @@ def _sound(folder: Path, tell: Callable[[str], None], keep: bool = False) -> lis
         ValueError: there are checkpoints, and not one is sound.
     """
     found = checkpoints(folder)
-    newest, problems = newest_sound(found)
+    newest, problems = latest_valid(found)
     if found and newest is None:
         raise ValueError("\n  ".join([f"no checkpoint of {folder} is sound:", *problems])
                          + "\nput back a copy of one, or give the new run another --name")
     for problem, damaged in zip(problems, reversed(found), strict=False):
-        aside = damaged if keep else put_aside(damaged)
+        aside = damaged if keep else quarantine(damaged)
         tell(f"warning: {problem}; going on from {newest}" + ("" if keep else f" (the damaged one is now {aside})"))
     return found[:len(found) - len(problems)]
 
 
-def _dimension(facts: dict[str, Any]) -> int | None:
-    return facts["audio"]["dimension"] if facts["audio"] else None
+def _dimension(metadata: dict[str, Any]) -> int | None:
+    return metadata["audio"]["dimension"] if metadata["audio"] else None
 
 
 def write_run(folder: Path, config: Config, data: dict[str, Any], resuming: bool) -> None:
@@ -121,10 +121,10 @@ def write_run(folder: Path, config: Config, data: dict[str, Any], resuming: bool
                                    (f"{folder} hears vectors of", *map(_dimension, (begun, data)))):
                 if old not in (None, new):
                     raise ValueError(f"{what} {old}, these shards have {new}; train it on shards like its own")
-            write_atomically(path, facts_bytes(data))
+            write_atomically(path, metadata_bytes(data))
         elif begun["identity"] != data["identity"]:
             raise ValueError(f"{folder} was trained on other shards ({begun['samples']} samples, {begun['shards']}); "
                              f"now {data['samples']} samples, {data['shards']}; give the new run another --name")
     else:
-        write_atomically(path, facts_bytes(data))
+        write_atomically(path, metadata_bytes(data))
     write_atomically(folder / "config.yaml", config.text().encode())

@@ -20,7 +20,7 @@ from platformdirs import user_cache_path
 
 from shard_tools.core.files import file_sha256, read_bounded, write_atomically
 from shard_tools.remote.cache import locked
-from shard_tools.remote.filesystem import Remote, check_url, is_remote, shown
+from shard_tools.remote.filesystem import Remote, check_url, is_remote, redact_url
 from shard_tools.remote.index_cache import folder_name
 
 CHECKPOINTS, WHOLE, OURS = "checkpoints", "whole.json", ".uploaded.json"
@@ -45,34 +45,34 @@ def fetched_run(place: str | Path) -> Path:
     """
     if not is_remote(place):
         return Path(place)
-    mirror = open_mirror(str(place))
+    mirror = connect(str(place))
     if not (mirror.folder / "config.yaml").is_file():
-        raise ValueError(f"{shown(place)} is not a run folder: it has no config.yaml (runs are in OUT/<name>)")
+        raise ValueError(f"{redact_url(place)} is not a run folder: it has no config.yaml (runs are in OUT/<name>)")
     return mirror.folder
 
 
-def open_mirror(url: str, keep: int = 3) -> Mirror:
-    """The mirror of a run folder, with what this machine lacks fetched; see ``Mirror``."""
-    mirror = Mirror(url, keep)
+def connect(url: str, keep: int = 3) -> RunSync:
+    """The mirror of a run folder, with what this machine lacks fetched; see ``RunSync``."""
+    mirror = RunSync(url, keep)
     mirror.fetch()
     return mirror
 
 
-def in_step(out: str, name: str, keep: int, main: bool) -> Mirror | None:
+def open_sync(out: str, name: str, keep: int, main: bool) -> RunSync | None:
     """What the main process of a training keeps in step with a URL; None for other processes, and for paths.
 
     All call it, the main process first: what it alone has is uploaded before the others fetch.
     """
     if not is_remote(out):
         return None
-    mirror = open_mirror(f"{out.rstrip('/')}/{name}", keep)
+    mirror = connect(f"{out.rstrip('/')}/{name}", keep)
     if main:
         mirror.push()
         mirror.wait()
     return mirror if main else None
 
 
-class Mirror:
+class RunSync:
     """A run folder here and elsewhere.
 
     Attributes:
@@ -111,7 +111,7 @@ class Mirror:
                     try:
                         self._fetch_checkpoint(name)
                     except (ValueError, OSError, KeyError) as error:
-                        warnings.warn(f"{shown(self.remote.at(name))} is passed over: {error}", stacklevel=2)
+                        warnings.warn(f"{redact_url(self.remote.at(name))} is passed over: {error}", stacklevel=2)
                         continue
                     fresh = True
                     break
@@ -159,7 +159,7 @@ class Mirror:
             try:
                 self._upload()
             except Exception as error:  # a training must not end because a network has
-                warnings.warn(f"the run was not uploaded ({shown(error)}); tried again with the next checkpoint, it is "
+                warnings.warn(f"the run was not uploaded ({redact_url(error)}); tried again with the next checkpoint, it is "
                               f"in {self.folder}", stacklevel=2)
             if not self._wanted.is_set():
                 self._idle.set()

@@ -9,11 +9,11 @@ from __future__ import annotations
 from torch import Tensor
 
 from covergen.data.batch import Batch
-from covergen.data.sampling import share_of
+from covergen.data.sampling import rank_slice
 from covergen.runs.config import Training
 
 
-class Share:
+class BatchSplit:
     """One rank's part of every global batch.
 
     A mean over the global batch is the mean over ranks of the sum over pieces of what they give times ``weights``.
@@ -25,16 +25,16 @@ class Share:
         notice: what people should know of it, or None.
     """
 
-    def __init__(self, training: Training, rank: int, ranks: int, global_loss: bool) -> None:
+    def __init__(self, training: Training, rank: int, ranks: int, needs_whole_batch: bool) -> None:
         """Args: training; rank among ``ranks``; global_loss: the model compares all covers of a global batch.
 
         Raises:
             ValueError: uneven parts or pieces for what needs the same of all ranks.
         """
         size = training.batch_size
-        share, least, most = (share_of(size, place, ranks) for place in (rank, 0, ranks - 1))
+        share, least, most = (rank_slice(size, place, ranks) for place in (rank, 0, ranks - 1))
         even, cut = len(most) == len(least), 0 < training.micro_batch < len(most)
-        if (global_loss or training.sync_bn) and (cut or not even):
+        if (needs_whole_batch or training.sync_bn) and (cut or not even):
             what = "--sync_bn" if training.sync_bn else "this model, which compares all covers of a global batch,"
             raise ValueError(f"{what} needs processes that share --batch_size {size} evenly, without --micro_batch; "
                              f"nearest for {ranks}: --batch_size {max(1, round(size / ranks)) * ranks}")
@@ -48,14 +48,14 @@ class Share:
                            "gradients are accumulated by weight, to that of the whole batch")
         self.notice = "; ".join(notices) or None
 
-    def cut(self, batch: Batch) -> list[Batch]:
+    def split(self, batch: Batch) -> list[Batch]:
         """The pieces of this rank's part of a global batch."""
         if len(self.pieces) == 1:
             return [batch]
         parts = [[None] * len(self.pieces) if part is None else part.split(self.pieces) for part in batch]
         return [Batch(*piece) for piece in zip(*parts, strict=True)]
 
-    def cut_noise(self, noise: dict[str, Tensor]) -> list[dict[str, Tensor]]:
+    def split_noise(self, noise: dict[str, Tensor]) -> list[dict[str, Tensor]]:
         """The same of noise for a whole global batch."""
         parts = {name: values[self.places].split(self.pieces) for name, values in noise.items()}
         return [{name: pieces[number] for name, pieces in parts.items()} for number in range(len(self.pieces))]

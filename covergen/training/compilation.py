@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from covergen.models.base import Turn
+from covergen.models.base import Phase
 from covergen.runs.config import Training
 
 
@@ -23,21 +23,21 @@ class Compiling:
         turns: that are compiled.
     """
 
-    def __init__(self, turns: Iterable[Turn], training: Training, device: torch.device) -> None:
+    def __init__(self, phases: Iterable[Phase], training: Training, device: torch.device) -> None:
         """Raises ValueError for CUDA graphs where they can't be."""
-        self.turns = list(turns) if training.compile or training.cuda_graphs else []
+        self.phases = list(phases) if training.compile or training.cuda_graphs else []
         self.told: dict[str, float] = {}
         if training.cuda_graphs:
             check_cuda_graphs(training, device)
         # diffusers asks for torch's version in its forward, through a cache: nothing that a user could mend
         warnings.filterwarnings("ignore", message="Dynamo detected a call to a `functools.lru_cache`")
-        for turn in self.turns:
-            compile_turn(turn, training.cuda_graphs)
+        for turn in self.phases:
+            compile_phase(turn, training.cuda_graphs)
 
     @property
     def seconds(self) -> float:
         """Seconds that this process has spent compiling forwards and backwards."""
-        if not self.turns:
+        if not self.phases:
             return 0.0
         from torch._dynamo.utils import calculate_time_spent  # torch 2.3 and later
         return calculate_time_spent()["total_wall_time"]
@@ -48,14 +48,14 @@ class Compiling:
         A turn is one graph. What is beyond that is a break, or a graph for another case: batches of another size, or
         ``r3gan``'s steps with and without penalties.
         """
-        if not self.turns:
+        if not self.phases:
             return {}
         from torch._dynamo.utils import counters
         graphs, breaks = counters["stats"]["unique_graphs"], sum(counters["graph_break"].values())
         return {"speed/compile_seconds": self.seconds, "speed/graph_breaks": float(breaks),
-                "speed/recompiles": float(max(0, graphs - breaks - len(self.turns)))}
+                "speed/recompiles": float(max(0, graphs - breaks - len(self.phases)))}
 
-    def news(self) -> dict[str, float]:
+    def new_stats(self) -> dict[str, float]:
         """``costs`` when they changed since the last call, else nothing."""
         now = self.costs()
         if now == self.told:
@@ -66,7 +66,7 @@ class Compiling:
     def text(self) -> str:
         """The costs for people."""
         seconds, breaks, recompiles = self.costs().values()
-        return (f"compiled {len(self.turns)} turn{'s' if len(self.turns) > 1 else ''} in {seconds:.1f} s, "
+        return (f"compiled {len(self.phases)} turn{'s' if len(self.phases) > 1 else ''} in {seconds:.1f} s, "
                 f"{breaks:.0f} graph breaks, {recompiles:.0f} recompiles")
 
 
@@ -81,7 +81,7 @@ def check_cuda_graphs(training: Training, device: torch.device) -> None:
                          "can't be accumulated; leave one of them away")
 
 
-def compile_turn(turn: Turn, cuda_graphs: bool = False) -> None:
+def compile_phase(turn: Phase, cuda_graphs: bool = False) -> None:
     """Compiles a turn in place: names in checkpoints stay. Shapes are static, so that kernels know them."""
     if not cuda_graphs:
         turn.compile(dynamic=False)
@@ -95,7 +95,7 @@ def compile_turn(turn: Turn, cuda_graphs: bool = False) -> None:
     turn.forward = forward
 
 
-def optimizer_of(turn: Turn, training: Training, precision: str) -> torch.optim.Adam:
+def optimizer_of(turn: Phase, training: Training, precision: str) -> torch.optim.Adam:
     """Adam over a turn's parameters in one kernel; with fp16 in several, since the one would hide skipped steps."""
     return torch.optim.Adam(turn.parameters(), lr=training.lr, betas=training.betas,
                             weight_decay=training.weight_decay, fused=precision != "fp16" or None)

@@ -21,17 +21,17 @@ from torch import Tensor, nn
 
 from covergen.data.batch import Batch
 from covergen.data.sampling import seed_of
-from covergen.distributed.collectives import Agreement, check_weights, is_loss, mean_buffers
+from covergen.distributed.collectives import DelayedAny, check_weights, is_peer_failure, mean_buffers
 from covergen.distributed.environment import processes
 from covergen.distributed.heartbeat import Heartbeat
 from covergen.models.base import Model
 from covergen.nn.schedules import decay_of_average, learning_rate
 from covergen.runs.checkpoint import with_averages
 from covergen.runs.config import Training
-from covergen.training.batch_split import Share
+from covergen.training.batch_split import BatchSplit
 from covergen.training.compilation import Compiling, load_optimizer, optimizer_of
 from covergen.training.ema import Average
-from covergen.training.metrics import Window
+from covergen.training.metrics import MetricAccumulator
 
 # Between two meetings one rank may evaluate for long; who is dead is found by the heartbeat, much earlier.
 MEETING = timedelta(hours=2)
@@ -65,7 +65,7 @@ class Engine:
         self.precision, self.training, self.model = precision, training, model
         self.device = torch.device("cpu") if state.device.type == "cpu" else state.device
         self.rank, self.ranks = state.process_index, state.num_processes
-        self.share = Share(training, self.rank, self.ranks, model.global_loss)
+        self.share = BatchSplit(training, self.rank, self.ranks, model.needs_whole_batch)
         if training.sync_bn and self.device.type != "cuda":
             raise ValueError("--sync_bn needs GPUs: torch's SyncBatchNorm does not run on CPUs")
         if self.device.type == "cuda":
@@ -75,30 +75,30 @@ class Engine:
                 nn.SyncBatchNorm.convert_sync_batchnorm(network)
         for network in model.networks.values():
             network.to(self.device)
-        averaged = {name: model.networks[name] for name in model.averaged}
+        averaged = {name: model.networks[name] for name in model.ema_networks}
         if training.ema and not averaged:
             raise ValueError(f"--ema {training.ema:g}: this model has no averaged networks; leave it at 0")
         self.average = Average(averaged, training.ema) if training.ema else None
-        self.turns, self.optimizers = [], []
-        self.compiling = Compiling(model.turns, training, self.device)
-        for turn in model.turns:
+        self.phases, self.optimizers = [], []
+        self.compiling = Compiling(model.phases, training, self.device)
+        for turn in model.phases:
             optimizer = optimizer_of(turn, training, precision)
             with warnings.catch_warnings():  # torch 2.15 renamed broadcast_buffers, which Accelerate still passes
                 warnings.simplefilter("ignore", FutureWarning)
                 turn, optimizer = self.accelerator.prepare(turn, optimizer)
-            self.turns.append(turn)
+            self.phases.append(turn)
             self.optimizers.append(optimizer)
         self.generator = torch.Generator(self.device)
-        self.agree = Agreement(self.ranks)
+        self.agree = DelayedAny(self.ranks)
         self.heartbeat = Heartbeat(self.rank, self.ranks, self.agree.group) if self.ranks > 1 else None
-        self.forgiven = training.forgiven
-        self.window = Window([turn.name for turn in model.turns], self.device, self.ranks, self.forgiven is not None)
+        self.max_skipped_updates = training.max_skipped_updates
+        self.window = MetricAccumulator([turn.name for turn in model.phases], self.device, self.ranks, self.max_skipped_updates is not None)
         self.skipped = torch.zeros((), dtype=torch.int64, device=self.device)
 
     @property
     def batches_per_step(self) -> int:
         """Global batches that one step reads: one for each repeat of the most repeated turn, times the accumulation."""
-        return max(turn.repeats for turn in self.model.turns) * self.training.grad_accum
+        return max(turn.repeats for turn in self.model.phases) * self.training.grad_accum
 
     @property
     def images_per_step(self) -> int:
@@ -111,7 +111,7 @@ class Engine:
         return learning_rate(self.images_per_step * number, given.lr, given.lr_warmup, given.lr_last, given.lr_images)
 
     @property
-    def averaged(self) -> dict[str, nn.Module]:
+    def ema_networks(self) -> dict[str, nn.Module]:
         """Averaged networks by name, empty without an average."""
         return self.average.networks if self.average else {}
 
@@ -130,27 +130,27 @@ class Engine:
         torch.manual_seed(seed_of(self.training.seed, "layers", number, self.rank))
         accumulation, skipped = self.training.grad_accum, False
         images, rate = self.images_per_step * number, self.learning_rate(number)
-        for place, turn in enumerate(self.model.turns):
-            if number % turn.every:
+        for place, turn in enumerate(self.model.phases):
+            if number % turn.interval:
                 continue
             turn.begin(number, images)
             for group in self.optimizers[place].param_groups:
                 group["lr"] = rate
             for repeat in range(turn.repeats):
                 share = batches[repeat * accumulation : (repeat + 1) * accumulation]
-                skipped |= self._update(place, number, repeat, share, measure or turn.every > 1)
+                skipped |= self._update(place, number, repeat, share, measure or turn.interval > 1)
         if self.average and not skipped:
             life = self.training.ema_halflife
             self.average.update(decay_of_average(images, self.images_per_step, life) if life else None)
 
     def _update(self, place: int, number: int, repeat: int, batches: list[Batch], measure: bool) -> bool:
         """One update of one turn; True when the loss scaler skipped it."""
-        turn, wrapped, optimizer = self.model.turns[place], self.turns[place], self.optimizers[place]
+        turn, wrapped, optimizer = self.model.phases[place], self.phases[place], self.optimizers[place]
         parameters = list(turn.parameters())
         noise = self._noise(place, number, repeat, len(batches))
-        before = self._buffers() if self.forgiven is not None else []
+        before = self._buffers() if self.max_skipped_updates is not None else []
         for micro, batch in enumerate(batches):
-            parts, means = self.share.cut(batch), []
+            parts, means = self.share.split(batch), []
             for piece, (part, weight) in enumerate(zip(parts, self.share.weights, strict=True)):
                 last = (micro, piece) == (len(batches) - 1, len(parts) - 1)
                 with contextlib.nullcontext() if last else self.accelerator.no_sync(wrapped):  # covers the forward too
@@ -162,9 +162,9 @@ class Engine:
         if self.training.grad_clip:
             self.accelerator.unscale_gradients(optimizer)
             norm = nn.utils.clip_grad_norm_(parameters, self.training.grad_clip)
-        elif self.forgiven is not None:
+        elif self.max_skipped_updates is not None:
             norm = nn.utils.get_total_norm([p.grad for p in parameters])
-        if self.forgiven is None:
+        if self.max_skipped_updates is None:
             optimizer.step()
         else:
             self._step_if(norm.isfinite(), optimizer, before)
@@ -199,22 +199,22 @@ class Engine:
         So the noise of a cover depends on its place in the global batch, and not on the number of ranks.
         """
         self.generator.manual_seed(seed_of(self.training.seed, "noise", number, place, repeat))
-        drawn = self.model.turns[place].draw(self.training.batch_size * micros, self.generator)
-        return [self.share.cut_noise({name: values.chunk(micros)[micro] for name, values in drawn.items()})
+        drawn = self.model.phases[place].sample_noise(self.training.batch_size * micros, self.generator)
+        return [self.share.split_noise({name: values.chunk(micros)[micro] for name, values in drawn.items()})
                 for micro in range(micros)]
 
-    def close_window(self) -> dict[str, float]:
+    def collect_metrics(self) -> dict[str, float]:
         """What is logged of the steps since the last call; here alone the host waits for the device.
 
         Raises:
             FloatingPointError: a loss was NaN or infinite, or more updates than are forgiven had such gradients.
         """
         row = self.window.close()
-        if self.forgiven is not None:
+        if self.max_skipped_updates is not None:
             row["optim/skipped"] = float(self.skipped)
-            if row["optim/skipped"] > self.forgiven:
+            if row["optim/skipped"] > self.max_skipped_updates:
                 raise FloatingPointError(f"{int(self.skipped)} updates had losses or gradients that are not finite, "
-                                         f"--on_nan allows {self.forgiven}")
+                                         f"--on_nan allows {self.max_skipped_updates}")
         return row
 
     # -- what all ranks do together ---
@@ -223,18 +223,18 @@ class Engine:
     def mean_buffers(self) -> None:
         """Sets running statistics to their mean over the ranks, on all of them, before they are used or saved."""
         if self.ranks > 1:
-            mean_buffers([*self.model.networks.values(), *self.averaged.values()], self.ranks)
+            mean_buffers([*self.model.networks.values(), *self.ema_networks.values()], self.ranks)
 
     def check_weights(self) -> None:
         """Compares the bits of all weights over the ranks; RuntimeError, FloatingPointError: see there."""
-        check_weights(with_averages(self.model.networks, self.averaged), self.ranks)
+        check_weights(with_averages(self.model.networks, self.ema_networks), self.ranks)
 
     def state(self, step: int) -> dict[str, Any]:
         """What ``trainer.pt`` holds beside the networks: tensors and plain values only."""
         scaler = self.accelerator.scaler
         return {
             "step": step,
-            "optimizers": {t.name: o.state_dict() for t, o in zip(self.model.turns, self.optimizers, strict=True)},
+            "optimizers": {t.name: o.state_dict() for t, o in zip(self.model.phases, self.optimizers, strict=True)},
             "scaler": scaler.state_dict() if scaler else None,
             "average_updates": self.average.updates if self.average else 0,
             "skipped": int(self.skipped),
@@ -242,7 +242,7 @@ class Engine:
 
     def restore(self, state: dict[str, Any]) -> int:
         """Takes over what ``state`` gave; returns its step. The networks are loaded already."""
-        for turn, optimizer in zip(self.model.turns, self.optimizers, strict=True):
+        for turn, optimizer in zip(self.model.phases, self.optimizers, strict=True):
             load_optimizer(optimizer, state["optimizers"][turn.name])
         if self.accelerator.scaler and state["scaler"]:
             self.accelerator.scaler.load_state_dict(state["scaler"])
@@ -259,9 +259,9 @@ class Engine:
         """Waits until every rank is here."""
         self.accelerator.wait_for_everyone()
 
-    def tell(self, error: Exception) -> None:
+    def report_failure(self, error: Exception) -> None:
         """Lets the other ranks know why this one is about to die, unless it is because they have."""
-        if self.heartbeat and not is_loss(error):
+        if self.heartbeat and not is_peer_failure(error):
             self.heartbeat.fail(str(error) or type(error).__name__)
 
     def close(self) -> None:
@@ -277,7 +277,7 @@ class Engine:
 
         It concerns this process alone.
         """
-        networks = {**self.model.networks, **self.averaged}
+        networks = {**self.model.networks, **self.ema_networks}
         for network in networks.values():
             network.eval()
         with self.accelerator.autocast():

@@ -9,17 +9,17 @@ from torch import Tensor
 NEVER = 2**62  # "no step": larger than any step number
 
 
-class Window:
+class MetricAccumulator:
     """Collects what turns say between two lines of the log, without waiting for the device."""
 
-    def __init__(self, turns: list[str], device: torch.device, ranks: int, forgiving: bool) -> None:
+    def __init__(self, phases: list[str], device: torch.device, ranks: int, forgiving: bool) -> None:
         """Args: turns: their names; device: of the losses; ranks: processes; forgiving: losses may be NaN."""
-        self.turns, self.device, self.ranks, self.forgiving = turns, device, ranks, forgiving
+        self.phases, self.device, self.ranks, self.forgiving = phases, device, ranks, forgiving
         self._open()
 
     def _open(self) -> None:
         self.values: dict[str, list[Tensor]] = {}
-        self.bad = torch.full((len(self.turns),), NEVER, dtype=torch.int64, device=self.device)
+        self.bad = torch.full((len(self.phases),), NEVER, dtype=torch.int64, device=self.device)
 
     def note(self, place: int, number: int, loss: Tensor, scalars: dict[str, Tensor]) -> None:
         """Takes in the loss and the scalars of an update of a turn in step ``number``: this rank's part of a mean."""
@@ -30,7 +30,7 @@ class Window:
 
     def norm(self, place: int, norm: Tensor) -> None:
         """Takes in the gradient norm of a turn; the last one counts."""
-        self.values[f"optim/{self.turns[place]}_gradient_norm"] = [norm.float()]
+        self.values[f"optim/{self.phases[place]}_grad_norm"] = [norm.float()]
 
     def close(self) -> dict[str, float]:
         """Means over all ranks and all updates since the last call: the only place where the host waits for the device.
@@ -51,6 +51,6 @@ class Window:
         row = dict(zip(names, means.tolist(), strict=True))
         self._open()
         if min(first) < NEVER and not self.forgiving:
-            turn = self.turns[first.index(min(first))]
+            turn = self.phases[first.index(min(first))]
             raise FloatingPointError(f"the loss of the {turn} turn was not finite at step {min(first)}")
         return row

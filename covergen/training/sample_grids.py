@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from covergen.data.batch import Batch, shrink
+from covergen.data.batch import Batch, downscale
 from covergen.data.sampling import seed_of
 from covergen.inference.images import to_unit
 from covergen.models.base import Model
@@ -25,7 +25,7 @@ class Grid(NamedTuple):
     labels: list[str]
 
 
-class Preview:
+class SampleGrids:
     """The same noise, audio and covers all through a run, from a private generator."""
 
     def __init__(self, model: Model, examples: Batch, genres: list[str], resolution: int, engine: Engine) -> None:
@@ -40,7 +40,7 @@ class Preview:
         count = len(examples.cover)
         whole = torch.arange(max(COLUMNS, count // COLUMNS * COLUMNS)) % count  # rows are full, if by repetition
         batch = Batch(*(None if part is None else part[whole].to(engine.device) for part in examples))
-        self.examples = batch._replace(cover=shrink(batch.cover, resolution))
+        self.examples = batch._replace(cover=downscale(batch.cover, resolution))
         self.latents, self.audio, self.labels = {}, None, []
         rows = COLUMNS
         if model.conditional:
@@ -57,7 +57,7 @@ class Preview:
         """The model's grids as it is now: samples (a conditional model's columns share noise), reconstructions."""
         for name, latents in self.latents.items():
             images = self.engine.infer(lambda nets, latents=latents: self.model.sample(nets, latents, self.audio))
-            yield Grid(name, to_unit(images, self.model.low), self.labels)
+            yield Grid(name, to_unit(images, self.model.pixel_min), self.labels)
         if self.model.reconstruct:
             images = self.engine.infer(lambda nets: self.model.reconstruct(nets, self.examples))
             rows = [part for pair in zip(self.examples.cover.split(COLUMNS), images.split(COLUMNS), strict=True)

@@ -6,14 +6,14 @@ import time
 
 from covergen.data.loader import Loader
 from covergen.distributed.environment import peak_memory
-from covergen.runs.checkpoint import Saver
+from covergen.runs.checkpoint import AsyncCheckpointer
 from covergen.training.engine import Engine
 
 
-class Meter:
+class Throughput:
     """Clocks the steps between two lines of the log; the work that ends such a stretch is not part of it."""
 
-    def __init__(self, engine: Engine, loader: Loader, saver: Saver | None, step: int) -> None:
+    def __init__(self, engine: Engine, loader: Loader, saver: AsyncCheckpointer | None, step: int) -> None:
         """Args: engine, loader, saver (of the main process): of the run; step: that it goes on from."""
         self.engine, self.loader, self.saver, self.saving = engine, loader, saver, 0.0
         self.start(step)
@@ -21,15 +21,15 @@ class Meter:
     def start(self, step: int) -> None:
         """Begins anew after a step."""
         self.since, self.clock = step, time.perf_counter()
-        self.waited, self.compiled = self.loader.waited, self.engine.compiling.seconds
+        self.blocked_seconds, self.compiled = self.loader.blocked_seconds, self.engine.compiling.seconds
 
     def row(self, step: int) -> dict[str, float]:
         """Speed since the last start, without the time that compiling took; waiting in seconds; memory in GiB."""
         seconds = time.perf_counter() - self.clock - (self.engine.compiling.seconds - self.compiled)
         row = {"speed/images_per_second": (step - self.since) * self.engine.images_per_step / seconds,
-               "speed/data_wait_seconds": self.loader.waited - self.waited,
+               "speed/data_wait_seconds": self.loader.blocked_seconds - self.blocked_seconds,
                "speed/memory_gib": peak_memory(self.engine.device)}
         if self.saver:
-            row["speed/checkpoint_seconds"] = self.saver.waited - self.saving
-            self.saving = self.saver.waited
+            row["speed/checkpoint_seconds"] = self.saver.blocked_seconds - self.saving
+            self.saving = self.saver.blocked_seconds
         return row

@@ -12,9 +12,9 @@ import torch
 from platformdirs import user_cache_path
 from tqdm import tqdm
 
-from covergen.data.audio import AudioScale
+from covergen.data.audio import AudioNormalizer
 from covergen.distributed.environment import processes
-from covergen.inference.trained_model import open_run
+from covergen.inference.trained_model import open_model
 from covergen.models.base import Model
 from covergen.nn.layers import AudioEncoder
 from covergen.runs.config import Training
@@ -42,7 +42,7 @@ def demo_shards(say: Callable[[str], None], tier: str = "toy") -> str:
     return str(root / "shards")
 
 
-def start_hearing(model: Model, folder: str, scale: AudioScale | None, albums: str) -> None:
+def load_pretrained_audio_encoder(model: Model, folder: str, scale: AudioNormalizer | None, albums: str) -> None:
     """Gives the audio encoders of a new model the weights of a contrast run's.
 
     Args: model; folder: of the run; scale: of the audio that the model hears; albums: that it is trained for.
@@ -50,18 +50,18 @@ def start_hearing(model: Model, folder: str, scale: AudioScale | None, albums: s
     Raises:
         ValueError: not a contrast run, a judge, other albums, other audio, or a model without such encoders.
     """
-    found = open_run(folder, device=torch.device("cpu"))
+    found = open_model(folder, device=torch.device("cpu"))
     encoders = [module for network in found.networks.values() for module in network.modules()
                 if isinstance(module, AudioEncoder)]
-    if found.model.hear is None or not encoders:
+    if found.model.embed_audio is None or not encoders:
         raise ValueError(f"--condition {folder} is a {found.config.model}: expected a run of --model contrast")
-    if found.config.training.albums_for == "judge":
+    if found.config.training.album_subset == "judge":
         raise ValueError(f"--condition {folder} is a judge, which no generator may learn from; train another with "
-                         "--model contrast --albums_for generator")
-    if albums not in ("all", found.config.training.albums_for):
-        raise ValueError(f"--condition {folder} was trained for {found.config.training.albums_for} albums, this run is "
-                         f"for {albums} albums; train another with --model contrast --albums_for {albums}")
-    known = found.facts["audio"]
+                         "--model contrast --album_subset generator")
+    if albums not in ("all", found.config.training.album_subset):
+        raise ValueError(f"--condition {folder} was trained for {found.config.training.album_subset} albums, this run is "
+                         f"for {albums} albums; train another with --model contrast --album_subset {albums}")
+    known = found.metadata["audio"]
     if scale is None or not np.array_equal(getattr(scale, "mean", None), known["mean"]):
         raise ValueError(f"--condition {folder} was trained on other audio ({known['dimension']} numbers) than these "
                          "shards hold; train a contrast run on them")
@@ -73,7 +73,7 @@ def start_hearing(model: Model, folder: str, scale: AudioScale | None, albums: s
         module.load_state_dict(encoders[0].state_dict())
 
 
-def say(text: str) -> None:
+def log_main(text: str) -> None:
     """A line for the person who watches, from the main process only, beside a progress bar."""
     if processes()[0] == 0:
         tqdm.write(text, file=sys.stdout)

@@ -10,16 +10,16 @@ import numpy as np
 import torch
 
 from covergen.data.batch import Batch
-from covergen.data.indexed import IndexedShards
+from covergen.data.indexed import ShardDataset
 from covergen.data.loader import Loader
 from covergen.data.sampling import seed_of
-from covergen.distributed.interrupts import Stop
-from covergen.models.base import Turn
+from covergen.distributed.interrupts import StopSignal
+from covergen.models.base import Phase
 from covergen.training.engine import Engine
 
 
 @dataclass
-class Patience:
+class EarlyStopping:
     """What is remembered of the losses of past epochs.
 
     Attributes:
@@ -33,9 +33,9 @@ class Patience:
     best: float = field(default=float("inf"))
     best_step: int = 0
     waited: int = 0
-    due: bool = False
+    validation_pending: bool = False
 
-    def judge(self, step: int, loss: float, epoch: bool = True) -> bool:
+    def update(self, step: int, loss: float, epoch: bool = True) -> bool:
         """Takes in the loss at a step; True when it is the best so far. ``epoch``: an epoch ended here."""
         if loss < self.best:
             self.best, self.best_step, self.waited = loss, step, 0
@@ -44,13 +44,13 @@ class Patience:
         return False
 
     @property
-    def over(self) -> bool:
+    def should_stop(self) -> bool:
         """Whether to stop."""
         return 0 < self.limit <= self.waited
 
     def state(self) -> dict[str, Any]:
         return {"best": self.best, "best_step": self.best_step, "waited": self.waited,
-                **({"due": True} if self.due else {})}
+                **({"due": True} if self.validation_pending else {})}
 
     def told(self, folder: Path) -> str:
         """The best loss, for people; a run that was converted may not have the weights of then."""
@@ -62,7 +62,7 @@ class Patience:
         """Takes over what ``state`` gave; None is of a run that was not validated."""
         if state:
             self.best, self.best_step, self.waited = state["best"], state["best_step"], state["waited"]
-            self.due = state.get("due", False)
+            self.validation_pending = state.get("due", False)
 
 
 class Pass:
@@ -73,8 +73,8 @@ class Pass:
 
     pure, notice = True, None
 
-    def __init__(self, shards: IndexedShards) -> None:
-        self.shards, self.count = shards, shards.facts["samples"]
+    def __init__(self, shards: ShardDataset) -> None:
+        self.shards, self.count = shards, shards.metadata["samples"]
         self.batches = -(-self.count // shards.batch_size)
 
     def places(self, number: int) -> np.ndarray:
@@ -88,7 +88,7 @@ class Pass:
         return self.shards.read(rows if len(rows) else np.zeros(1, np.int64))
 
 
-def validate(turn: Turn, engine: Engine, shards: IndexedShards, resolution: int, stop: Stop) -> dict[str, float] | None:
+def validate(turn: Phase, engine: Engine, shards: ShardDataset, resolution: int, stop: StopSignal) -> dict[str, float] | None:
     """Means over a whole split of a turn's loss and scalars, alike on all ranks; None when it was stopped before.
 
     Args:
@@ -109,7 +109,7 @@ def validate(turn: Turn, engine: Engine, shards: IndexedShards, resolution: int,
             weight = len(places)  # 0: the batch is one sample that does not count, but names what is measured
             generator.manual_seed(seed_of(engine.training.seed, "validation", number))
             chosen = torch.from_numpy(places if weight else np.zeros(1, np.int64)).to(engine.device)
-            noise = {name: values[chosen] for name, values in turn.draw(shards.batch_size, generator).items()}
+            noise = {name: values[chosen] for name, values in turn.sample_noise(shards.batch_size, generator).items()}
             loss, scalars = engine.infer(lambda _, batch=batch, noise=noise: turn(batch, noise))
             names = ["loss", *scalars]
             sums = sums + weight * torch.stack([loss, *scalars.values()]).double()

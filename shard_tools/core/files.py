@@ -14,7 +14,7 @@ from typing import Literal
 
 
 @contextmanager
-def written(path: Path) -> Iterator[Path]:
+def whole_file(path: Path) -> Iterator[Path]:
     """A temporary name to write a file under, which is renamed to ``path`` when that went well, else removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
@@ -26,7 +26,7 @@ def written(path: Path) -> Iterator[Path]:
 
 
 GROUPS_BYTES = 2**30  # of a table of samples or groups; a line is 60 bytes or so
-FACTS_BYTES = 2**27  # most bytes of a JSON that are read; 100,000 shards have 20 million
+METADATA_BYTES = 2**27  # most bytes of a JSON that are read; 100,000 shards have 20 million
 
 
 def hash64(data: bytes) -> int:
@@ -39,18 +39,18 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def read_bounded(path: Path, limit: int = FACTS_BYTES) -> bytes:
+def read_bounded(path: Path, limit: int = METADATA_BYTES) -> bytes:
     """The bytes of a regular file, which a FIFO or a device is not.
 
     Raises:
         OSError: it can't be read.
         ValueError: no regular file, or larger than the limit.
     """
-    facts = os.stat(path)
-    if not stat.S_ISREG(facts.st_mode):  # a FIFO would be waited for
+    metadata = os.stat(path)
+    if not stat.S_ISREG(metadata.st_mode):  # a FIFO would be waited for
         raise ValueError("not a file")
-    if facts.st_size > limit:
-        raise ValueError(f"{facts.st_size:,} bytes, the limit is {limit:,}")
+    if metadata.st_size > limit:
+        raise ValueError(f"{metadata.st_size:,} bytes, the limit is {limit:,}")
     return path.read_bytes()
 
 
@@ -69,7 +69,7 @@ WAYS: tuple[Way, ...] = ("hard", "soft", "copy")
 TEMPORARY = ".link.tmp"
 
 
-def place(source: Path, target: Path, way: Way) -> Way:
+def place_link(source: Path, target: Path, way: Way) -> Way:
     """Makes ``target`` the same file as ``source``, and returns how: as asked, or the next of ``WAYS`` that the disks
     allow. Hard links don't reach across devices, and some file systems have neither kind.
 

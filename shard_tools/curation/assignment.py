@@ -39,12 +39,12 @@ class Unit(NamedTuple):
 
 
 class Assignment(NamedTuple):
-    """``splits``: one a unit; ``small``: the genres with too few units to share out, and how many they have; ``torn``:
+    """``splits``: one a unit; ``small``: the genres with too few units to share out, and how many they have; ``reassigned``:
     the groups that had to leave the split they were in, because a new one binds them to groups of another."""
 
     splits: list[str]
     small: dict[str, int]
-    torn: list[str]
+    reassigned: list[str]
 
 
 def position(group: str, seed: int) -> float:

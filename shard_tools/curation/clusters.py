@@ -10,7 +10,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from shard_tools.curation.fingerprints import hamming
-from shard_tools.curation.similarity import KIN, differences, near_pairs, same_pictures
+from shard_tools.curation.similarity import CHAIN_LIMIT, differences, near_pairs, same_pictures
 from shard_tools.dataset.source import Entry
 
 WHY = ("exact", "same", "near")
@@ -100,7 +100,7 @@ def without_chains(small: np.ndarray, pairs: np.ndarray) -> np.ndarray:
         others = np.setdiff1d(np.flatnonzero(links), np.union1d(linked, centres))
         spokes = np.sort(np.stack([centres[labels[others]], others], 1), axis=1)
         stray = np.zeros(len(small), bool)
-        stray[others[differences(small, spokes, KIN) >= KIN]] = True
+        stray[others[differences(small, spokes, CHAIN_LIMIT) >= CHAIN_LIMIT]] = True
         if not stray.any():
             return labels
         pairs = pairs[stray[pairs[:, 0]] == stray[pairs[:, 1]]]

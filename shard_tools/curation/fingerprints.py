@@ -24,15 +24,15 @@ VERSION = 1  # raise it whenever the same file gives another print
 
 SIDE = 32
 # pixels: width x height of the picture as it is. small: the picture, upright, squeezed to SIDE x SIDE.
-PRINT = np.dtype([("dhash", "<u8"), ("pixels", "<u8"), ("small", "u1", (SIDE, SIDE, 3))])
-LOOKED = np.dtype([("sound", "?"), ("hash", "<u8"), ("print", PRINT)])  # hash: of the file's bytes
+PICTURE_DTYPE = np.dtype([("dhash", "<u8"), ("pixels", "<u8"), ("small", "u1", (SIDE, SIDE, 3))])
+FINGERPRINT_DTYPE = np.dtype([("sound", "?"), ("hash", "<u8"), ("print", PICTURE_DTYPE)])  # hash: of the file's bytes
 BITS = 64
 _COUNT = np.unpackbits(np.arange(2**16, dtype=np.uint16).view(np.uint8).reshape(-1, 2), axis=1).sum(1, dtype=np.uint8)
 _SHARED = 3  # bands that a pair has in common at least; with 3 of 7 a key has 27 bits, so that few pairs are looked at
 
 
-def look(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[int, int, np.ndarray]:
-    """What the bytes of a cover look like, the fields of a ``PRINT``. A large JPEG is decoded at a part of its size.
+def fingerprint(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[int, int, np.ndarray]:
+    """What the bytes of a cover look like, the fields of a ``PICTURE_DTYPE``. A large JPEG is decoded at a part of its size.
 
     Raises:
         BadFileError: as of ``codec.probe_cover``.
@@ -43,7 +43,7 @@ def look(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[int, int, np.ndarra
     return dhash(image), width * height, np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BILINEAR))
 
 
-class LookTask(NamedTuple):
+class FingerprintTask(NamedTuple):
     """Some covers of a source, and the folder in which their prints are kept for the next run."""
 
     source: Path
@@ -58,14 +58,14 @@ class LookTask(NamedTuple):
         return self.memory / f"{hashlib.sha256(what.encode()).hexdigest()[:32]}.npy"
 
 
-def look_chunk(task: LookTask) -> tuple[np.ndarray, list[Drop]]:
-    """What some covers look like, ``LOOKED`` ``[n]``, and why those that are not sound can't be used.
+def fingerprint_chunk(task: FingerprintTask) -> tuple[np.ndarray, list[Drop]]:
+    """What some covers look like, ``FINGERPRINT_DTYPE`` ``[n]``, and why those that are not sound can't be used.
 
     Each file is read once; one that has the bytes of another is not decoded again.
     """
     rows = _remembered(task)
     known = rows is not None
-    rows = rows if known else np.zeros(len(task.entries), LOOKED)
+    rows = rows if known else np.zeros(len(task.entries), FINGERPRINT_DTYPE)
     drops, seen = [], {}
     for i, entry in enumerate(task.entries):
         if rows["sound"][i]:
@@ -74,7 +74,7 @@ def look_chunk(task: LookTask) -> tuple[np.ndarray, list[Drop]]:
             data = read_entry(task.source, entry, COVER_BYTES)
             value = hash64(data)
             if value not in seen:
-                seen[value] = look(data, task.max_pixels)
+                seen[value] = fingerprint(data, task.max_pixels)
             rows[i] = (True, value, seen[value])
         except BadFileError as error:
             drops.append(Drop(entry.path, "cover", error.reason, error.detail))
@@ -85,12 +85,12 @@ def look_chunk(task: LookTask) -> tuple[np.ndarray, list[Drop]]:
     return rows, drops
 
 
-def _remembered(task: LookTask) -> np.ndarray | None:
+def _remembered(task: FingerprintTask) -> np.ndarray | None:
     try:
         rows = np.load(task.path, allow_pickle=False)
     except (OSError, ValueError, EOFError):
         return None
-    return rows if rows.dtype == LOOKED and rows.shape == (len(task.entries),) else None
+    return rows if rows.dtype == FINGERPRINT_DTYPE and rows.shape == (len(task.entries),) else None
 
 
 def dhash(image: Image.Image) -> int:

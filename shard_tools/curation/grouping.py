@@ -16,14 +16,14 @@ from shard_tools.core.files import GROUPS_BYTES
 from shard_tools.core.text import fold
 from shard_tools.curation.assignment import Unit
 from shard_tools.dataset.layout import Candidate, Listing, read_name
-from shard_tools.dataset.source import read_beside
+from shard_tools.dataset.source import read_sidecar
 
 TRACKS = "tracks.csv"
 FAMILY = 5  # groups at most that stay together though their covers are different pictures
 NO_ARTIST = {"", "various artists", "various", "va", "unknown", "unknown artist", "[unknown]"}
 
 
-class Sample(NamedTuple):
+class SplitSample(NamedTuple):
     """One track: its files, its place among the distinct covers, its group, and its artist ("" = doesn't matter)."""
 
     candidate: Candidate
@@ -47,7 +47,7 @@ def read_artists(listing: Listing) -> dict[tuple[str, str], str]:
     Raises:
         ValueError: there is no such file, or it doesn't tell.
     """
-    data = read_beside(listing.source, listing.top, TRACKS, GROUPS_BYTES)
+    data = read_sidecar(listing.source, listing.top, TRACKS, GROUPS_BYTES)
     if data is None:
         raise ValueError(f"--by artist needs a {TRACKS} that tells the artists, beside the data set in --source")
     rows = csv.DictReader(io.StringIO(data.decode("utf-8-sig", "surrogateescape"), newline=""))
@@ -58,7 +58,7 @@ def read_artists(listing: Listing) -> dict[tuple[str, str], str]:
     return {name: artist for name, artist in artists.items() if artist not in NO_ARTIST}
 
 
-def make_units(samples: Sequence[Sample], alike: np.ndarray, lookalikes: np.ndarray,
+def make_units(samples: Sequence[SplitSample], alike: np.ndarray, lookalikes: np.ndarray,
                known: Mapping[str, str]) -> tuple[list[int], list[Unit]]:
     """The unit of every sample, and the units: groups bound by a cover, by covers that look alike, or by an artist.
 

@@ -24,7 +24,7 @@ NEAR = 4  # bits of 64 in which the dHashes of covers that look alike may differ
 CHUNK, EXAMPLES = 256, 5
 
 
-class Covers(NamedTuple):
+class SplitCovers(NamedTuple):
     """The distinct covers of ``N`` samples: ``which`` int64 ``[N]`` tells the place of each sample's among them,
     ``hashes`` uint64 ``[K]`` are of their bytes. ``prints`` ``[S]`` of ``fingerprints.PRINT`` tell what they look like,
     of those that can be decoded, whose places are ``sound`` int64 ``[S]``."""
@@ -75,7 +75,7 @@ def hash_files(task: Files) -> list[int | tuple[str, str]]:
 
 
 def print_files(task: Files) -> list[tuple | None]:
-    """What the covers of files look like, the fields of a ``PRINT``; None for one that can't be decoded."""
+    """What the covers of files look like, the fields of a ``PICTURE_DTYPE``; None for one that can't be decoded."""
     return [_look(lambda entry=entry: read_entry(task.source, entry, COVER_BYTES)) for entry in task.entries]
 
 
@@ -86,16 +86,16 @@ def print_rows(task: Rows) -> list[tuple | None]:
 
 
 def _look(read: Callable[[], bytes]) -> tuple | None:
-    from shard_tools.curation.fingerprints import look  # here, for imagehash is needed by nothing else of verify
+    from shard_tools.curation.fingerprints import fingerprint  # here, for imagehash is needed by nothing else of verify
 
     try:
-        return look(read())
+        return fingerprint(read())
     except BadFileError:  # packing will say so, and verify --full
         return None
 
 
 def look_at_files(source: Path, entries: Sequence[Entry],
-                  workers: int) -> tuple[Covers, dict[int, tuple[str, str]]]:
+                  workers: int) -> tuple[SplitCovers, dict[int, tuple[str, str]]]:
     """The covers of a source, one entry a sample, those left out that can't be read: ``{place: (reason, detail)}``."""
     _check_packages()
     chunks = [Files(source, list(entries[i:i + CHUNK])) for i in range(0, len(entries), CHUNK)]
@@ -110,7 +110,7 @@ def look_at_files(source: Path, entries: Sequence[Entry],
     return _covers(which, distinct, prints), bad
 
 
-def look_at_shards(indexes: Sequence[Index], workers: int) -> Covers:
+def look_at_shards(indexes: Sequence[Index], workers: int) -> SplitCovers:
     """The covers of packed samples, by index and row."""
     _check_packages()
     hashes = np.concatenate([index.rows["cover_hash"] for index in indexes])
@@ -130,11 +130,11 @@ def look_at_shards(indexes: Sequence[Index], workers: int) -> Covers:
     return _covers(which, distinct, [by_place[place] for place in range(len(first))])
 
 
-def _covers(which: np.ndarray, hashes: np.ndarray, prints: Sequence[tuple | None]) -> Covers:
-    from shard_tools.curation.fingerprints import PRINT
+def _covers(which: np.ndarray, hashes: np.ndarray, prints: Sequence[tuple | None]) -> SplitCovers:
+    from shard_tools.curation.fingerprints import PICTURE_DTYPE
 
     sound = [place for place, item in enumerate(prints) if item]
-    return Covers(which, hashes, np.array(sound, np.int64), np.array([prints[place] for place in sound], PRINT))
+    return SplitCovers(which, hashes, np.array(sound, np.int64), np.array([prints[place] for place in sound], PICTURE_DTYPE))
 
 
 def _check_packages() -> None:
@@ -152,7 +152,7 @@ def _run(function: Any, tasks: list[Any], workers: int, label: str, total: int) 
             bar.update(len(part))
 
 
-def near_pairs(covers: Covers, distance: int) -> tuple[np.ndarray, np.ndarray]:
+def near_pairs(covers: SplitCovers, distance: int) -> tuple[np.ndarray, np.ndarray]:
     """Places of covers whose dHashes are at most ``distance`` bits apart, int64 ``[P, 2]`` each: of those that look
     alike, as shard_tools.dedup finds it, and of those that are different pictures all the same."""
     from shard_tools.curation.similarity import same_pictures
@@ -161,7 +161,7 @@ def near_pairs(covers: Covers, distance: int) -> tuple[np.ndarray, np.ndarray]:
     return covers.sound[alike], covers.sound[others]
 
 
-def find_leaks(splits: np.ndarray, groups: np.ndarray, covers: Covers, near: np.ndarray,
+def find_leaks(splits: np.ndarray, groups: np.ndarray, covers: SplitCovers, near: np.ndarray,
                lookalikes: np.ndarray) -> Leaks:
     """What is in more than one split.
 

@@ -16,7 +16,7 @@ from scipy.spatial import cKDTree
 
 from shard_tools.curation.fingerprints import close_pairs
 
-ALIKE, KIN = 1.0, 1.5  # differences: below, one picture; below, perhaps, where a third is like both
+SAME_LIMIT, CHAIN_LIMIT = 1.0, 1.5  # differences: below, one picture; below, perhaps, where a third is like both
 FARTHEST = 9.0  # stands for a difference that isn't worth measuring
 # Measured on drawn and real covers (tests/test_dedup.py). What may be left over, as a share of the broad contrast (of
 # 8 x 8 cells) and of the detail below it: shadings that differ are seen at once, detail suffers from any handling.
@@ -37,7 +37,7 @@ def same_pictures(prints: np.ndarray, distance: int) -> tuple[np.ndarray, np.nda
         distance: bits.
     """
     pairs = close_pairs(prints["dhash"], distance)
-    alike = differences(prints["small"], pairs) < ALIKE
+    alike = differences(prints["small"], pairs) < SAME_LIMIT
     return pairs[alike], pairs[~alike]
 
 
@@ -64,7 +64,7 @@ def near_pairs(prints: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     rank = np.arange(len(one)) - np.searchsorted(one, one)
     chosen = rank < _NEIGHBOURS
     pairs, first = np.unique(np.sort(np.stack([one, other], 1)[chosen], axis=1), axis=0, return_index=True)
-    alike = differences(prints["small"], pairs) < ALIKE
+    alike = differences(prints["small"], pairs) < SAME_LIMIT
     return pairs[alike], far[chosen][first[alike]]
 
 
@@ -78,7 +78,7 @@ def thumb_distance(thumbs: np.ndarray, pairs: np.ndarray) -> np.ndarray:
     return np.abs(thumbs[pairs[:, 0]] - thumbs[pairs[:, 1]]).sum(1)
 
 
-def differences(small: np.ndarray, pairs: np.ndarray, limit: float = ALIKE) -> np.ndarray:
+def differences(small: np.ndarray, pairs: np.ndarray, limit: float = SAME_LIMIT) -> np.ndarray:
     """How different the pictures of pairs are, float32 ``[P]``: what the best overlay leaves, 0 = nothing, 1 = as much
     as may be left between copies of one picture. What is clearly above the limit is given as ``FARTHEST``.
 

@@ -10,7 +10,7 @@ import io
 from pathlib import Path
 
 from shard_tools.core.files import GROUPS_BYTES, read_bounded, write_atomically
-from shard_tools.dataset.source import Folder, Zip, read_beside
+from shard_tools.dataset.source import Folder, Zip, read_sidecar
 
 
 def find_groups(source: Folder | Zip, top: str) -> dict[tuple[str, str], str]:
@@ -19,7 +19,7 @@ def find_groups(source: Folder | Zip, top: str) -> dict[tuple[str, str], str]:
     Raises:
         ValueError: it is damaged.
     """
-    data = read_beside(source, top, FILE, GROUPS_BYTES)
+    data = read_sidecar(source, top, FILE, GROUPS_BYTES)
     return parse_groups(data, f"{FILE} of --source") if data is not None else {}
 
 

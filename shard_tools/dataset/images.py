@@ -116,7 +116,7 @@ _SIDEWAYS = (5, 6, 7, 8)
 _JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
 
 
-class CoverFacts(NamedTuple):
+class CoverInfo(NamedTuple):
     """A decoded cover's size in pixels, upright, and whether it is a baseline RGB JPEG, whose bytes can stay."""
 
     width: int
@@ -124,7 +124,7 @@ class CoverFacts(NamedTuple):
     plain: bool
 
 
-def probe_cover(data: bytes, max_pixels: int = MAX_PIXELS) -> CoverFacts:
+def probe_cover(data: bytes, max_pixels: int = MAX_PIXELS) -> CoverInfo:
     """Tells a cover's size, and that it can be decoded: by its markers where those of a JPEG tell, else by decoding.
 
     Raises:
@@ -132,9 +132,9 @@ def probe_cover(data: bytes, max_pixels: int = MAX_PIXELS) -> CoverFacts:
     """
     size = plain_size(data)
     if size and size[0] * size[1] <= max_pixels:
-        return CoverFacts(*size, True)
+        return CoverInfo(*size, True)
     image, turn, plain = load(data, max_pixels)
-    return CoverFacts(*(image.size[::-1] if turn in _SIDEWAYS else image.size), plain)
+    return CoverInfo(*(image.size[::-1] if turn in _SIDEWAYS else image.size), plain)
 
 
 def read_cover(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:

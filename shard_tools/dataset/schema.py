@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from shard_tools.core.files import write_atomically
-from shard_tools.dataset.source import Folder, Zip, read_beside
+from shard_tools.dataset.source import Folder, Zip, read_sidecar
 
 
 def find_schema(source: Folder | Zip, top: str, folders: list[str]) -> Schema | None:
@@ -34,7 +34,7 @@ def find_schema(source: Folder | Zip, top: str, folders: list[str]) -> Schema | 
 
 def _upwards(source: Folder | Zip, top: str, folder: str) -> Iterator[Schema]:
     while True:
-        data = read_beside(source, folder, FILE, LARGEST)
+        data = read_sidecar(source, folder, FILE, LARGEST)
         if data is not None:
             yield parse_schema(data, f"{folder}/{FILE}".lstrip("/"))
         if folder == top or not folder:
@@ -69,7 +69,7 @@ class Schema:
         parts = [self.features, self.version, list(self.names), self.options]
         return hashlib.sha256(json.dumps(parts, sort_keys=True, ensure_ascii=True).encode()).hexdigest()
 
-    def facts(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, Any]:
         """What an index says of its vectors: all but the names, and their number and the hash."""
         return {"features": self.features, "version": self.version, "dimension": len(self.names),
                 "options": self.options, "heard": self.heard, "sha256": self.sha256}

@@ -54,14 +54,14 @@ class Folder:
             for item in found:
                 path = f"{folder}/{item.name}" if folder else item.name
                 try:
-                    facts = item.stat()
+                    metadata = item.stat()
                 except OSError:  # a dangling link: kept, so that reading it names it
                     files.append(Entry(path, -1, 0))
                     continue
-                if stat.S_ISDIR(facts.st_mode):
+                if stat.S_ISDIR(metadata.st_mode):
                     folders.append(item.name)
                 else:
-                    files.append(Entry(path, facts.st_size, facts.st_mtime_ns))
+                    files.append(Entry(path, metadata.st_size, metadata.st_mtime_ns))
         return sorted(folders), sorted(files)
 
 
@@ -273,7 +273,7 @@ def _find_directory(file: BinaryIO, path: Path) -> tuple[int, int, int]:
     return start + shift, count, shift
 
 
-def read_beside(source: Folder | Zip, folder: str, name: str, limit: int) -> bytes | None:
+def read_sidecar(source: Folder | Zip, folder: str, name: str, limit: int) -> bytes | None:
     """The bytes of a file of a source's folder, None where it is not.
 
     Raises:

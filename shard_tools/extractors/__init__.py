@@ -67,32 +67,32 @@ def load(name: str, **options: Any) -> Extractor:
     return _loaded[key]
 
 
-def from_facts(facts: dict[str, Any], pca: Sequence[str | Path] = ()) -> Extractor:
-    """The extractor that made the vectors of an index, from the ``Schema.facts()`` that it kept of them.
+def from_metadata(metadata: dict[str, Any], pca: Sequence[str | Path] = ()) -> Extractor:
+    """The extractor that made the vectors of an index, from the ``Schema.metadata()`` that it kept of them.
 
     Args:
-        facts: of the vectors.
+        metadata: of the vectors.
         pca: files of PCAs, among which that of the vectors is found by its hash.
 
     Raises:
         ValueError: it can't be made again, or gives other numbers by now.
     """
-    name = facts["features"]
+    name = metadata["features"]
     if name not in EXTRACTORS:
         raise ValueError(f"the vectors are of {name!r}, which no extractor here makes (there are: "
                          f"{', '.join(EXTRACTORS)}); give vectors that are computed already")
     files = {"files": tuple(map(str, pca))} if name in ("pca", "concat") else {}
-    extractor = load(name, **facts["options"], **files)
-    if extractor.schema.sha256 != facts["sha256"]:
-        raise ValueError(f"the vectors are of {name} {facts['version']} ({facts['dimension']} numbers, "
-                         f"{facts['sha256'][:12]}); here it would be {extractor.schema}, whose numbers mean "
+    extractor = load(name, **metadata["options"], **files)
+    if extractor.schema.sha256 != metadata["sha256"]:
+        raise ValueError(f"the vectors are of {name} {metadata['version']} ({metadata['dimension']} numbers, "
+                         f"{metadata['sha256'][:12]}); here it would be {extractor.schema}, whose numbers mean "
                          "something else: use the version of the package that made them")
     return extractor
 
 
-def without_heard(facts: dict[str, Any]) -> dict[str, Any]:
-    """The facts of a schema as options of another: what part of a track was heard is not what the numbers are."""
-    return {name: value for name, value in facts.items() if name != "heard"}
+def without_heard(metadata: dict[str, Any]) -> dict[str, Any]:
+    """The metadata of a schema as options of another: what part of a track was heard is not what the numbers are."""
+    return {name: value for name, value in metadata.items() if name != "heard"}
 
 
 def need(extra: str, *modules: str) -> None:

@@ -60,8 +60,8 @@ def _pretrained(model: str) -> tuple[Any, Any]:
         config = AutoConfig.from_pretrained(model)
         if config.model_type != "clap":
             raise ValueError(f"it is a model of type {config.model_type!r}")
-        network, facts = ClapModel.from_pretrained(model, output_loading_info=True)
-        if missing := [name for name in facts["missing_keys"] if name.startswith("audio_")]:
+        network, metadata = ClapModel.from_pretrained(model, output_loading_info=True)
+        if missing := [name for name in metadata["missing_keys"] if name.startswith("audio_")]:
             raise ValueError(f"it lacks {len(missing)} weights, such as {missing[0]}")
         ears = ClapFeatureExtractor.from_pretrained(model)
     except Exception as error:  # the boundary to transformers and to files that anybody may have made

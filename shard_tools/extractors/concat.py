@@ -13,13 +13,13 @@ import numpy as np
 
 from shard_tools.core.errors import BadFileError
 from shard_tools.dataset.schema import Schema
-from shard_tools.extractors import VECTORS, Extractor, from_facts, without_heard
+from shard_tools.extractors import VECTORS, Extractor, from_metadata, without_heard
 
 VERSION = 1
 
 
 def concat(parts: Sequence[dict[str, Any]] = (), files: Sequence[str] = ()) -> Extractor:
-    """The extractor of several, by their ``Schema.facts()``; what nobody described (``vectors``) it leaves absent.
+    """The extractor of several, by their ``Schema.metadata()``; what nobody described (``vectors``) it leaves absent.
 
     Args:
         parts: of each source, in order.
@@ -28,7 +28,7 @@ def concat(parts: Sequence[dict[str, Any]] = (), files: Sequence[str] = ()) -> E
     Raises:
         ValueError: a part can't be made.
     """
-    made = [Extractor(of_size(part["dimension"])) if part["features"] == VECTORS else from_facts(part, files)
+    made = [Extractor(of_size(part["dimension"])) if part["features"] == VECTORS else from_metadata(part, files)
             for part in parts]
     whole = of_schemas(tuple(part.schema for part in made))
 
@@ -44,7 +44,7 @@ def concat(parts: Sequence[dict[str, Any]] = (), files: Sequence[str] = ()) -> E
 def of_schemas(schemas: tuple[Schema, ...]) -> Extractor:
     """The extractor that joins vectors of these schemas."""
     names = tuple(f"{i}.{part.features}:{name}" for i, part in enumerate(schemas) for name in part.names)
-    schema = Schema("concat", VERSION, names, {"parts": [without_heard(part.facts()) for part in schemas]})
+    schema = Schema("concat", VERSION, names, {"parts": [without_heard(part.metadata()) for part in schemas]})
     return Extractor(schema, of_vectors=partial(join, tuple(len(part.names) for part in schemas)))
 
 

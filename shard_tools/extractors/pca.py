@@ -19,7 +19,7 @@ import numpy as np
 from shard_tools.core.errors import BadFileError
 from shard_tools.core.files import file_sha256
 from shard_tools.dataset.schema import Schema
-from shard_tools.extractors import Extractor, from_facts, without_heard
+from shard_tools.extractors import Extractor, from_metadata, without_heard
 from shard_tools.shards.statistics import Moments
 
 VERSION = 1
@@ -33,7 +33,7 @@ def pca(file_sha256: str = "", source: dict[str, Any] | None = None, files: Sequ
 
     Args:
         file_sha256: of the file that is wanted; "" = the only one of ``files``.
-        source: facts of the vectors that go in, as the file has them too; None = it is for vectors only, not tracks.
+        source: metadata of the vectors that go in, as the file has them too; None = it is for vectors only, not tracks.
         files: paths of PCAs.
 
     Raises:
@@ -53,7 +53,7 @@ def pca(file_sha256: str = "", source: dict[str, Any] | None = None, files: Sequ
                           of_vectors=lambda vectors: reduce(vectors[0]))
     if source is None:
         return extractor
-    first = from_facts(before, files)
+    first = from_metadata(before, files)
     return extractor._replace(
         of_json=first.of_json and (lambda data: reduce(first.of_json(data))),
         of_audio=first.of_audio and (lambda path, start, seconds: reduce(first.of_audio(path, start, seconds))))
@@ -132,8 +132,8 @@ def pca_bytes(fitted: dict[str, np.ndarray], source: Schema, of: str) -> bytes:
         of: what it was fitted on, to tell whether a file belongs to the same work.
     """
     output = io.BytesIO()
-    facts = json.dumps(without_heard(source.facts()), sort_keys=True)
-    np.savez(output, source=np.array(facts), of=np.array(of), **fitted)
+    metadata = json.dumps(without_heard(source.metadata()), sort_keys=True)
+    np.savez(output, source=np.array(metadata), of=np.array(of), **fitted)
     return output.getvalue()
 
 

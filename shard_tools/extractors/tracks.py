@@ -25,7 +25,7 @@ from shard_tools.extractors.acousticbrainz import JSON_BYTES
 from shard_tools.extractors.compute import Item, Options, Task
 
 KINDS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.zst")
-_HEADER_BYTES = 2**20  # most bytes of a header that holds a long name or other facts of a file
+_HEADER_BYTES = 2**20  # most bytes of a header that holds a long name or other metadata of a file
 _READ_AT_ONCE = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE,
                  tarfile.SOLARIS_XHDTYPE)
 _ARCHIVE_BYTES = 2**42  # a size beyond it is a lie, which tarfile would follow for years
@@ -129,11 +129,11 @@ def walk(root: Path, suffixes: Sequence[str]) -> Iterator[tuple[str, str | None]
     errors: list[OSError] = []
     seen = set()
     for top, folders, files in os.walk(root, onerror=errors.append, followlinks=True):
-        facts = os.stat(top)
-        if (facts.st_dev, facts.st_ino) in seen:  # a link that leads back
+        metadata = os.stat(top)
+        if (metadata.st_dev, metadata.st_ino) in seen:  # a link that leads back
             folders.clear()
             continue
-        seen.add((facts.st_dev, facts.st_ino))
+        seen.add((metadata.st_dev, metadata.st_ino))
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(files):
             if os.path.splitext(name)[1].lower() in suffixes and not name.startswith(".") and name != schema.FILE:

@@ -19,7 +19,7 @@ import numpy as np
 from tqdm import tqdm
 
 from shard_tools.core.errors import BadFileError
-from shard_tools.core.files import place, write_atomically
+from shard_tools.core.files import place_link, write_atomically
 from shard_tools.dataset import schema
 from shard_tools.dataset.layout import ALIASES, SPLITS
 from shard_tools.dataset.schema import Schema
@@ -179,4 +179,4 @@ def link_rest(found: Sources, out: Path) -> None:
             if not name.startswith(".") and name != "quarantine.jsonl" and (here / name).is_file():
                 target = out / here.relative_to(found.data_set) / name
                 target.parent.mkdir(parents=True, exist_ok=True)
-                place(here / name, target, "hard")
+                place_link(here / name, target, "hard")

@@ -19,14 +19,14 @@ from shard_tools.dataset.genres import to_genre
 from shard_tools.dataset.schema import Schema, read_schema, write_schema
 from shard_tools.dataset.vectors import write_vector
 from shard_tools.music.albums import Track
-from shard_tools.music.excerpt_cache import Part, recall
+from shard_tools.music.excerpt_cache import Excerpt, load
 
 FOLDER, TRACKS = ".collect", "tracks.csv"
 COLUMNS = ("genre", "stem", "path", "artist", "album_artist", "album", "title", "date", "genre_tag",
            "musicbrainz_albumid", "group", "cover", "cover_path", "seconds", "start", "heard")
 
 
-class Sample(NamedTuple):
+class CollectedTrack(NamedTuple):
     """A track of a collection: ``image`` is the file of its cover, None = it has none; ``cover`` and ``cover_path`` say
     where that comes from."""
 
@@ -55,7 +55,7 @@ def begin(root: Path, schema: Schema) -> Path:
     return work
 
 
-def write_collection(root: Path, samples: Iterable[tuple[Sample, Path]], own: dict[str, str], schema: Schema,
+def write_collection(root: Path, samples: Iterable[tuple[CollectedTrack, Path]], own: dict[str, str], schema: Schema,
                      ) -> list[list[str]]:
     """Writes a collection, in place of an older one in the same folder; returns the rows of ``tracks.csv``.
 
@@ -71,7 +71,7 @@ def write_collection(root: Path, samples: Iterable[tuple[Sample, Path]], own: di
     for part in ("cover", "audio"):
         (build / part).mkdir(parents=True)
     for sample, memory in samples:
-        seconds, parts = recall(memory)
+        seconds, parts = load(memory)
         genre = to_genre(sample.track.tags.genre, own)
         for folder in ("audio", "cover") if sample.image else ("audio",):
             (build / folder / genre).mkdir(exist_ok=True)
@@ -101,7 +101,7 @@ def write_collection(root: Path, samples: Iterable[tuple[Sample, Path]], own: di
     return rows
 
 
-def _row(sample: Sample, seconds: float, part: Part) -> list[str]:
+def _row(sample: CollectedTrack, seconds: float, part: Excerpt) -> list[str]:
     track, tags = sample.track, sample.track.tags
     return [track.path, tags.artist, tags.album_artist, tags.album, tags.title, tags.date, tags.genre, tags.release_id,
             track.album.id, sample.cover, sample.cover_path,

@@ -135,8 +135,8 @@ def shrink_cover(data: bytes, side: int, max_pixels: int) -> bytes:
     """
     if len(data) > COVER_BYTES:
         raise BadFileError("too many bytes", f"{len(data):,} bytes, the limit is {COVER_BYTES:,}")
-    facts = probe_cover(data, max_pixels)
-    if facts.plain and max(facts.width, facts.height) <= side:
+    metadata = probe_cover(data, max_pixels)
+    if metadata.plain and max(metadata.width, metadata.height) <= side:
         return data
     image = Image.fromarray(read_cover(data, max_pixels))
     image.thumbnail((side, side), Image.Resampling.LANCZOS)

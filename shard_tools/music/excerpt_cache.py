@@ -22,7 +22,7 @@ from shard_tools.core.parallel import Pool
 from shard_tools.dataset.source import Entry
 
 
-class Part(NamedTuple):
+class Excerpt(NamedTuple):
     """An excerpt that was heard: its number in the track, where it starts and how long it is, in seconds, and its
     vector float32 ``[D]``."""
 
@@ -32,20 +32,20 @@ class Part(NamedTuple):
     vector: np.ndarray
 
 
-class Heard(NamedTuple):
+class ExtractedTrack(NamedTuple):
     """The length of a track in seconds, and the parts of it that were heard."""
 
     seconds: float
-    parts: list[Part]
+    parts: list[Excerpt]
 
 
 @dataclass(frozen=True)
-class HearTask:
+class ExtractTask:
     """A file of a library to hear: where it is, what hears it (importable by name), and where that is kept."""
 
     source: Path
     path: str
-    listen: Callable[[Path], Heard]
+    listen: Callable[[Path], ExtractedTrack]
     memory: Path
 
     @property
@@ -53,13 +53,13 @@ class HearTask:
         return self.memory.with_suffix(".begun")
 
 
-def memory_of(folder: Path, entry: Entry, *facts: object) -> Path:
-    """Where to keep what is heard of a file as it now is; ``facts`` say what hears it."""
-    digest = hashlib.sha256(json.dumps([entry.path, entry.size, entry.stamp, *facts]).encode()).hexdigest()[:32]
+def cache_folder(folder: Path, entry: Entry, *metadata: object) -> Path:
+    """Where to keep what is heard of a file as it now is; ``metadata`` say what hears it."""
+    digest = hashlib.sha256(json.dumps([entry.path, entry.size, entry.stamp, *metadata]).encode()).hexdigest()[:32]
     return folder / digest[:2] / f"{digest}.json"
 
 
-def recall(memory: Path) -> Heard:
+def load(memory: Path) -> ExtractedTrack:
     """What was heard of a file.
 
     Raises:
@@ -69,7 +69,7 @@ def recall(memory: Path) -> Heard:
         seconds, lines, *digest = json.loads(read_bounded(memory))
         if digest and digest != [_digest(memory, seconds, lines)]:  # older ones have none
             raise ValueError("it is not what was written, or of another file")
-        return Heard(float(seconds), [Part(int(number), float(start), float(length),
+        return ExtractedTrack(float(seconds), [Excerpt(int(number), float(start), float(length),
                                            np.frombuffer(base64.b64decode(text, validate=True), "<f4"))
                                       for number, start, length, text in lines])
     except (OSError, ValueError, TypeError, OverflowError, RecursionError) as error:
@@ -80,15 +80,15 @@ def _digest(memory: Path, seconds: float, lines: list[list]) -> str:
     return hashlib.sha256(json.dumps([memory.stem, seconds, lines]).encode()).hexdigest()
 
 
-def is_kept(memory: Path) -> bool:
+def is_cached(memory: Path) -> bool:
     """Whether what was heard of a file is there and whole."""
     try:
-        return bool(recall(memory))
+        return bool(load(memory))
     except ValueError:
         return False
 
 
-def hear_all(tasks: Sequence[HearTask], pool: Pool) -> Iterator[tuple[HearTask, BadFileError | None]]:
+def extract_all(tasks: Sequence[ExtractTask], pool: Pool) -> Iterator[tuple[ExtractTask, BadFileError | None]]:
     """Hears files on several processes; yields each task once, with what was wrong with its file.
 
     A file at which a process dies (decoders do) is heard again alone; if that dies too, the file is bad.
@@ -101,7 +101,7 @@ def hear_all(tasks: Sequence[HearTask], pool: Pool) -> Iterator[tuple[HearTask, 
         suspects = [task for task in waiting if task.begun.exists()]  # by a process that died, now or in an older run
         for task in suspects:
             try:
-                yield task, next(pool.run(hear, [task], alone=True))
+                yield task, next(pool.run(extract, [task], alone=True))
             except ChildProcessError:
                 task.begun.unlink()
                 yield task, BadFileError("crashes the decoder", "the process that heard it died")
@@ -109,7 +109,7 @@ def hear_all(tasks: Sequence[HearTask], pool: Pool) -> Iterator[tuple[HearTask, 
         waiting = [task for task in waiting if task not in apart]
         done = 0
         try:
-            for result in pool.run(hear, waiting):
+            for result in pool.run(extract, waiting):
                 done += 1
                 yield waiting[done - 1], result
         except ChildProcessError:
@@ -118,15 +118,15 @@ def hear_all(tasks: Sequence[HearTask], pool: Pool) -> Iterator[tuple[HearTask, 
         waiting = waiting[done:]
 
 
-def hear(task: HearTask) -> BadFileError | None:
+def extract(task: ExtractTask) -> BadFileError | None:
     """Hears a file and keeps that, unless it is kept already; returns what is wrong with the file."""
-    if is_kept(task.memory):
+    if is_cached(task.memory):
         return None
     task.memory.parent.mkdir(exist_ok=True)
     task.begun.touch()
     try:
         seconds, parts = task.listen(task.source / task.path)
-        lines = [[*facts, base64.b64encode(vector.astype("<f4").tobytes()).decode()] for *facts, vector in parts]
+        lines = [[*metadata, base64.b64encode(vector.astype("<f4").tobytes()).decode()] for *metadata, vector in parts]
         write_atomically(task.memory, json.dumps([seconds, lines, _digest(task.memory, seconds, lines)]).encode())
     except BadFileError as error:
         return error

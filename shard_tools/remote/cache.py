@@ -191,8 +191,8 @@ def locked(path: Path) -> Iterator[None]:
 def wait_a_little(since: float, patience: float, why: object) -> None:
     """Sleeps for a moment; ValueError when ``patience`` seconds have passed since."""
     if time.monotonic() - since > patience:
-        raise ValueError(f"{why}, all of it in use for {patience:.0f} s; give a larger --cache_gb, or another "
-                         "--cache_dir than the other processes")
+        raise ValueError(f"{why}, all of it in use for {patience:.0f} s; give a larger --shard_cache_gb, or another "
+                         "--shard_cache_dir than the other processes")
     time.sleep(POLL)
 
 

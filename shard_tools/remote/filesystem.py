@@ -34,7 +34,7 @@ def is_remote(place: str | Path | None) -> bool:
     return bool(re.match(r"[A-Za-z][\w+.-]*://", str(place or "")))
 
 
-def shown(text: Any) -> str:
+def redact_url(text: Any) -> str:
     """Any text with its URLs as they may be shown: no user, password, query or fragment."""
     def bare(match: re.Match) -> str:
         host, slash, path = re.split(r"[?#]", match[2], maxsplit=1)[0].partition("/")
@@ -46,7 +46,7 @@ def check_url(option: str, url: str) -> None:
     """Raises ValueError for a URL with credentials in it: it would be kept in configurations and logs."""
     parts = urlsplit(url)
     if "@" in parts.netloc or parts.query or parts.fragment:
-        raise ValueError(f"--{option} {shown(url)}: what was given has a user, a password or a query, which would end "
+        raise ValueError(f"--{option} {redact_url(url)}: what was given has a user, a password or a query, which would end "
                          "up in configurations and logs; give credentials by the environment (AWS_*, HF_TOKEN) or "
                          "files (~/.aws, ~/.netrc), and the URL without")
 
@@ -121,7 +121,7 @@ class Remote:
         except ImportError as error:
             raise ValueError(f"{self.protocol}:// needs {need} ({error})") from None
         except ValueError as error:
-            raise ValueError(f"{shown(self.url)}: {shown(error)}; give a path, s3://, gs://, https:// or hf://"
+            raise ValueError(f"{redact_url(self.url)}: {redact_url(error)}; give a path, s3://, gs://, https:// or hf://"
                              ) from None
 
     def at(self, name: str) -> str:
@@ -130,7 +130,7 @@ class Remote:
     def read(self, name: str) -> bytes:
         """A small file as a whole; FileNotFoundError where there is none."""
         plain = {"max_concurrency": 1} if EXTRAS.get(self.protocol) == "s3" else {}  # else s3fs asks for the size first
-        return self._patiently(name, lambda: self.files.cat_file(self.at(name), **plain))
+        return self._retry(name, lambda: self.files.cat_file(self.at(name), **plain))
 
     def fetch(self, name: str, size: int, sha256: str, file: BinaryIO) -> None:
         """Writes a file of known size and hash to an open one, going on where an attempt broke off.
@@ -151,11 +151,11 @@ class Remote:
                 sink.restart()
                 damaged += 1
                 if damaged == DAMAGED:
-                    raise DamagedError(f"{shown(self.at(name))}: its SHA-256 is not that of the index, {DAMAGED} "
+                    raise DamagedError(f"{redact_url(self.at(name))}: its SHA-256 is not that of the index, {DAMAGED} "
                                        "times; it is damaged, or was packed again since (start again)")
                 raise CutError("another SHA-256")
 
-        self._patiently(name, attempt)
+        self._retry(name, attempt)
         file.flush()
 
     def _pieces(self, name: str, sink: _Sink) -> None:
@@ -187,7 +187,7 @@ class Remote:
             self.files.invalidate_cache()
             return self.files.info(self.at(name))["size"]
         try:
-            return self._patiently(name, ask)
+            return self._retry(name, ask)
         except FileNotFoundError:
             return None
 
@@ -198,7 +198,7 @@ class Remote:
             top = self.files._strip_protocol(self.url).rstrip("/") + "/"
             return sorted(path.partition(top)[2] for path in self.files.find(self.at(folder) if folder else self.url))
         try:
-            return self._patiently(folder, ask)
+            return self._retry(folder, ask)
         except FileNotFoundError:
             return []
 
@@ -212,22 +212,22 @@ class Remote:
             self.files.makedirs(folder, exist_ok=True)
             self.files.put_file(str(path), f"{folder}/.{last}.tmp")
             self.files.mv(f"{folder}/.{last}.tmp", self.at(name))
-        self._patiently(name, attempt, "written")
+        self._retry(name, attempt, "written")
 
     def write(self, data: bytes, name: str) -> None:
         """Uploads a small file."""
-        self._patiently(name, lambda: self.files.pipe_file(self.at(name), data), "written")
+        self._retry(name, lambda: self.files.pipe_file(self.at(name), data), "written")
 
     def remove(self, name: str) -> None:
         """Removes a file, if it is there."""
         def attempt() -> None:
             with contextlib.suppress(FileNotFoundError):
                 self.files.rm_file(self.at(name))
-        self._patiently(name, attempt, "removed")
+        self._retry(name, attempt, "removed")
 
-    def _patiently(self, name: str, call: Callable[[], Result], done: str = "read") -> Result:
+    def _retry(self, name: str, call: Callable[[], Result], done: str = "read") -> Result:
         """A call until it succeeds, with growing pauses of chance length; errors name the URL and nothing secret."""
-        where, files = shown(self.at(name) if name else self.url), self.files
+        where, files = redact_url(self.at(name) if name else self.url), self.files
         assert files
         for attempt in range(1, self.attempts + 1):
             try:
@@ -247,7 +247,7 @@ class Remote:
                                           "environment (AWS_*, GOOGLE_APPLICATION_CREDENTIALS, HF_TOKEN) or files "
                                           "(~/.aws, ~/.netrc)") from None
                 if getattr(error, "errno", None) == 28:  # our own disk is full
-                    raise OSError(f"no space left for {where}; give a smaller --cache_gb, or another --cache_dir"
+                    raise OSError(f"no space left for {where}; give a smaller --shard_cache_gb, or another --shard_cache_dir"
                                   ) from None
                 if attempt == self.attempts or status in _FINAL:
                     raise OSError(f"{where} can't be {done} (attempt {attempt}): {_said(error)}") from None
@@ -261,4 +261,4 @@ _PLAIN = {"Accept-Encoding": "identity"}  # sizes are those of the files
 
 def _said(error: BaseException) -> str:
     status = getattr(error, "status", None)
-    return shown(f"HTTP {status}" if status else f"{type(error).__name__}: {error}".rstrip(": "))[:300]
+    return redact_url(f"HTTP {status}" if status else f"{type(error).__name__}: {error}".rstrip(": "))[:300]

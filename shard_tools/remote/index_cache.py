@@ -1,6 +1,6 @@
 """The index of shards that lie elsewhere: a URL in; a folder of this machine with all but the shards themselves out.
 
-The folder is part of the cache, named after the URL, and remembers it (``origin.json``), so that whatever opens it
+The folder is part of the cache, named after the URL, and remembers it (``source_url.json``), so that whatever opens it
 finds the shards. The JSON is compared with the one elsewhere once in every process; rows are fetched when it changed.
 """
 
@@ -19,15 +19,15 @@ from shard_tools.core.files import write_atomically
 from shard_tools.dataset.demo_truth import TRUTH
 from shard_tools.dataset.layout import SPLITS
 from shard_tools.remote.cache import GIGABYTE, INDEXES, Cache, FullError, locked
-from shard_tools.remote.filesystem import Remote, check_url, shown
-from shard_tools.shards.index import read_facts
+from shard_tools.remote.filesystem import Remote, check_url, redact_url
+from shard_tools.shards.index import read_metadata
 
 
-def local_root(root: str | Path, cache: str | Path | None = None, cache_gb: float | None = None) -> Path:
+def resolve(root: str | Path, cache: str | Path | None = None, shard_cache_gb: float | None = None) -> Path:
     """The folder where an index is: as given, or where that of a URL is kept, see ``local_index``."""
     if "://" not in str(root):
         return Path(root)
-    return local_index(str(root), cache, cache_gb)
+    return local_index(str(root), cache, shard_cache_gb)
 
 
 ORIGIN = "origin.json"
@@ -49,7 +49,7 @@ def local_index(url: str, folder: str | Path | None = None, gigabytes: float | N
     return _fetched(url.rstrip("/"), Cache(folder, gigabytes))
 
 
-def origin(root: Path) -> tuple[str, Cache] | None:
+def source_url(root: Path) -> tuple[str, Cache] | None:
     """The URL that a folder stands for and the cache it is in; None for a folder of shards."""
     if root.parent.name != INDEXES or not (root / ORIGIN).is_file():
         return None
@@ -58,7 +58,7 @@ def origin(root: Path) -> tuple[str, Cache] | None:
 
 def folder_name(url: str) -> str:
     """A readable and unique name for a URL."""
-    plain = re.sub(r"[^A-Za-z0-9.]+", "-", shown(url)).strip("-")[-60:]
+    plain = re.sub(r"[^A-Za-z0-9.]+", "-", redact_url(url)).strip("-")[-60:]
     return f"{plain}-{hashlib.sha256(url.encode()).hexdigest()[:12]}"
 
 
@@ -84,7 +84,7 @@ def _fetched(url: str, cache: Cache) -> Path:
     try:
         return _fetched_once(url, cache.folder)
     except FullError as error:
-        raise ValueError(f"the index of {shown(url)} has no room in the cache ({error}); give a larger --cache_gb than "
+        raise ValueError(f"the index of {redact_url(url)} has no room in the cache ({error}); give a larger --shard_cache_gb than "
                          f"{cache.bound() / GIGABYTE:.3g}") from None
 
 
@@ -116,7 +116,7 @@ def _facts_at(remote: Remote) -> dict[str, bytes]:
     if not found:
         if isinstance(failed, PermissionError):
             raise failed
-        raise FileNotFoundError(f"{shown(remote.url)}: no shards with an index there (train.index.json, "
+        raise FileNotFoundError(f"{redact_url(remote.url)}: no shards with an index there (train.index.json, "
                                 "val.index.json or test.index.json); make them with shard_tools.pack")
     return found
 
@@ -130,8 +130,8 @@ def _take_split(cache: Cache, remote: Remote, root: Path, split: str, data: byte
     path.unlink(missing_ok=True)  # from here on it is not finished
     temporary = root / f".{path.name}.tmp"
     _take(cache, temporary, data)
-    facts = read_facts(temporary)
-    _take_rows(cache, remote, root, split, facts["rows_sha256"])
+    metadata = read_metadata(temporary)
+    _take_rows(cache, remote, root, split, metadata["rows_sha256"])
     os.replace(temporary, path)
 
 
@@ -146,7 +146,7 @@ def _take_rows(cache: Cache, remote: Remote, root: Path, split: str, sha256: str
     name = f"{split}.index.npy"
     size = remote.size(name)
     if size is None:
-        raise FileNotFoundError(f"{shown(remote.at(name))}: no such file, but {split}.index.json is there; pack again")
+        raise FileNotFoundError(f"{redact_url(remote.at(name))}: no such file, but {split}.index.json is there; pack again")
     temporary = root / f".{name}.tmp"
     with open(temporary, "a+b") as file:
         cache.set_aside(file, size)

@@ -24,9 +24,9 @@ from platformdirs import user_cache_path
 from shard_tools.core.files import file_sha256
 from shard_tools.core.locks import _alone
 from shard_tools.dataset.layout import SPLITS
-from shard_tools.remote.filesystem import HTTP, Remote, check_url, shown
+from shard_tools.remote.filesystem import HTTP, Remote, check_url, redact_url
 from shard_tools.remote.index_cache import folder_name
-from shard_tools.shards.index import SHARD_NAME, read_facts, splits_in
+from shard_tools.shards.index import SHARD_NAME, read_metadata, splits_in
 
 THREADS, PAUSE = 4, 0.3  # uploads at a time; seconds between looks at what is finished
 Pack = Callable[[Path], int]
@@ -89,7 +89,7 @@ def _compare(remote: Remote, there: dict[str, bytes], folder: Path, pack: Pack) 
     try:
         for split, data in there.items():
             (folder / f"{split}.index.json").write_bytes(data)
-            for shard in read_facts(folder / f"{split}.index.json")["shards"]:
+            for shard in read_metadata(folder / f"{split}.index.json")["shards"]:
                 if SHARD_NAME.fullmatch(shard["name"]):
                     _hole(folder / shard["name"], shard["bytes"])
         with _named(folder, remote.url):
@@ -153,7 +153,7 @@ class Upload:
         size = path.stat().st_size
         self.remote.put(path, name)
         if (there := self.remote.size(name)) != size:
-            raise ValueError(f"{shown(self.remote.at(name))} has {there} bytes after the upload, expected {size}; run "
+            raise ValueError(f"{redact_url(self.remote.at(name))} has {there} bytes after the upload, expected {size}; run "
                              "the same command again")
         with self._lock:
             self.notes[name] = sha256
@@ -171,14 +171,14 @@ class Upload:
         """
         splits = list(splits_in(self.stage))
         shards = {shard["name"]: shard["sha256"] for split in splits
-                  for shard in read_facts(self.stage / f"{split}.index.json")["shards"]}
+                  for shard in read_metadata(self.stage / f"{split}.index.json")["shards"]}
         with ThreadPoolExecutor(THREADS) as threads:
             list(threads.map(self._shard, shards, shards.values()))
         names = set(self.remote.names())
         if missing := sorted(shards.keys() - names):
             shutil.rmtree(self.stage)
             self.path.unlink()
-            raise ValueError(f"{shown(self.remote.url)}: {len(missing)} shards that were uploaded are gone, the first "
+            raise ValueError(f"{redact_url(self.remote.url)}: {len(missing)} shards that were uploaded are gone, the first "
                              f"is {missing[0]}; run the same command again")
         last = [f"{split}.index.json" for split in reversed(splits)]  # train as the very last
         for path in sorted(self.stage.iterdir()):

@@ -1,4 +1,4 @@
-"""Candidates for samples as lines of JSON, so that no process holds them all, and the check of one: facts or drops out.
+"""Candidates for samples as lines of JSON, so that no process holds them all, and the check of one: metadata or drops out.
 """
 
 from __future__ import annotations
@@ -68,10 +68,10 @@ def check_sample(source: Path, candidate: Candidate, max_pixels: int, drops: lis
         SourceChangedError: a file is not of the size that it was listed with.
     """
     entry, audio_entry = candidate.cover, candidate.audio
-    facts, cover, audio, vector = None, b"", b"", None
+    metadata, cover, audio, vector = None, b"", b"", None
     try:
         cover = _read(source, entry, COVER_BYTES)
-        facts = probe_cover(cover, max_pixels)
+        metadata = probe_cover(cover, max_pixels)
     except BadFileError as error:
         drops.append(Drop(entry.path, "cover", error.reason, error.detail))
     if audio_entry:  # looked at even when the cover is bad: every bad file is named in one run
@@ -79,9 +79,9 @@ def check_sample(source: Path, candidate: Candidate, max_pixels: int, drops: lis
             audio, vector = canonical(_read(source, audio_entry, VECTOR_BYTES))
         except BadFileError as error:
             drops.append(Drop(audio_entry.path, "audio", error.reason, error.detail))
-    if facts is None or (audio_entry and vector is None):
+    if metadata is None or (audio_entry and vector is None):
         return None
-    return Sample(cover, *facts, audio, vector)
+    return Sample(cover, *metadata, audio, vector)
 
 
 def canonical(data: bytes) -> tuple[bytes, np.ndarray]:

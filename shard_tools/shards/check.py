@@ -75,8 +75,8 @@ def _sample_problems(check: Check) -> list[str]:
 
 def _decode(key: str, cover: bytes, audio: bytes, check: Check) -> None:
     try:
-        facts = probe_cover(cover)
-        if not facts.plain or (facts.width, facts.height) != (check.resolution, check.resolution):
+        metadata = probe_cover(cover)
+        if not metadata.plain or (metadata.width, metadata.height) != (check.resolution, check.resolution):
             raise BadFileError("wrong cover", f"not a baseline RGB JPEG of {check.resolution} x {check.resolution}")
         if audio and not np.isfinite(parse_vector(audio, check.dimension)).all():
             raise BadFileError("not finite", "the vector holds NaN or infinity")

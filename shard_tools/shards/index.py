@@ -1,4 +1,4 @@
-"""The index beside a split's shards: ``<split>.index.json`` (facts) and ``<split>.index.npy`` (one row a sample).
+"""The index beside a split's shards: ``<split>.index.json`` (metadata) and ``<split>.index.npy`` (one row a sample).
 
 Shards are plain WebDataset tars; the index adds what a tar can't tell without reading it: where every sample lies, its
 genre, album and cover hash, the statistics of the audio, and the hash of every file. It is written last, the JSON after
@@ -42,29 +42,29 @@ class Index:
     Attributes:
         root: folder of the shards.
         split: ``train``, ``val`` or ``test``.
-        facts: the JSON: schema, options, samples, groups, genres, genre_counts, resolution, audio (None, or dimension,
+        metadata: the JSON: schema, options, samples, groups, genres, genre_counts, resolution, audio (None, or dimension,
             blocks, presence rule, mean and std over train), shards (name, samples, bytes, sha256 each), drops.
         rows: ``[N]`` of ``ROW``, memory-mapped read-only.
     """
 
     root: Path
     split: str
-    facts: dict[str, Any]
+    metadata: dict[str, Any]
     rows: np.ndarray
 
     @property
     def shards(self) -> list[Path]:
-        return [self.root / shard["name"] for shard in self.facts["shards"]]
+        return [self.root / shard["name"] for shard in self.metadata["shards"]]
 
 
-def _digest(facts: dict[str, Any]) -> str:
-    body = {key: value for key, value in facts.items() if key != "self_sha256"}
+def _digest(metadata: dict[str, Any]) -> str:
+    body = {key: value for key, value in metadata.items() if key != "self_sha256"}
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
 
-def write_index(root: Path, split: str, facts: dict[str, Any], count: int,
+def write_index(root: Path, split: str, metadata: dict[str, Any], count: int,
                 rows: Iterable[np.ndarray]) -> None:
-    """Writes rows, then facts (with the hash of the rows and their own), each atomically.
+    """Writes rows, then metadata (with the hash of the rows and their own), each atomically.
 
     Args: count: of the rows; rows: parts ``[n]`` of ``ROW``, of which one at a time is held.
     """
@@ -84,32 +84,32 @@ def write_index(root: Path, split: str, facts: dict[str, Any], count: int,
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, rows_path)
-    facts = {"schema": SCHEMA, "split": split, **facts, "rows_sha256": digest.hexdigest()}
-    facts["self_sha256"] = _digest(facts)
-    write_atomically(root / f"{split}.index.json", facts_bytes(facts))
+    metadata = {"schema": SCHEMA, "split": split, **metadata, "rows_sha256": digest.hexdigest()}
+    metadata["self_sha256"] = _digest(metadata)
+    write_atomically(root / f"{split}.index.json", metadata_bytes(metadata))
 
 
-def facts_bytes(facts: dict[str, Any]) -> bytes:
-    """The one way in which facts are written as JSON."""
-    return (json.dumps(facts, indent=1, sort_keys=True) + "\n").encode()
+def metadata_bytes(metadata: dict[str, Any]) -> bytes:
+    """The one way in which metadata are written as JSON."""
+    return (json.dumps(metadata, indent=1, sort_keys=True) + "\n").encode()
 
 
-def read_facts(path: Path) -> dict[str, Any]:
+def read_metadata(path: Path) -> dict[str, Any]:
     """The checked JSON of an index.
 
     Raises:
         ValueError: damaged, or written by another version.
     """
     try:
-        facts = json.loads(read_bounded(path))
-        whole = facts["self_sha256"] == _digest(facts)
+        metadata = json.loads(read_bounded(path))
+        whole = metadata["self_sha256"] == _digest(metadata)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{path} is not a shard index ({error}); pack the shards again") from None
     if not whole:
         raise ValueError(f"{path} is damaged: its own checksum does not fit; pack the shards again")
-    if facts["schema"] != SCHEMA:
-        raise ValueError(f"{path} has schema {facts['schema']}, this version reads {SCHEMA}; pack the shards again")
-    return facts
+    if metadata["schema"] != SCHEMA:
+        raise ValueError(f"{path} has schema {metadata['schema']}, this version reads {SCHEMA}; pack the shards again")
+    return metadata
 
 
 def open_index(root: str | Path, split: str) -> Index:
@@ -117,23 +117,23 @@ def open_index(root: str | Path, split: str) -> Index:
 
     Raises:
         FileNotFoundError: the folder has no index for the split (says which it has).
-        ValueError: damaged, or rows and facts disagree.
+        ValueError: damaged, or rows and metadata disagree.
     """
     root = Path(root)
     path = root / f"{split}.index.json"
     if not path.is_file():
         have = ", ".join(splits_in(root)) or "none"
         raise FileNotFoundError(f"{root} has no finished {split!r} split (found: {have}); make it: shard_tools.pack")
-    facts = read_facts(path)
+    metadata = read_metadata(path)
     try:
         if not (root / f"{split}.index.npy").is_file():  # a FIFO would be waited for
             raise ValueError("no such file")
         rows = np.lib.format.open_memmap(root / f"{split}.index.npy", mode="r")  # refuses objects
     except Exception as error:  # the boundary to numpy, whose header may hold any literal
         raise ValueError(f"{root / f'{split}.index.npy'} can't be read ({error}); pack the shards again") from None
-    if rows.dtype != ROW or rows.shape != (facts["samples"],):
+    if rows.dtype != ROW or rows.shape != (metadata["samples"],):
         raise ValueError(f"{root}: {split}.index.npy does not belong to {split}.index.json; pack the shards again")
-    return Index(root, split, facts, rows)
+    return Index(root, split, metadata, rows)
 
 
 def splits_in(root: str | Path) -> Iterator[str]:
@@ -149,8 +149,8 @@ _FEATURES = {"features": str, "version": int, "dimension": int, "options": dict,
 _SHARD = {"name": str, "samples": int, "bytes": int, "sha256": str}
 
 
-def check_facts(facts: dict[str, Any], split: str) -> None:
-    """Refuses facts of another shape, and names that could lead out of the folder.
+def check_metadata(metadata: dict[str, Any], split: str) -> None:
+    """Refuses metadata of another shape, and names that could lead out of the folder.
 
     The checksum inside tells damage from no damage, not friend from foe.
 
@@ -158,27 +158,27 @@ def check_facts(facts: dict[str, Any], split: str) -> None:
         ValueError: naming the fact.
     """
     for name, kind in _TYPES.items():
-        _require(isinstance(facts.get(name), kind), name)
-    _require(facts.get("split") == split and split in facts["splits"], "split")
-    for i, shard in enumerate(facts["shards"]):
+        _require(isinstance(metadata.get(name), kind), name)
+    _require(metadata.get("split") == split and split in metadata["splits"], "split")
+    for i, shard in enumerate(metadata["shards"]):
         _require(isinstance(shard, dict) and all(isinstance(shard.get(k), t) for k, t in _SHARD.items()), "shards")
         match = SHARD_NAME.fullmatch(shard["name"])
-        _require(match and (match[1], int(match[2]), int(match[3])) == (split, i, len(facts["shards"])), "shards")
+        _require(match and (match[1], int(match[2]), int(match[3])) == (split, i, len(metadata["shards"])), "shards")
         _require(shard["samples"] > 0 and shard["bytes"] > 0, "shards")
-    _require(facts["samples"] == sum(shard["samples"] for shard in facts["shards"]) > 0, "samples")
-    _require(facts["genres"] == sorted(set(map(str, facts["genres"]))), "genres")
-    _require(all(is_plain_name(genre) for genre in facts["genres"]), "genres")
-    _require(all(isinstance(other, str) and other.isalpha() for other in facts["splits"]), "splits")
-    _require("audio" in facts and is_audio(facts["audio"]), "audio")
-    if facts["audio"]:
-        counts = facts["audio"].get("block_counts")
-        _require(isinstance(counts, list) and len(counts) == len(facts["audio"]["blocks"])
+    _require(metadata["samples"] == sum(shard["samples"] for shard in metadata["shards"]) > 0, "samples")
+    _require(metadata["genres"] == sorted(set(map(str, metadata["genres"]))), "genres")
+    _require(all(is_plain_name(genre) for genre in metadata["genres"]), "genres")
+    _require(all(isinstance(other, str) and other.isalpha() for other in metadata["splits"]), "splits")
+    _require("audio" in metadata and is_audio(metadata["audio"]), "audio")
+    if metadata["audio"]:
+        counts = metadata["audio"].get("block_counts")
+        _require(isinstance(counts, list) and len(counts) == len(metadata["audio"]["blocks"])
                  and all(isinstance(count, int) for count in counts), "audio")
-    _require(all(isinstance(n, int) for n in [*facts["genre_counts"].values(), *facts["drops"].values()]), "drops")
+    _require(all(isinstance(n, int) for n in [*metadata["genre_counts"].values(), *metadata["drops"].values()]), "drops")
 
 
 def is_audio(audio: Any, known: bool = True) -> bool:
-    """Whether it is what facts say of vectors: None, or their dimension, blocks that fill it, mean and standard
+    """Whether it is what metadata say of vectors: None, or their dimension, blocks that fill it, mean and standard
     deviation (or, unless they must be ``known``, None), and perhaps what the numbers are."""
     if audio is None:
         return True
@@ -201,18 +201,18 @@ def is_audio(audio: Any, known: bool = True) -> bool:
 
 
 def row_problems(index: Index) -> list[str]:
-    """What the rows of an index say that its (checked) facts deny; empty = they can be used."""
-    rows, facts = index.rows, index.facts
-    counts = [shard["samples"] for shard in facts["shards"]]
+    """What the rows of an index say that its (checked) metadata deny; empty = they can be used."""
+    rows, metadata = index.rows, index.metadata
+    counts = [shard["samples"] for shard in metadata["shards"]]
     if not np.array_equal(rows["shard"], np.repeat(np.arange(len(counts)), counts)):
         return ["rows and shards do not belong together"]
     problems = []
-    labels = np.bincount(np.clip(rows["genre"], 0, len(facts["genres"])), minlength=len(facts["genres"]))
-    if (rows["genre"] < 0).any() or labels.tolist() != [facts["genre_counts"].get(genre) for genre in facts["genres"]]:
+    labels = np.bincount(np.clip(rows["genre"], 0, len(metadata["genres"])), minlength=len(metadata["genres"]))
+    if (rows["genre"] < 0).any() or labels.tolist() != [metadata["genre_counts"].get(genre) for genre in metadata["genres"]]:
         problems.append("genres of the rows are not those that were counted")
-    if len(np.unique(rows["group"])) != facts["groups"]:
+    if len(np.unique(rows["group"])) != metadata["groups"]:
         problems.append("groups of the rows are not those that were counted")
-    if ((rows["audio_bytes"] > 0) != (facts["audio"] is not None)).any():
+    if ((rows["audio_bytes"] > 0) != (metadata["audio"] is not None)).any():
         problems.append("rows with and without vectors are mixed")
     return problems
 

@@ -17,16 +17,23 @@ from shard_tools.core.parallel import Pool
 from shard_tools.core.quarantine import Drop
 from shard_tools.dataset.schema import Schema
 from shard_tools.shards import plan
-from shard_tools.shards.state import Work, note, recall
+from shard_tools.shards.state import PackState, load, save
 from shard_tools.shards.statistics import PRESENCE_RULE, Blocks, Moments
-from shard_tools.shards.tasks import Expected, GatherTask, RecutTask, gather_shard, read_result, recut_shard
+from shard_tools.shards.tasks import (
+    RepartitionTask,
+    SampleFormat,
+    WriteTask,
+    read_result,
+    repartition_shard,
+    write_shard,
+)
 
-Gathered = dict[str, list[GatherTask]]
-Tasks = dict[str, Sequence[GatherTask | RecutTask]]
+Gathered = dict[str, list[WriteTask]]
+Tasks = dict[str, Sequence[WriteTask | RepartitionTask]]
 
 
 @dataclass(frozen=True)
-class Orders:
+class PackOptions:
     """What is to be packed and how; ``resolution`` None = the commonest, ``audio_blocks`` None = they are detected."""
 
     source: Path
@@ -44,11 +51,11 @@ class Packed:
     """The tasks whose shards lie in their place, by split; what the samples were brought to; the vectors' blocks."""
 
     tasks: Tasks
-    expected: Expected
+    expected: SampleFormat
     blocks: Blocks
 
 
-def make_shards(work: Work, orders: Orders, drops: list[Drop]) -> Packed:
+def make_shards(work: PackState, orders: PackOptions, drops: list[Drop]) -> Packed:
     """Reads, checks and packs all candidates, or what of it an earlier run left; the bad ones are added to ``drops``.
 
     Raises:
@@ -57,24 +64,24 @@ def make_shards(work: Work, orders: Orders, drops: list[Drop]) -> Packed:
     """
     drops += work.drops
     if not sum(work.counts.values()):
-        plan.settle(plan.Survey(), None, None)  # raises
+        plan.decide_format(plan.Survey(), None, None)  # raises
     gathered, expected, blocks = _gather(work, orders, drops)
     if all(plan.all_taken(task) for task in _all(gathered)):
         for task in _all(gathered):
             if task.shard_path.exists():
                 os.replace(task.shard_path, orders.root / task.name)
         return Packed(gathered, expected, blocks)
-    drops += plan.strays(_all(gathered), expected, orders.schema)
+    drops += plan.misfits(_all(gathered), expected, orders.schema)
     kept = {split: shards for split, shards in gathered.items() if any(map(plan.any_taken, shards))}
     if not kept:
         raise ValueError("nothing to pack: no sample has both the commonest cover size and the commonest vector size")
-    known = recall(work)
+    known = load(work)
     if "recut_blocks" not in known:  # else some of the gathered shards may be gone
         vectors = plan.vectors_of_shards(next(iter(kept.values())), expected.dimension)
         known["recut_blocks"] = plan.choose_blocks(vectors, expected.dimension, orders.audio_blocks)
-        note(work, known)
+        save(work, known)
     blocks = _blocks(known["recut_blocks"])
-    tasks = {split: plan.recut_tasks(split, shards, orders.samples_per_shard, blocks)
+    tasks = {split: plan.repartition_tasks(split, shards, orders.samples_per_shard, blocks)
              for split, shards in kept.items()}
     spent = {split: list(shards) for split, shards in kept.items()}
 
@@ -84,36 +91,36 @@ def make_shards(work: Work, orders: Orders, drops: list[Drop]) -> Packed:
             shards.pop(0).shard_path.unlink(missing_ok=True)
         return [orders.root / task.name]
 
-    _run(recut_shard, list(_all(tasks)), orders, "cutting anew", done)
+    _run(repartition_shard, list(_all(tasks)), orders, "cutting anew", done)
     return Packed(tasks, expected, blocks)
 
 
-def _gather(work: Work, orders: Orders, drops: list[Drop]) -> tuple[Gathered, Expected, Blocks]:
+def _gather(work: PackState, orders: PackOptions, drops: list[Drop]) -> tuple[Gathered, SampleFormat, Blocks]:
     """All candidates in shards; again where most are not what the first of them let expect, which is rare."""
-    known = recall(work)
-    expected = Expected(**known["expected"]) if known else plan.first_look(
+    known = load(work)
+    expected = SampleFormat(**known["expected"]) if known else plan.guess_format(
         work.folder, orders.source, orders.resolution, orders.schema, orders.max_pixels)
     while True:
         basis = next(split for split, count in work.counts.items() if count)  # train, where there is one
         blocks = _blocks(known["blocks"]) if known.get("gathered") else plan.choose_blocks(
             plan.vectors_of_source(work.folder, orders.source, work.counts[basis], expected.dimension),
             expected.dimension, orders.audio_blocks)
-        gathered = plan.gather_tasks(
+        gathered = plan.write_tasks(
             work.counts, orders.samples_per_shard, work=work.folder, source=orders.source, out=orders.root,
             genres=tuple(work.genres), max_pixels=orders.max_pixels, expected=expected, blocks=blocks)
         if "recut_blocks" not in known or not plan.all_known(_all(gathered)):  # what is done already is only checked
-            _run(gather_shard, list(_all(gathered)), orders, "packing",
+            _run(write_shard, list(_all(gathered)), orders, "packing",
                  lambda task: [task.result_path, task.shard_path if task.shard_path.exists()
                                else task.out / task.name])
         found = plan.survey(_all(gathered))
         try:
-            settled = plan.settle(found, orders.resolution, orders.schema)
+            settled = plan.decide_format(found, orders.resolution, orders.schema)
         except ValueError:
             drops += found.drops
             raise
         if not known.get("gathered"):
             known = {"expected": vars(settled), "gathered": settled == expected, "blocks": blocks}
-            note(work, known)
+            save(work, known)
         if settled == expected:
             drops += found.drops
             return gathered, expected, blocks
@@ -128,7 +135,7 @@ def _all(tasks: dict[str, Any]) -> Iterable[Any]:
     return chain.from_iterable(tasks.values())
 
 
-def _run(function: Any, tasks: list[Any], orders: Orders, label: str, files: Callable[[Any], list[Path]]) -> None:
+def _run(function: Any, tasks: list[Any], orders: PackOptions, label: str, files: Callable[[Any], list[Path]]) -> None:
     """Runs tasks; when it ends, all files that they made are on the disk: a thread sees to that meanwhile."""
     with ThreadPoolExecutor(1) as thread, tqdm(desc=label, unit=" samples", smoothing=0.05) as bar:
         results = orders.pool.run(function, tasks)
@@ -177,7 +184,7 @@ def _join(group: np.ndarray, cover_hash: np.ndarray, album: np.ndarray) -> None:
     group[others[same]] = group[albums[at[same]]]
 
 
-def split_facts(shards: Sequence[GatherTask | RecutTask], genres: list[str], groups: np.ndarray) -> dict[str, Any]:
+def split_metadata(shards: Sequence[WriteTask | RepartitionTask], genres: list[str], groups: np.ndarray) -> dict[str, Any]:
     """What an index says of one split."""
     counts, listed = np.zeros(len(genres), np.int64), []
     for task in shards:
@@ -188,7 +195,7 @@ def split_facts(shards: Sequence[GatherTask | RecutTask], genres: list[str], gro
             "genre_counts": dict(zip(genres, counts.tolist(), strict=True))}
 
 
-def split_rows(shards: Sequence[GatherTask | RecutTask], groups: np.ndarray) -> Iterator[np.ndarray]:
+def split_rows(shards: Sequence[WriteTask | RepartitionTask], groups: np.ndarray) -> Iterator[np.ndarray]:
     """The rows of one split's index, shard by shard."""
     start = 0
     for task in shards:
@@ -198,7 +205,7 @@ def split_rows(shards: Sequence[GatherTask | RecutTask], groups: np.ndarray) -> 
         yield rows
 
 
-def audio_facts(packed: Packed, basis: str, schema: Schema | None) -> dict[str, Any] | None:
+def audio_metadata(packed: Packed, basis: str, schema: Schema | None) -> dict[str, Any] | None:
     """Dimension, blocks, what is known of the numbers, and the statistics over one split, merged shard by shard."""
     dimension, blocks = packed.expected.dimension, packed.blocks
     if not dimension:
@@ -209,4 +216,4 @@ def audio_facts(packed: Packed, basis: str, schema: Schema | None) -> dict[str, 
     mean, std = moments.mean_and_std()
     return {"dimension": dimension, "blocks": [list(block) for block in blocks], "presence_rule": PRESENCE_RULE,
             "statistics_of": basis, "block_counts": [int(moments.count[start]) for start, _ in blocks],
-            "mean": mean.tolist(), "std": std.tolist(), **({"features": schema.facts()} if schema else {})}
+            "mean": mean.tolist(), "std": std.tolist(), **({"features": schema.metadata()} if schema else {})}

@@ -22,7 +22,7 @@ from shard_tools.shards import tasks as gather
 from shard_tools.shards.candidates import canonical, check_sample, from_line
 from shard_tools.shards.statistics import Blocks, blocks_of_sizes, detect_blocks
 from shard_tools.shards.tar import shard_name
-from shard_tools.shards.tasks import Expected, GatherTask, RecutTask, Stretch, read_result
+from shard_tools.shards.tasks import RepartitionTask, SampleFormat, SampleRange, WriteTask, read_result
 
 STRAYS = 0.05  # share of vectors of a wrong size that is taken for damage, and not for another kind of vectors
 SAMPLE_VECTORS, SAMPLE_BYTES = 4096, 2**25  # blocks are detected on so many vectors at most
@@ -40,17 +40,17 @@ class Survey:
     drops: list[Drop] = field(default_factory=list)
 
 
-def first_look(work: Path, source: Path, resolution: int | None, schema: Schema | None, max_pixels: int) -> Expected:
+def guess_format(work: Path, source: Path, resolution: int | None, schema: Schema | None, max_pixels: int) -> SampleFormat:
     """What the samples are likely to be, from the first of them: the order is a shuffle."""
     looked = (check_sample(source, from_line(line), max_pixels, []) for line in gather.read_lines(work, 0, _LOOKED_AT))
     found = [sample for sample in looked if sample]
     sides = Counter(sample.width for sample in found if sample.width == sample.height)
     dimensions = Counter(0 if sample.vector is None else len(sample.vector) for sample in found)
-    return Expected(resolution or (_commonest(sides) if sides else 0), resolution is not None,
+    return SampleFormat(resolution or (_commonest(sides) if sides else 0), resolution is not None,
                     len(schema.names) if schema else _commonest(dimensions) if dimensions else 0)
 
 
-def survey(tasks: Iterable[GatherTask]) -> Survey:
+def survey(tasks: Iterable[WriteTask]) -> Survey:
     """Adds up what was found of all candidates, shard by shard."""
     found = Survey()
     for task in tasks:
@@ -63,7 +63,7 @@ def survey(tasks: Iterable[GatherTask]) -> Survey:
     return found
 
 
-def settle(found: Survey, resolution: int | None, schema: Schema | None) -> Expected:
+def decide_format(found: Survey, resolution: int | None, schema: Schema | None) -> SampleFormat:
     """What samples must be to be packed: the commonest size of square covers, and dimension of vectors.
 
     Raises:
@@ -80,10 +80,10 @@ def settle(found: Survey, resolution: int | None, schema: Schema | None) -> Expe
         raise ValueError(f"{others.total():,} of {found.sound:,} vectors are not what {FILE} says, {schema}: most of "
                          f"them have {_commonest(others)} numbers; vectors of different descriptors can't be mixed: "
                          "pack them one by one")
-    return Expected(resolution or _commonest(found.sides), resolution is not None, dimension)
+    return SampleFormat(resolution or _commonest(found.sides), resolution is not None, dimension)
 
 
-def strays(tasks: Iterable[GatherTask], expected: Expected, schema: Schema | None) -> Iterator[Drop]:
+def misfits(tasks: Iterable[WriteTask], expected: SampleFormat, schema: Schema | None) -> Iterator[Drop]:
     """The drops of sound samples that are not what is expected."""
     said = f"{FILE} says" if schema else "most vectors have"
     for task in tasks:
@@ -129,7 +129,7 @@ def vectors_of_source(work: Path, source: Path, count: int, dimension: int) -> I
             yield vector
 
 
-def vectors_of_shards(tasks: Iterable[GatherTask], dimension: int) -> Iterator[np.ndarray]:
+def vectors_of_shards(tasks: Iterable[WriteTask], dimension: int) -> Iterator[np.ndarray]:
     """The first vectors of gathered shards."""
     left = sample_size(dimension)
     for task in tasks:
@@ -143,7 +143,7 @@ def vectors_of_shards(tasks: Iterable[GatherTask], dimension: int) -> Iterator[n
                 yield parse_vector(file.read(int(row["audio_bytes"])), dimension)
 
 
-def all_known(tasks: Iterable[GatherTask]) -> bool:
+def all_known(tasks: Iterable[WriteTask]) -> bool:
     """Whether the results of all tasks are there, though their shards may be gone."""
     try:
         return all(read_result(task.result_path) is not None for task in tasks)
@@ -151,11 +151,11 @@ def all_known(tasks: Iterable[GatherTask]) -> bool:
         return False
 
 
-def all_taken(task: GatherTask) -> bool:
+def all_taken(task: WriteTask) -> bool:
     return bool((read_result(task.result_path).checked["state"] == gather.TAKEN).all())
 
 
-def any_taken(task: GatherTask) -> bool:
+def any_taken(task: WriteTask) -> bool:
     return len(read_result(task.result_path).rows) > 0
 
 
@@ -166,19 +166,19 @@ def share_out(count: int, samples_per_shard: int) -> list[tuple[int, int]]:
     return list(pairwise(bounds))
 
 
-def gather_tasks(counts: dict[str, int], samples_per_shard: int, **common) -> dict[str, list[GatherTask]]:
+def write_tasks(counts: dict[str, int], samples_per_shard: int, **common) -> dict[str, list[WriteTask]]:
     """The shards of every split if all of its candidates are sound; ``common`` is alike in all of them."""
     tasks, first = {}, 0
     for split, count in counts.items():
         bounds = share_out(count, samples_per_shard)
         if bounds:
-            tasks[split] = [GatherTask(name=shard_name(split, i, len(bounds)), number=i, start=first + start,
+            tasks[split] = [WriteTask(name=shard_name(split, i, len(bounds)), number=i, start=first + start,
                                        stop=first + stop, **common) for i, (start, stop) in enumerate(bounds)]
         first += count
     return tasks
 
 
-def recut_tasks(split: str, gathered: Sequence[GatherTask], samples_per_shard: int, blocks: Blocks) -> list[RecutTask]:
+def repartition_tasks(split: str, gathered: Sequence[WriteTask], samples_per_shard: int, blocks: Blocks) -> list[RepartitionTask]:
     """The shards of what was taken into gathered ones."""
     ends = list(accumulate(len(read_result(task.result_path).rows) for task in gathered))
     begins, tasks, first = [0, *ends[:-1]], [], 0
@@ -190,11 +190,11 @@ def recut_tasks(split: str, gathered: Sequence[GatherTask], samples_per_shard: i
         at = first
         while at < len(gathered) and begins[at] < stop:
             if ends[at] > begins[at]:
-                stretches.append(Stretch(gathered[at].shard_path, gathered[at].result_path,
+                stretches.append(SampleRange(gathered[at].shard_path, gathered[at].result_path,
                                          max(start, begins[at]) - begins[at], min(stop, ends[at]) - begins[at]))
             at += 1
         one = gathered[0]
-        tasks.append(RecutTask(one.work, one.out, shard_name(split, number, len(bounds)), number, tuple(stretches),
+        tasks.append(RepartitionTask(one.work, one.out, shard_name(split, number, len(bounds)), number, tuple(stretches),
                                one.expected.dimension, blocks))
     return tasks
 

@@ -27,7 +27,7 @@ from shard_tools.core.quarantine import QUARANTINE, Drop
 from shard_tools.dataset.demo_truth import TRUTH
 from shard_tools.dataset.layout import SPLITS, Candidate, Listing
 from shard_tools.shards.candidates import shuffle_key, to_line
-from shard_tools.shards.index import SHARD_NAME, read_facts, splits_in
+from shard_tools.shards.index import SHARD_NAME, read_metadata, splits_in
 
 FOLDER = ".pack"
 _WRITTEN = rf"{re.escape(QUARANTINE)}|{re.escape(TRUTH)}|[a-z]+\.index\.(?:json|npy)|{SHARD_NAME.pattern}"
@@ -36,7 +36,7 @@ _OUR_TEMPORARY = re.compile(rf"\.(?:{_WRITTEN})\.(?:\d+\.)?tmp")
 
 
 @dataclass
-class Work:
+class PackState:
     """Packing under way.
 
     Attributes:
@@ -58,7 +58,7 @@ class Work:
 
 
 def finished(root: Path) -> list[dict[str, Any]]:
-    """The facts of all splits of a finished folder; empty when it is new or unfinished.
+    """The metadata of all splits of a finished folder; empty when it is new or unfinished.
 
     Raises:
         ValueError: an index is damaged, or one of its splits is gone.
@@ -66,31 +66,31 @@ def finished(root: Path) -> list[dict[str, Any]]:
     splits = list(splits_in(root))
     if not splits or (root / FOLDER / "state.json").exists():
         return []
-    facts = [read_facts(root / f"{split}.index.json") for split in splits]
-    if splits != facts[0].get("splits"):
+    metadata = [read_metadata(root / f"{split}.index.json") for split in splits]
+    if splits != metadata[0].get("splits"):
         raise ValueError(f"{root} does not hold the splits it was packed with, but {', '.join(splits)}; choose another "
                          "--out, or give --overwrite")
     _sweep(root)
-    return facts
+    return metadata
 
 
-def check_same(root: Path, facts: list[dict[str, Any]], options: dict[str, Any], listing: Listing) -> None:
+def check_same(root: Path, metadata: list[dict[str, Any]], options: dict[str, Any], listing: Listing) -> None:
     """Raises ValueError unless finished shards are those that this command would make."""
     for name, value in options.items():
-        if facts[0]["options"].get(name) != value:
-            raise ValueError(f"{root} was packed with --{name} {facts[0]['options'].get(name)}, not {value}; "
+        if metadata[0]["options"].get(name) != value:
+            raise ValueError(f"{root} was packed with --{name} {metadata[0]['options'].get(name)}, not {value}; "
                              "choose another --out, or give --overwrite")
-    for shard in (shard for split in facts for shard in split["shards"]):
+    for shard in (shard for split in metadata for shard in split["shards"]):
         path = root / shard["name"]
         if not path.is_file() or path.stat().st_size != shard["bytes"]:
             raise ValueError(f"{path} is missing or damaged (see shard_tools.verify); give --overwrite to pack again")
     with open(os.devnull, "wb") as nowhere:
-        if _spool(Work(root / FOLDER), listing, nowhere).source_sha256 != facts[0]["source_sha256"]:
+        if _spool(PackState(root / FOLDER), listing, nowhere).source_sha256 != metadata[0]["source_sha256"]:
             raise ValueError(f"--source is not what {root} was packed from (other names or sizes of files); "
                              "choose another --out, or give --overwrite")
 
 
-def begin(root: Path, listing: Listing, options: dict[str, Any], overwrite: bool) -> Work:
+def open_state(root: Path, listing: Listing, options: dict[str, Any], overwrite: bool) -> PackState:
     """Opens ``OUT/.pack``: what an earlier run of the same command finished is kept, anything else removed.
 
     Args:
@@ -115,7 +115,7 @@ def begin(root: Path, listing: Listing, options: dict[str, Any], overwrite: bool
     _sweep(root, keep_work=True)
     keys = array("Q")
     with open(folder / "candidates.tmp", "wb") as file:
-        work = _spool(Work(folder), listing, file, keys, options["seed"])
+        work = _spool(PackState(folder), listing, file, keys, options["seed"])
     if len(work.genres) > 32_767:
         raise ValueError(f"{len(work.genres):,} genre folders; at most 32,767 can be told apart")
     state = json.dumps({"options": options, "version": __version__, "source": work.version}).encode()
@@ -144,7 +144,7 @@ def _write_order(folder: Path, keys: np.ndarray, counts: dict[str, int]) -> None
     os.replace(temporary, folder / "order.npy")
 
 
-def end(root: Path) -> None:
+def commit(root: Path) -> None:
     """Removes the traces of the work; from its first step on the folder is finished."""
     handle = os.open(root, os.O_RDONLY)
     os.fsync(handle)  # the names of the files, before the note that they are not yet all there goes
@@ -158,22 +158,22 @@ def forget(root: Path) -> None:
     (root / FOLDER / "state.json").unlink()
 
 
-def recall(work: Work) -> dict[str, Any]:
-    """What ``note`` last wrote: of samples what is ``expected``, whether all are ``gathered``, and the vectors'
+def load(work: PackState) -> dict[str, Any]:
+    """What ``save`` last wrote: of samples what is ``expected``, whether all are ``gathered``, and the vectors'
     ``blocks``; empty at the beginning, or when it is damaged: then all is looked at again."""
     with contextlib.suppress(OSError, ValueError):
-        digest, _, facts = read_bounded(work.folder / "gathered.json").partition(b"\n")
-        if digest == hashlib.sha256(facts).hexdigest().encode():
-            return json.loads(facts)
+        digest, _, metadata = read_bounded(work.folder / "gathered.json").partition(b"\n")
+        if digest == hashlib.sha256(metadata).hexdigest().encode():
+            return json.loads(metadata)
     return {}
 
 
-def note(work: Work, facts: dict[str, Any]) -> None:
-    data = json.dumps(facts).encode()
+def save(work: PackState, metadata: dict[str, Any]) -> None:
+    data = json.dumps(metadata).encode()
     write_atomically(work.folder / "gathered.json", hashlib.sha256(data).hexdigest().encode() + b"\n" + data)
 
 
-def _spool(work: Work, listing: Listing, file: BinaryIO, keys: array | None = None, seed: int = 0) -> Work:
+def _spool(work: PackState, listing: Listing, file: BinaryIO, keys: array | None = None, seed: int = 0) -> PackState:
     """Writes all candidates as lines, and fills in what is known of them; (shuffle key, place of its line) of each are
     added to ``keys``, split by split."""
     names, versions = hashlib.sha256(), hashlib.sha256()

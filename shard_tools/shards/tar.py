@@ -103,12 +103,12 @@ class TarWriter:
 
     Attributes:
         offset: bytes written or in hand.
-        facts: (hash of the cover as found, crc) of every sample that was added, when all is written.
+        metadata: (hash of the cover as found, crc) of every sample that was added, when all is written.
     """
 
     def __init__(self, file: BinaryIO):
         self.file, self.offset, self.hash = file, 0, hashlib.sha256()
-        self.facts: list[tuple[int, int]] = []
+        self.metadata: list[tuple[int, int]] = []
         self._parts: list[bytes] = []
         self._samples: list[tuple[bytes, bytes, bytes]] = []
         self._begun, self._error = 0, None
@@ -169,7 +169,7 @@ class TarWriter:
                 if self._error is None:
                     self.file.write(piece)
                     self.hash.update(piece)
-                    self.facts += [(hash64(found), zlib.crc32(audio, zlib.crc32(cover)))
+                    self.metadata += [(hash64(found), zlib.crc32(audio, zlib.crc32(cover)))
                                    for found, cover, audio in samples]
             except OSError as error:  # a full disk: raised where the samples come from
                 self._error = error

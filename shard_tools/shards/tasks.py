@@ -1,7 +1,7 @@
 """The one pass over the source: candidates of a shard in; the shard, as if all were sound, and what they are, out.
 
 The order of samples hangs on their keys alone, so shards can be laid out before any file is read. If every candidate
-proves sound, they are the shards; if not, ``recut_shard`` makes the right ones of them, without another look at the
+proves sound, they are the shards; if not, ``repartition_shard`` makes the right ones of them, without another look at the
 source.
 """
 
@@ -102,7 +102,7 @@ BAD, OTHER, TAKEN = range(3)  # OTHER: sound, but of another size than was expec
 
 
 @dataclass(frozen=True)
-class Expected:
+class SampleFormat:
     """What samples are taken to be: ``resolution`` is the only size of covers that is taken, unless ``resize`` brings
     all to it; ``dimension`` of the vectors, 0 = there are none."""
 
@@ -112,7 +112,7 @@ class Expected:
 
 
 @dataclass(frozen=True)
-class GatherTask:
+class WriteTask:
     """One shard to be: candidates ``start`` to ``stop`` of ``work/order.npy``, into ``work/name``.
 
     ``out`` is where the shard may have been moved to by an earlier run.
@@ -127,7 +127,7 @@ class GatherTask:
     stop: int
     genres: tuple[str, ...]
     max_pixels: int
-    expected: Expected
+    expected: SampleFormat
     blocks: Blocks
 
     @property
@@ -139,7 +139,7 @@ class GatherTask:
         return self.work / f"gathered-{self.name}-{self.expected.resolution}-{self.expected.dimension}.npz"
 
 
-def gather_shard(task: GatherTask) -> int:
+def write_shard(task: WriteTask) -> int:
     """Writes one shard and, after it, its result, unless that was done before; returns the number of candidates.
 
     Raises:
@@ -180,8 +180,8 @@ def gather_shard(task: GatherTask) -> int:
             tar.close()
             raise
     os.replace(temporary, task.shard_path)
-    rows, albums, facts = np.array(rows, ROW), np.array(albums, bool), np.array(tar.facts, "<u8").reshape(-1, 2)
-    rows["cover_hash"], rows["crc"] = facts.T
+    rows, albums, metadata = np.array(rows, ROW), np.array(albums, bool), np.array(tar.metadata, "<u8").reshape(-1, 2)
+    rows["cover_hash"], rows["crc"] = metadata.T
     rows["group"] = np.where(albums, rows["group"], (rows["cover_hash"] >> np.uint64(1)).astype(np.int64))
     write_result(task.result_path, ShardResult(
         rows, albums, tar.offset, sha256, statistics.finish(), checked,
@@ -189,7 +189,7 @@ def gather_shard(task: GatherTask) -> int:
     return task.stop - task.start
 
 
-def _take(expected: Expected, sample: Sample, dimension: int, max_pixels: int) -> bytes | None:
+def _take(expected: SampleFormat, sample: Sample, dimension: int, max_pixels: int) -> bytes | None:
     """The cover as it is to be packed; None = the sample is not what is expected."""
     fits = sample.width == sample.height == expected.resolution
     if dimension != expected.dimension or not (fits or expected.resize):
@@ -204,7 +204,7 @@ def read_lines(work: Path, start: int, stop: int) -> list[bytes]:
         return [lines[at:lines.find(b"\n", at)] for at in places]
 
 
-def wrong_size(task: GatherTask, at: int, width: int, height: int, resolution: int) -> Drop:
+def wrong_size(task: WriteTask, at: int, width: int, height: int, resolution: int) -> Drop:
     """The drop of candidate ``at`` of a task, a cover of another size than most."""
     path = from_line(*read_lines(task.work, task.start + at, task.start + at + 1)).cover.path
     return Drop(path, "cover", "wrong cover size",
@@ -212,14 +212,14 @@ def wrong_size(task: GatherTask, at: int, width: int, height: int, resolution: i
                 f"--resolution {resolution} would crop and resize it")
 
 
-def wrong_dimension(task: GatherTask, at: int, found: int, expected: str) -> Drop:
+def wrong_dimension(task: WriteTask, at: int, found: int, expected: str) -> Drop:
     """The drop of candidate ``at`` of a task, a vector of another dimension than ``expected`` says."""
     path = from_line(*read_lines(task.work, task.start + at, task.start + at + 1)).audio.path
     return Drop(path, "audio", "wrong vector size", f"{found} numbers, {expected}")
 
 
 @dataclass(frozen=True)
-class Stretch:
+class SampleRange:
     """Samples ``start`` to ``stop`` of a gathered shard."""
 
     shard_path: Path
@@ -229,14 +229,14 @@ class Stretch:
 
 
 @dataclass(frozen=True)
-class RecutTask:
+class RepartitionTask:
     """One shard, ``out/name``, and what it is made of."""
 
     work: Path
     out: Path
     name: str
     number: int
-    stretches: tuple[Stretch, ...]
+    stretches: tuple[SampleRange, ...]
     dimension: int
     blocks: Blocks
 
@@ -245,7 +245,7 @@ class RecutTask:
         return self.work / f"recut-{self.name}.npz"
 
 
-def recut_shard(task: RecutTask) -> int:
+def repartition_shard(task: RepartitionTask) -> int:
     """Writes one shard and, after it, its result, unless that was done before; returns the number of its samples.
 
     Raises:

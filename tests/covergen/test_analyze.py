@@ -16,11 +16,11 @@ from PIL import Image
 
 from covergen import analyze
 from covergen.analyses import interpolate, matrix, neighbours, reconstruct
-from covergen.data.audio import AudioScale
-from covergen.data.indexed import IndexedShards
+from covergen.data.audio import AudioNormalizer
+from covergen.data.indexed import ShardDataset
 from covergen.inference.cover_inputs import Pictures, Samples
-from covergen.inference.trained_model import Run, open_run
-from covergen.models.base import unit
+from covergen.inference.trained_model import TrainedModel, open_model
+from covergen.models.base import to_zero_one
 from covergen.training import tracking
 from shard_tools import cli
 from tests.support.runs import TINY, environment, train
@@ -40,8 +40,8 @@ def trained(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def gan(trained: Path) -> Run:
-    return open_run(trained / "gan")
+def gan(trained: Path) -> TrainedModel:
+    return open_model(trained / "gan")
 
 
 def draw(what: str, run: Path | str, out: Path | str, *more: str | Path) -> None:
@@ -57,7 +57,7 @@ def refusal(*words: str | Path) -> str:
     return str(found.value)
 
 
-def with_sample(run: Run, sample) -> Run:
+def with_sample(run: TrainedModel, sample) -> TrainedModel:
     """A run that samples with another function."""
     return dataclasses.replace(run, model=dataclasses.replace(run.model, sample=sample))
 
@@ -99,9 +99,9 @@ def test_pictures_reach_the_network_as_they_are_in_the_order_of_their_names(trai
     draw("reconstruct", trained / "ae", tmp_path / "x.npy", "--images", tmp_path / "in")
     found = np.load(tmp_path / "x.npy")
     assert found.shape == (4, 3, 32, 32) and found.dtype == np.float32 and found.min() >= 0 and found.max() <= 1
-    run = open_run(trained / "ae")
+    run = open_model(trained / "ae")
     pixels = torch.from_numpy(np.stack([made[name] for name in names]))
-    expected = run.networks["autoencoder"](unit(pixels.permute(0, 3, 1, 2))).detach().numpy()
+    expected = run.networks["autoencoder"](to_zero_one(pixels.permute(0, 3, 1, 2))).detach().numpy()
     np.testing.assert_allclose(found, expected, atol=1e-6)
     draw("reconstruct", trained / "ae", tmp_path / "x.npy", "--images", tmp_path / "in", "--n", "2")
     np.testing.assert_allclose(np.load(tmp_path / "x.npy"), expected[:2], atol=1e-6)
@@ -109,7 +109,7 @@ def test_pictures_reach_the_network_as_they_are_in_the_order_of_their_names(trai
 
 def test_pictures_of_other_sizes_are_cropped_to_their_centre(trained: Path, tmp_path: Path) -> None:
     made = save_pictures(tmp_path / "in", {"tall.png": (32, 50), "wide.png": (100, 64)})
-    covers = Pictures(open_run(trained / "ae"), str(tmp_path / "in")).covers
+    covers = Pictures(open_model(trained / "ae"), str(tmp_path / "in")).covers
     assert np.array_equal(covers[0].permute(1, 2, 0).numpy(), made["tall.png"][9:41])
     halved = np.array(Image.fromarray(made["wide.png"][:, 18:82]).resize((32, 32), Image.Resampling.LANCZOS))
     assert np.array_equal(covers[1].permute(1, 2, 0).numpy()[:, 3:-3], halved[:, 3:-3])  # edges see what is beyond
@@ -125,7 +125,7 @@ def test_pictures_that_can_not_be_read_are_named_and_nothing_is_written(trained:
 
 
 def test_a_model_that_hears_audio_needs_shards_to_reconstruct(trained: Path, tmp_path: Path) -> None:
-    run = open_run(trained / "vae")
+    run = open_model(trained / "vae")
     hearing = dataclasses.replace(run, model=dataclasses.replace(run.model, conditional=True))
     options = {"shards": None, "split": None, "n": 3}
     with pytest.raises(ValueError, match="use --shards instead of --images"):
@@ -137,8 +137,8 @@ def test_a_model_that_hears_audio_needs_shards_to_reconstruct(trained: Path, tmp
 def test_an_array_of_shards_is_in_the_order_of_the_index(trained: Path, shards: Path, tmp_path: Path) -> None:
     out = tmp_path / "x.npy"
     draw("reconstruct", trained / "vae", out, "--n", "0")
-    samples = IndexedShards(shards, "val", batch_size=1)
-    found, run = np.load(out), open_run(trained / "vae")
+    samples = ShardDataset(shards, "val", batch_size=1)
+    found, run = np.load(out), open_model(trained / "vae")
     assert len(found) == len(samples.index.rows)
     np.testing.assert_allclose(found, run.reconstruct(samples.read(np.arange(len(found)))).numpy(), atol=1e-6)
     draw("reconstruct", trained / "vae", out, "--n", "3", "--split", "test")
@@ -153,16 +153,16 @@ def test_a_failure_while_writing_leaves_no_file(trained: Path, tmp_path: Path, m
     assert not list(tmp_path.iterdir())
 
 
-def test_a_run_hears_audio_on_its_own_scale(gan: Run, shards: Path) -> None:
-    raw = IndexedShards(shards, "test", batch_size=1, audio_scale="raw").read(np.arange(5)).audio.numpy()
-    facts = {**gan.facts["audio"], "mean": [1.0] * 1160, "std": [2.0] * 1160}
-    other = dataclasses.replace(gan, scale=AudioScale(facts, "standard"))
+def test_a_run_hears_audio_on_its_own_scale(gan: TrainedModel, shards: Path) -> None:
+    raw = ShardDataset(shards, "test", batch_size=1, audio_scale="raw").read(np.arange(5)).audio.numpy()
+    metadata = {**gan.metadata["audio"], "mean": [1.0] * 1160, "std": [2.0] * 1160}
+    other = dataclasses.replace(gan, scale=AudioNormalizer(metadata, "standard"))
     assert np.array_equal(Samples(other, str(shards), "test").read(range(5)).audio, other.scale(raw))
     with pytest.raises(ValueError, match=r"vectors of 1160 numbers; .* hears 12 numbers"):
-        Samples(dataclasses.replace(gan, scale=AudioScale({**facts, "dimension": 12}, "raw")), str(shards), "test")
+        Samples(dataclasses.replace(gan, scale=AudioNormalizer({**metadata, "dimension": 12}, "raw")), str(shards), "test")
 
 
-def test_the_matrix_shares_noise_in_columns_and_audio_in_rows(gan: Run, tmp_path: Path) -> None:
+def test_the_matrix_shares_noise_in_columns_and_audio_in_rows(gan: TrainedModel, tmp_path: Path) -> None:
     heard = []
 
     def sample(networks, latents, audio):
@@ -177,7 +177,7 @@ def test_the_matrix_shares_noise_in_columns_and_audio_in_rows(gan: Run, tmp_path
     assert "difference 0 between rows" in report and "ratio 0," in report
 
 
-def test_a_moving_picture_walks_noise_then_audio_there_and_back(gan: Run, tmp_path: Path) -> None:
+def test_a_moving_picture_walks_noise_then_audio_there_and_back(gan: TrainedModel, tmp_path: Path) -> None:
     heard = []
 
     def sample(networks, latents, audio):
@@ -196,10 +196,10 @@ def test_a_moving_picture_walks_noise_then_audio_there_and_back(gan: Run, tmp_pa
     assert not np.array_equal(shown[0], shown[4])
 
 
-def test_neighbours_finds_planted_copies_and_passes_held_out_covers(gan: Run, shards: Path, tmp_path: Path) -> None:
+def test_neighbours_finds_planted_copies_and_passes_held_out_covers(gan: TrainedModel, shards: Path, tmp_path: Path) -> None:
     options = {"shards": None, "split": None, "n": 2, "compare": 20, "seed": 0, "truncation": None}
 
-    def planted(split: str, count: int) -> Run:
+    def planted(split: str, count: int) -> TrainedModel:
         source = Samples(gan, str(shards), split)
         covers = source.read(source.distinct()[:count]).cover.float() / 127.5 - 1
         return with_sample(gan, lambda networks, latents, audio: covers)

@@ -15,7 +15,7 @@ from covergen import bench
     ("loader", {"batch_size": 8, "samples": 80, "threads": (1, 2)},
      {"ImageFolder + DataLoader", "covergen, 1 thread", "decoding alone, 1 thread", "covergen, 2 threads",
       "decoding alone, 2 threads", "torchvision's decoder, 1 thread", "torchvision's decoder, 2 threads",
-      "first reading, 2 threads", "--cache ram, 2 threads"}),
+      "first reading, 2 threads", "--decoded_cache ram, 2 threads"}),
     ("pack", {"samples": 40}, {"tar -cf", "tar -cf, sha256sum", "pack --workers 1", "pack --workers 2"}),
 ])
 def test_every_contender_is_measured(what: str, options: dict, contenders: set, capsys) -> None:

@@ -15,7 +15,7 @@ from torch import nn
 
 from covergen.convert import OPTIONS, convert, prepare, rows
 from covergen.data.batch import Batch
-from covergen.inference.trained_model import open_run
+from covergen.inference.trained_model import open_model
 from covergen.runs import checkpoint, config
 from shard_tools import cli
 from tests.support import thesis
@@ -62,12 +62,12 @@ def trainer_of(run: Path) -> dict[str, Any]:
 @torch.no_grad()
 def test_a_converted_gan_gives_the_same_images_and_scores(model: str, folder: Path) -> None:
     made, path = converted(model, folder)
-    run = open_run(path)
+    run = open_model(path)
     noise = torch.Generator().manual_seed(1)
     latents = torch.randn(2, run.config.options.latent, generator=noise)
     audio = [torch.randn(2, 1160, generator=noise) * 2] if run.model.conditional else []
     expected = made["model_g"](latents, *audio)
-    for opened in (run, open_run(path, averaged=False)):
+    for opened in (run, open_model(path, ema_networks=False)):
         torch.testing.assert_close(opened.sample(latents, *(part.numpy() for part in audio)), expected, **CLOSE)
     judge = next(network for name, network in run.model.networks.items() if name != "generator")
     images = torch.rand(4, 3, 128, 128, generator=noise) * torch.linspace(0.1, 2, 4).view(4, 1, 1, 1) - 1
@@ -75,7 +75,7 @@ def test_a_converted_gan_gives_the_same_images_and_scores(model: str, folder: Pa
     expected = made["model_d"](images.clone())
     torch.testing.assert_close(torch.sigmoid(scores) if model == "dcgan" else scores, expected, **CLOSE)
     assert expected.std() > 0.01  # the images are told apart at all
-    assert (run.facts["audio"] or {}).get("dimension") == (1160 if run.model.conditional else None)
+    assert (run.metadata["audio"] or {}).get("dimension") == (1160 if run.model.conditional else None)
 
 
 @pytest.mark.parametrize("model", ["ae_resize", "ae_transpose", "vae"])
@@ -83,26 +83,26 @@ def test_a_converted_gan_gives_the_same_images_and_scores(model: str, folder: Pa
 def test_a_converted_autoencoder_gives_the_same_reconstructions(model: str, folder: Path) -> None:
     made, path = converted(model, folder)
     covers = torch.randint(0, 256, (2, 3, 128, 128), generator=torch.Generator().manual_seed(2), dtype=torch.uint8)
-    found = open_run(path).reconstruct(Batch(covers, None, None, None))
+    found = open_model(path).reconstruct(Batch(covers, None, None, None))
     torch.testing.assert_close(found, made["model_state_dict"](covers / 255), **CLOSE)
     assert found.std() > 1e-3
 
 
 def test_counters_of_batches_are_kept_and_may_be_absent(folder: Path) -> None:
     made, run = converted("ae_resize", folder)
-    network = open_run(run).networks["autoencoder"]
+    network = open_model(run).networks["autoencoder"]
     assert network.encoder.norms[0].num_batches_tracked == made["model_state_dict"].bn1.num_batches_tracked > 0
     old = {key: value for key, value in made["model_state_dict"].state_dict().items() if "num_batches" not in key}
     path = thesis.save("ae_resize", folder, made, legacy=True, model_state_dict=old)
     convert(str(path), "ae_resize", str(folder / "old"))
-    again = open_run(folder / "old").networks["autoencoder"]
+    again = open_model(folder / "old").networks["autoencoder"]
     assert torch.equal(again.decoder.convs[0].weight, network.decoder.convs[0].weight)
 
 
 def test_half_precision_becomes_single(folder: Path) -> None:
     half = thesis.networks("ae_transpose")["model_state_dict"].half().state_dict()
     convert(str(thesis.save("ae_transpose", folder, model_state_dict=half)), "ae_transpose", str(folder / "run"))
-    back = open_run(folder / "run").networks["autoencoder"].back[0].weight
+    back = open_model(folder / "run").networks["autoencoder"].back[0].weight
     assert back.dtype == torch.float32 and torch.equal(back.cpu(), half["tconv1.weight"].float())
 
 
@@ -207,8 +207,8 @@ def test_the_next_step_of_adam_is_the_one_the_thesis_would_take(model: str, entr
     theirs, optimizer = made[f"model_{entry}"], thesis.stepped(model, made[f"model_{entry}"], 3)
     path = thesis.save(model, folder, made, **{f"optimizer_{entry}": optimizer.state_dict()})
     convert(str(path), model, str(folder / "run"))
-    run = open_run(folder / "run", which="last", averaged=False)
-    turn = run.model.turns[-1]
+    run = open_model(folder / "run", which="last", ema_networks=False)
+    turn = run.model.phases[-1]
     ours = torch.optim.Adam(turn.parameters(), lr=1.0)  # which its state overrules
     ours.load_state_dict(trainer_of(run.folder)["optimizers"][turn.name])
     pairs = [(mine, next(p for p in theirs.parameters() if p.shape == mine.shape and torch.equal(p, mine)))
@@ -295,6 +295,6 @@ def test_a_conditional_gan_trains_on(shards: Path, folder: Path) -> None:
     assert "going on from" in train(folder, *flags).stdout
     optimizers = trainer_of(run)["optimizers"]
     assert [optimizers[name]["state"][0]["step"] for name in ("generator", "discriminator")] == [3, 2]
-    facts = json.loads((run / "data.json").read_text())
-    assert facts["identity"] and len(facts["audio"]["mean"]) == 1160
-    assert open_run(run).sample(torch.zeros(2, 1024), torch.ones(2, 1160).numpy()).isfinite().all()
+    metadata = json.loads((run / "data.json").read_text())
+    assert metadata["identity"] and len(metadata["audio"]["mean"]) == 1160
+    assert open_model(run).sample(torch.zeros(2, 1024), torch.ones(2, 1160).numpy()).isfinite().all()

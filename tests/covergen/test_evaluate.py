@@ -13,9 +13,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from covergen.data.indexed import IndexedShards
+from covergen.data.indexed import ShardDataset
 from covergen.evaluation import scores as table
-from covergen.evaluation.generation import Songs, choose, others
+from covergen.evaluation.generation import Songs, choose, mismatched_pairing
 from shard_tools.demo import make
 from shard_tools.pack import pack
 from tests.support.runs import command, environment, train
@@ -36,7 +36,7 @@ def runs(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("evaluated")
     common = ["--shards", str(shards), "--batch_size", "12", "--tracker", "none", "--sample_every", "0", "--log_every",
               "5"]
-    train(folder, *common, "--model", "contrast", "--albums_for", "judge", "--steps", "30", "--width", "8", "--name",
+    train(folder, *common, "--model", "contrast", "--album_subset", "judge", "--steps", "30", "--width", "8", "--name",
           "judge")
     train(folder, *common, *FLOW, "--steps", "2", "--name", "flow")
     train(folder, *common, "--model", "r3gan", "--width", "8", "--group", "0", "--steps", "2", "--name", "r3gan")
@@ -86,7 +86,7 @@ def test_without_a_judge_one_is_trained_once(runs: Path, shards: Path) -> None:
     first, second = (run_command(runs, "covergen.evaluate", *flags).stdout for _ in range(2))
     assert "no --judge: training one" in first and "no --judge" not in second
     judge = Path(json.loads((runs / "own.json").read_text())["judge"])
-    assert "albums_for: judge" in (judge / "config.yaml").read_text() and (judge / "finished").is_file()
+    assert "album_subset: judge" in (judge / "config.yaml").read_text() and (judge / "finished").is_file()
 
 
 def test_a_model_without_audio_is_evaluated_and_follows_nothing(runs: Path, shards: Path) -> None:
@@ -124,13 +124,13 @@ def test_a_judge_that_saw_the_generators_albums_is_refused(runs: Path, shards: P
     train(runs, "--shards", str(shards), "--model", "contrast", "--batch_size", "12", "--steps", "1", "--width", "8",
           "--tracker", "none", "--name", "condition")
     done = run_command(runs, "covergen.evaluate", "--run", "runs/r3gan", "--judge", "runs/condition", ok=False)
-    assert done.returncode and "--albums_for judge" in done.stdout
+    assert done.returncode and "--album_subset judge" in done.stdout
     flags = ["--shards", str(shards), "--model", "r3gan", "--width", "8", "--batch_size", "12", "--steps", "1",
              "--tracker", "none", "--sample_every", "0"]
     wrong = train(runs, *flags, "--name", "heard", "--condition", "runs/judge", ok=False)
     assert wrong.returncode and "is a judge" in wrong.stdout
     train(runs, *flags, "--name", "heard", "--condition", "runs/condition")
-    mixed = train(runs, "--shards", str(shards), "--model", "contrast", "--width", "8", "--albums_for", "judge",
+    mixed = train(runs, "--shards", str(shards), "--model", "contrast", "--width", "8", "--album_subset", "judge",
                   "--condition", "runs/condition", "--steps", "1", "--tracker", "none", ok=False)
     assert mixed.returncode and "trained for generator albums" in mixed.stdout
 
@@ -187,14 +187,14 @@ def test_training_can_glance_at_its_own_evaluation(runs: Path, shards: Path) -> 
 
 
 def test_songs_are_one_track_of_each_album_and_others_are_of_another(shards: Path) -> None:
-    split = IndexedShards(shards, "train", batch_size=1, audio_scale="raw")
+    split = ShardDataset(shards, "train", batch_size=1, audio_scale="raw")
     rows = choose(split, 1000, 0)
     groups, genres = split.index.rows["group"][rows], split.index.rows["genre"][rows]
-    assert len(set(groups.tolist())) == len(groups) == split.facts["groups"]
+    assert len(set(groups.tolist())) == len(groups) == split.metadata["groups"]
     assert (choose(split, 1000, 0) == rows).all() and (choose(split, 1000, 1)[:20] != rows[:20]).any()
-    wrong = others(groups, 0)
+    wrong = mismatched_pairing(groups, 0)
     assert (groups[wrong] != groups).all()
-    within = others(groups, 0, genres)
+    within = mismatched_pairing(groups, 0, genres)
     assert (genres[within[within >= 0]] == genres[within >= 0]).all() and (groups[within] != groups)[within >= 0].all()
 
 

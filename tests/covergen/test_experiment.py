@@ -20,7 +20,7 @@ PLAN = {
     "about": "two rows of two steps", "shown": ["within_genre", "r@5", "fid"],
     "tiers": {"toy": {"demo": "toy", "jobs": 2, "minutes": 5, "judge_minutes": 5, "train": TINY,
                       "evaluate": {"songs": 14, "noises": 2}}},
-    "judge": {"train": {"model": "contrast", "albums_for": "judge", "width": 8}},
+    "judge": {"train": {"model": "contrast", "album_subset": "judge", "width": 8}},
     "rows": [{"name": "gan", "title": "a GAN", "train": {"model": "r3gan", "width": 8}},
              {"name": "flow", "title": "a flow, guidance {guidance:g}",
               "train": dict(zip((flag[2:] for flag in FLOW[::2]), FLOW[1::2], strict=True)),
@@ -86,7 +86,7 @@ def test_every_command_of_the_ablation_is_one_that_training_and_evaluation_under
         flags = {name: str(value) for name, value in experiment.training_of(plan, row, tier).items()}
         run = config.resolve(flags | {"shards": "x"})
         assert run.model in models.MODELS
-        assert run.training.albums_for == ("judge" if row["name"] == "judge" else "generator")
+        assert run.training.album_subset == ("judge" if row["name"] == "judge" else "generator")
     labels = {label for row in plan["rows"] for label in experiment.evaluations_of(row)}
     assert plan["thresholds"][tier].keys() <= labels
 

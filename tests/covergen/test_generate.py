@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from covergen import generate
-from covergen.inference.trained_model import open_run
+from covergen.inference.trained_model import open_model
 from shard_tools import cli
 from shard_tools.extractors import acousticbrainz
 from tests.support.runs import TINY, environment, run_command, train
@@ -37,7 +37,7 @@ def test_a_grid_an_array_and_single_files_are_the_same_covers(runs: Path, tmp_pa
         assert generate.main(run, f"{tmp_path}/{out}", n=10, seed=3) == 0
     array = np.load(tmp_path / "x.npy")
     assert array.shape == (10, 3, 32, 32) and array.dtype == np.float32 and array.min() < 0
-    opened = open_run(run)
+    opened = open_model(run)
     latents = opened.model.latents(10, torch.Generator().manual_seed(3), None)
     np.testing.assert_allclose(array, opened.sample(latents).numpy(), atol=1e-6)
     pixels = np.clip((array + 1) / 2 * 255, 0, 255).round()
@@ -67,7 +67,7 @@ def test_latents_from_a_file_are_what_the_network_gets(runs: Path, tmp_path: Pat
     latents = np.random.default_rng(0).normal(size=(70, 100))  # more than go through the network at once
     np.save(tmp_path / "z.npy", latents)
     generate.main(run, f"{tmp_path}/z_out.npy", latents=str(tmp_path / "z.npy"))
-    opened = open_run(run)
+    opened = open_model(run)
     with torch.no_grad():
         expected = opened.networks["generator"](torch.from_numpy(latents).float().to(opened.device)).cpu()
     np.testing.assert_allclose(np.load(tmp_path / "z_out.npy"), expected, atol=1e-5)
@@ -88,7 +88,7 @@ def test_a_conditional_model_makes_a_row_for_each_audio_and_columns_share_noise(
         np.save(tmp_path / f"{name}.npy", vector)
     out = str(tmp_path / "out.npy")
     generate.main(run, out, audio=f"{tmp_path}/a.npy,{tmp_path}/b.npy", n=3)
-    opened = open_run(run)
+    opened = open_model(run)
     latents = opened.model.latents(3, torch.Generator().manual_seed(0), None).repeat(2, 1)
     np.testing.assert_allclose(np.load(out), opened.sample(latents, vectors.repeat(3, 0)).numpy(), atol=1e-5)
     generate.main(run, f"{tmp_path}/d/", audio=str(tmp_path / "a.npy"), n=2)
@@ -108,7 +108,7 @@ def test_an_acousticbrainz_file_fills_the_block_of_its_size(runs: Path, tmp_path
     expected[0, :580] = acousticbrainz.read((tmp_path / "t.json").read_bytes())
     run = str(runs / "cond_wgan_gp")
     generate.main(run, f"{tmp_path}/j.npy", audio=str(tmp_path / "t.json"), n=2)
-    opened = open_run(run)
+    opened = open_model(run)
     latents = opened.model.latents(2, torch.Generator().manual_seed(0), None)
     np.testing.assert_allclose(np.load(tmp_path / "j.npy"), opened.sample(latents, expected.repeat(2, 0)), atol=1e-5)
 

@@ -14,10 +14,10 @@ import torch
 from PIL import Image
 
 from covergen import generate, models
-from covergen.data.audio import AudioScale
+from covergen.data.audio import AudioNormalizer
 from covergen.inference import audio_inputs as hearing
-from covergen.inference.trained_model import open_run
-from covergen.models.base import Sizes
+from covergen.inference.trained_model import open_model
+from covergen.models.base import InputSpec
 from covergen.runs import checkpoint, config
 from covergen.runs.folder import write_run
 from shard_tools import __version__, cli, extractors
@@ -47,18 +47,18 @@ def flow(runs: Path) -> str:
 def begin(folder: Path, model: str, audio: dict | None, **options: object) -> None:
     """Writes a run of a model at 32 px with a checkpoint of step 2."""
     written = config.resolve({"model": model, "shards": "-", "out": str(folder), "name": model, **options})
-    scale = AudioScale(audio, written.training.audio_scale) if audio else None
+    scale = AudioNormalizer(audio, written.training.audio_scale) if audio else None
     torch.manual_seed(0)
-    live, averaged = (models.load(model).build(written.options, Sizes(32, scale.size if scale else 0))
+    live, averaged = (models.load(model).build(written.options, InputSpec(32, scale.size if scale else 0))
                       for _ in range(2))
     with torch.no_grad():
         for network in (*live.networks.values(), *averaged.networks.values()):
             for parameter in network.parameters():
                 parameter += 0.1 * torch.randn_like(parameter)  # some begin with zeros
     checkpoint.save(folder / model, 2, live.networks,
-                    {name: averaged.networks[name] for name in averaged.averaged}, {}, keep=1)
-    facts = {"resolution": 32, "genres": [], "shards": "", "audio": audio}
-    write_run(folder / model, written, facts, resuming=False)
+                    {name: averaged.networks[name] for name in averaged.ema_networks}, {}, keep=1)
+    metadata = {"resolution": 32, "genres": [], "shards": "", "audio": audio}
+    write_run(folder / model, written, metadata, resuming=False)
 
 
 @pytest.fixture
@@ -141,10 +141,10 @@ def test_guidance_and_sampling_steps_are_those_asked_for(flow: str, vectors: dic
     assert np.abs(arrays["own"][:2] - arrays["own"][2:]).max() > 0
     generate.main(flow, f"{tmp_path}/x.png", n=2, audio=audio, guidance=4.0)
     assert (told(tmp_path / "x.png")["guidance"], told(tmp_path / "x.png")["sampling_steps"]) == (4.0, 3)
-    opened = open_run(flow, options={"sampling_steps": 7})
+    opened = open_model(flow, options={"sampling_steps": 7})
     assert opened.config.options.sampling_steps == 7 and opened.config.options.width == 8
     with pytest.raises(ValueError, match=r"--guidence: the run is a flow, which has no such option"):
-        open_run(flow, options={"guidence": 2.0})
+        open_model(flow, options={"guidence": 2.0})
 
 
 def test_covers_go_into_the_tags_of_copies_or_of_the_files_themselves(
@@ -176,22 +176,22 @@ def test_a_run_that_does_not_know_its_descriptors_hears_no_songs(tmp_path: Path)
 
 def test_a_run_hears_what_its_own_extractor_makes_and_nothing_else(tmp_path: Path) -> None:
     known = extractors.load("acousticbrainz-559").schema
-    facts = {"dimension": 559, "blocks": [[0, 559]], "features": known.facts()}
+    metadata = {"dimension": 559, "blocks": [[0, 559]], "features": known.metadata()}
     (tmp_path / "a.json").write_bytes(as_bytes(low_level()))
-    vector = hearing.read_files(f"{tmp_path}/a.json", facts).raw[0]
+    vector = hearing.read_files(f"{tmp_path}/a.json", metadata).raw[0]
     (tmp_path / "own/rock").mkdir(parents=True), (tmp_path / "other").mkdir()
     write_schema(tmp_path / "own", known)
     write_schema(tmp_path / "other", extractors.load("acousticbrainz").schema)
     for folder in ("own/rock", "other"):
         np.save(tmp_path / folder / "a.npy", vector)
-    assert (hearing.read_files(f"{tmp_path}/own/rock/a.npy", facts).raw[0] == vector).all()
+    assert (hearing.read_files(f"{tmp_path}/own/rock/a.npy", metadata).raw[0] == vector).all()
     with pytest.raises(ValueError, match=r"a vector of acousticbrainz 1 .* trained on 559 numbers \(blocks of 559\) of "
                                          "acousticbrainz-559 1"):
-        hearing.read_files(f"{tmp_path}/other/a.npy", facts)
+        hearing.read_files(f"{tmp_path}/other/a.npy", metadata)
     with pytest.raises(ValueError, match="acousticbrainz-559 1, which can't be computed from audio files"):
-        hearing.read_files(f"{tmp_path}/song.ogg", facts)
+        hearing.read_files(f"{tmp_path}/song.ogg", metadata)
     with pytest.raises(ValueError, match="use the version of the package that made them"):
-        hearing.read_files(f"{tmp_path}/a.json", {**facts, "features": {**known.facts(), "sha256": "0" * 64}})
+        hearing.read_files(f"{tmp_path}/a.json", {**metadata, "features": {**known.metadata(), "sha256": "0" * 64}})
 
 
 @pytest.mark.parametrize(("run", "words", "message"), [

@@ -43,16 +43,16 @@ def test_batch_norm_statistics_are_the_mean_over_the_ranks(shards: Path, tmp_pat
     found = weights(tmp_path / "runs/two", 1)
     # The first norm sees the linear layer's output of each rank's latents, twice: in the critic's and its own turn.
     from covergen.data.sampling import seed_of
-    from covergen.models.base import Sizes
+    from covergen.models.base import InputSpec
     from covergen.models.wgan_gp import PlainOptions, build
     torch.manual_seed(seed_of(0, "weights"))
-    model = build(PlainOptions(width=4, critic_steps=1), Sizes(32))
+    model = build(PlainOptions(width=4, critic_steps=1), InputSpec(32))
     means, generator, source = [], model.networks["generator"], torch.Generator()
     for rank in range(2):
         running = torch.zeros_like(generator.project_norm.running_mean)
-        for place, turn in enumerate(model.turns):
+        for place, turn in enumerate(model.phases):
             source.manual_seed(seed_of(0, "noise", 1, place, 0))
-            latents = turn.draw(12, source)["latents"].chunk(2)[rank]
+            latents = turn.sample_noise(12, source)["latents"].chunk(2)[rank]
             features = generator.project(latents).unflatten(1, (-1, 4, 4))
             running = 0.9 * running + 0.1 * features.mean((0, 2, 3))
         means.append(running)

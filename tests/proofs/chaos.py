@@ -204,9 +204,9 @@ def check(folder: Path, starts: list[int], flags: list[str], ranks: list[int]) -
 
 
 def stream_of(shards: str | None):
-    from covergen.data.indexed import IndexedShards
+    from covergen.data.indexed import ShardDataset
     from covergen.training.setup import demo_shards
-    return IndexedShards(shards or demo_shards(print), "train", batch_size=BATCH)
+    return ShardDataset(shards or demo_shards(print), "train", batch_size=BATCH)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 import yaml
 
-from shard_tools.shards.index import _digest, facts_bytes
+from shard_tools.shards.index import _digest, metadata_bytes
 
 Maker = Callable[[Random, bytes, Path], bytes]
 VALUES: tuple[Any, ...] = (None, "", "x", "../../x", [], {}, -1, 0, 2**31, 2**63, -2**63 - 1, 1e308, 10**30, True, [[]],
@@ -87,7 +87,7 @@ def json_leaf(rng: Random, data: bytes, marker: Path) -> bytes:
     tree = leaf_changed(rng, json.loads(data))
     if isinstance(tree, dict) and "self_sha256" in tree and rng.random() < 0.7:  # an honest checksum of a lie
         tree["self_sha256"] = _digest(tree)
-        return facts_bytes(tree)
+        return metadata_bytes(tree)
     return json.dumps(tree).encode("utf-8", "surrogatepass")
 
 
@@ -197,8 +197,8 @@ def safetensors(rng: Random, data: bytes, marker: Path) -> bytes:
         text = json.dumps(header).encode() if text is None else text
         return struct.pack("<Q", len(text) if length is None else length) + text + body
 
-    def claim(**facts: Any) -> bytes:
-        header[one] |= facts
+    def claim(**metadata: Any) -> bytes:
+        header[one] |= metadata
         return whole()
 
     def renamed() -> bytes:

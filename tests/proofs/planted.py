@@ -23,7 +23,7 @@ from PIL import Image, ImageDraw, ImageEnhance, ImageFont
 
 from shard_tools.core.files import hash64
 from shard_tools.curation.clusters import File, find_clusters
-from shard_tools.curation.fingerprints import LOOKED, look
+from shard_tools.curation.fingerprints import FINGERPRINT_DTYPE, fingerprint
 from shard_tools.dataset import demo_world as world
 from shard_tools.dataset.source import Entry
 from tests.support.paths import SHARED
@@ -193,7 +193,7 @@ def plant(name: str, image: Image.Image, rng: np.random.Generator) -> bytes:
 
 def looked_at(data: list[bytes]) -> np.ndarray:
     """``fingerprints.LOOKED`` of covers."""
-    return np.array([(True, hash64(bytes_), look(bytes_)) for bytes_ in data], LOOKED)
+    return np.array([(True, hash64(bytes_), fingerprint(bytes_)) for bytes_ in data], FINGERPRINT_DTYPE)
 
 
 def clusters_of(data: list[bytes]) -> np.ndarray:

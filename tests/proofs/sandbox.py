@@ -136,14 +136,14 @@ def snapshot(root: Path) -> dict[str, tuple]:
     while stack:
         with os.scandir(stack.pop()) as items:
             for item in items:
-                facts = item.stat(follow_symlinks=False)
+                metadata = item.stat(follow_symlinks=False)
                 digest = ""
-                if stat.S_ISDIR(facts.st_mode):
+                if stat.S_ISDIR(metadata.st_mode):
                     stack.append(item.path)
                     found[item.path] = ("folder",)
                     continue
-                if stat.S_ISREG(facts.st_mode) and facts.st_size < 2**28:
+                if stat.S_ISREG(metadata.st_mode) and metadata.st_size < 2**28:
                     with open(item.path, "rb") as file:
                         digest = hashlib.file_digest(file, "blake2b").hexdigest()
-                found[item.path] = (stat.S_IFMT(facts.st_mode), facts.st_size, facts.st_mtime_ns, digest)
+                found[item.path] = (stat.S_IFMT(metadata.st_mode), metadata.st_size, metadata.st_mtime_ns, digest)
     return found

@@ -133,7 +133,7 @@ def test_the_vectors_are_what_essentia_hears(library, collected):
 def test_pack_reads_what_was_collected(collected, tmp_path):
     assert pack(str(collected), str(tmp_path / "shards"), resolution=16, workers=1) == 0
     index = open_index(tmp_path / "shards", "train")
-    assert (index.facts["samples"], index.facts["groups"], index.facts["ignored_files"]) == (9, 5, 0)
+    assert (index.metadata["samples"], index.metadata["groups"], index.metadata["ignored_files"]) == (9, 5, 0)
 
 
 def test_kill_9_and_rerun_gives_the_same_bytes_and_hears_nothing_twice(library, collected, tmp_path):

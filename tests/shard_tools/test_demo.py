@@ -204,9 +204,9 @@ def test_an_interrupted_demo_is_redone_with_the_same_options_only(tmp_path, monk
 def test_the_command_reports_what_it_made_and_comes_next(tmp_path):
     out = tmp_path / "world"
     done = command("--out", str(out), "--tier", "hard", "--albums", "12", "--resolution", "16")
-    facts = json.loads((out / "demo.json").read_text())
-    assert facts["options"] == demo.options_of("hard", resolution=16, albums=12)
-    assert f"12 albums, {sum(facts['tracks'].values())} tracks" in done.stdout and "covers/s" in done.stdout
+    metadata = json.loads((out / "demo.json").read_text())
+    assert metadata["options"] == demo.options_of("hard", resolution=16, albums=12)
+    assert f"12 albums, {sum(metadata['tracks'].values())} tracks" in done.stdout and "covers/s" in done.stdout
     assert f"python -m shard_tools.pack --source {out} --out SHARDS" in done.stdout
 
 

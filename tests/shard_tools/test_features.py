@@ -239,8 +239,8 @@ def test_a_table_of_pairs_becomes_a_data_set_that_pack_reads(tmp_path):
     assert read_schema(out / "audio") == load("acousticbrainz").schema
     assert pack(str(out), str(tmp_path / "shards"), workers=1) == 0
     index = open_index(tmp_path / "shards", "train")
-    assert index.facts["samples"] == 12 and index.facts["groups"] == 4 and index.facts["genres"] == genres
-    assert not index.facts["drops"] and index.facts["audio"]["dimension"] == 580
+    assert index.metadata["samples"] == 12 and index.metadata["groups"] == 4 and index.metadata["genres"] == genres
+    assert not index.metadata["drops"] and index.metadata["audio"]["dimension"] == 580
 
 
 def test_songs_are_heard_and_what_cannot_be_is_named(tmp_path, capfd):

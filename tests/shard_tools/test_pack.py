@@ -55,10 +55,10 @@ def test_index_finds_every_sample_and_counts_agree(packed):
     assert list(splits_in(packed)) == ["train", "val", "test"]
     for split, expected in (("train", 30), ("val", 15), ("test", 15)):
         index = open_index(packed, split)
-        facts = index.facts
-        assert len(index.rows) == facts["samples"] == expected == sum(facts["genre_counts"].values())
-        assert facts["genres"] == ["metal", "new_age", "r&b"] and facts["resolution"] == 32
-        sizes = [shard["samples"] for shard in facts["shards"]]
+        metadata = index.metadata
+        assert len(index.rows) == metadata["samples"] == expected == sum(metadata["genre_counts"].values())
+        assert metadata["genres"] == ["metal", "new_age", "r&b"] and metadata["resolution"] == 32
+        sizes = [shard["samples"] for shard in metadata["shards"]]
         assert max(sizes) <= 8 and max(sizes) - min(sizes) <= 1
         assert [path.name for path in index.shards] == sorted(p.name for p in packed.glob(f"{split}-*.tar"))
         for row in index.rows:
@@ -84,7 +84,7 @@ def test_groups_are_albums_and_covers_of_unknown_album_join_the_album_with_the_s
 
 
 def test_statistics_are_of_train_and_of_present_blocks_only(source, packed):
-    audio = open_index(packed, "val").facts["audio"]
+    audio = open_index(packed, "val").metadata["audio"]
     assert audio["blocks"] == [[0, 30], [30, 60]] and audio["dimension"] == 60
     vectors = np.stack([np.load(path) for path in source.glob("*/audio/train/*/*.npy")]).astype(np.float64)
     for start, end in audio["blocks"]:
@@ -104,9 +104,9 @@ def test_messy_folder_packs_all_sound_pairs_and_names_every_bad_file(tmp_path):
     assert {line["path"]: line["reason"] for line in found} == expected
     assert [line["path"] for line in found] == sorted(expected)
     assert all(set(line) == {"path", "stage", "reason", "detail"} for line in found)
-    facts = open_index(tmp_path / "out", "train").facts
-    assert facts["drops"] == dict(Counter(expected.values())) and facts["ignored_files"] == 2
-    assert sum(open_index(tmp_path / "out", split).facts["samples"] for split in facts["splits"]) == 21
+    metadata = open_index(tmp_path / "out", "train").metadata
+    assert metadata["drops"] == dict(Counter(expected.values())) and metadata["ignored_files"] == 2
+    assert sum(open_index(tmp_path / "out", split).metadata["samples"] for split in metadata["splits"]) == 21
     assert not trace.exists()
     assert pack(str(source), str(tmp_path / "out"), max_failure_rate=0.6, workers=1) == 0  # already packed
 
@@ -150,7 +150,7 @@ def test_covers_only_have_no_audio(source, tmp_path):
     shutil.copytree(source / "audio-cover_dataset/cover", tmp_path / "source/cover_dataset")
     pack(str(tmp_path / "source"), str(tmp_path / "out"), workers=1)
     index = open_index(tmp_path / "out", "train")
-    assert index.facts["audio"] is None and not index.rows["audio_bytes"].any() and not index.facts["drops"]
+    assert index.metadata["audio"] is None and not index.rows["audio_bytes"].any() and not index.metadata["drops"]
 
 
 def test_seed_changes_the_order_and_nothing_else(source, packed, tmp_path):

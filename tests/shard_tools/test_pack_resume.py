@@ -14,7 +14,7 @@ import pytest
 
 from shard_tools.core.errors import SourceChangedError
 from shard_tools.pack import pack
-from shard_tools.shards.tasks import Expected
+from shard_tools.shards.tasks import SampleFormat
 from tests.support import raw_data
 from tests.support.paths import ROOT
 
@@ -136,7 +136,7 @@ def test_every_file_is_opened_once(tmp_path, monkeypatch):
         return real(path, *args, **options)
 
     monkeypatch.setattr("shard_tools.shards.plan.choose_blocks", lambda *args: ((0, 60),))
-    monkeypatch.setattr("shard_tools.shards.plan.first_look", lambda *args: Expected(32, False, 60))
+    monkeypatch.setattr("shard_tools.shards.plan.guess_format", lambda *args: SampleFormat(32, False, 60))
     monkeypatch.setattr(os, "open", counted)
     pack(str(source), str(tmp_path / "out"), workers=1)
     assert [opened[str(path)] for path in source.rglob("*.*")] == [1] * 48
@@ -161,7 +161,7 @@ def test_shards_that_a_crash_of_the_machine_emptied_are_made_again(tmp_path, mon
 def test_covers_unlike_the_first_are_packed_after_all_where_most_are_so(tmp_path, monkeypatch):
     source = raw_data.sound_pairs(tmp_path / "source", 12)
     pack(str(source), str(tmp_path / "whole"), workers=1)
-    monkeypatch.setattr("shard_tools.shards.plan.first_look", lambda *args: Expected(64, False, 7))
+    monkeypatch.setattr("shard_tools.shards.plan.guess_format", lambda *args: SampleFormat(64, False, 7))
     pack(str(source), str(tmp_path / "out"), workers=1)
     assert raw_data.hashes(tmp_path / "out") == raw_data.hashes(tmp_path / "whole")
 

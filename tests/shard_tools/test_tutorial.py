@@ -36,8 +36,8 @@ def test_a_music_library_becomes_covers_in_its_files(tmp_path: Path) -> None:
                   "covergen.generate --run runs/r3gan --audio Music/0/one.ogg --n 2 --embed --out covers/"):
         module, *flags = words.split()
         run_command(tmp_path, module, *flags)
-    facts = open_index(tmp_path / "music_shards", "train").facts
-    assert facts["samples"] == 6 and facts["audio"]["features"]["features"] == "essentia"
+    metadata = open_index(tmp_path / "music_shards", "train").metadata
+    assert metadata["samples"] == 6 and metadata["audio"]["features"]["features"] == "essentia"
     told = json.loads(Image.open(tmp_path / "covers/0000_one_00.png").text["covergen"])
     assert len(told["audio"][0]["sha256"]) == 64 and (tmp_path / "covers/one.covergen.ogg").is_file()
     refused = run_command(tmp_path, "shard_tools.features", "--source", "Music", "--out", "music/audio", "--extractor",
@@ -76,7 +76,7 @@ def test_groups_of_a_file_overrule_those_of_names_and_packing_sees_that_they_cha
     with open(tmp_path / "data/groups.csv", "w", newline="") as file:
         csv.writer(file).writerows([("genre", "stem", "group"), ("rock", "0", "a"), ("rock", "3", "a")])
     assert pack(str(tmp_path / "data"), str(tmp_path / "joined"), workers=1) == 0
-    assert [open_index(tmp_path / name, "train").facts["groups"] for name in ("alone", "joined")] == [4, 3]
+    assert [open_index(tmp_path / name, "train").metadata["groups"] for name in ("alone", "joined")] == [4, 3]
     with pytest.raises(ValueError, match="--source is not what"):
         pack(str(tmp_path / "data"), str(tmp_path / "alone"), workers=1)
     (tmp_path / "data/groups.csv").write_text("genre,stem\nrock,0\n")

@@ -44,8 +44,8 @@ def rewritten(folder: Path, split: str = "train", rows=None, **changes) -> None:
     """Writes an index again, with changes and right checksums, as an enemy would."""
     index = open_index(folder, split)
     rows = np.array(index.rows) if rows is None else rows
-    facts = {k: v for k, v in index.facts.items() if k not in ("schema", "split", "rows_sha256", "self_sha256")}
-    write_index(folder, split, facts | changes, len(rows), [rows])
+    metadata = {k: v for k, v in index.metadata.items() if k not in ("schema", "split", "rows_sha256", "self_sha256")}
+    write_index(folder, split, metadata | changes, len(rows), [rows])
 
 
 def test_a_sound_folder_has_no_problems(packed, capsys):

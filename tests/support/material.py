@@ -32,7 +32,7 @@ MODELS = {
     "coder": ["--model", "ae_resize"],
     "heard": ["--model", "r3gan", *runs.HEARING["r3gan"]],
     "flow": ["--model", "flow", *runs.HEARING["flow"]],
-    "judge": ["--model", "contrast", "--width", "8", "--albums_for", "judge"],
+    "judge": ["--model", "contrast", "--width", "8", "--album_subset", "judge"],
 }
 RESUMED = ("gan", "coder")
 STEPS, LATENT, VECTOR = 4, 8, 40
@@ -154,7 +154,7 @@ def _plan() -> dict:
     return {"about": "nothing", "shown": ["fid"],
             "tiers": {"toy": {"demo": "toy", "minutes": 1, "judge_minutes": 1, "train": {"steps": 2},
                               "evaluate": {"songs": 8, "noises": 2}}},
-            "judge": {"train": {"model": "contrast", "albums_for": "judge", "width": 8}},
+            "judge": {"train": {"model": "contrast", "album_subset": "judge", "width": 8}},
             "rows": [{"name": "gan", "title": "a GAN, guidance {guidance:g}", "train": {"model": "wgan_gp", "width": 4},
                       "toy": {"batch_size": 4}, "evaluations": [{"guidance": 1}]}],
             "thresholds": {"toy": {"gan": {"fid": {"at_most": 1.0}}}}}

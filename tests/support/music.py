@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from shard_tools.music.excerpt_cache import Heard, Part
+from shard_tools.music.excerpt_cache import Excerpt, ExtractedTrack
 
 RATE = 22050
 CODECS = {".mp3": "libmp3lame", ".flac": "flac", ".ogg": "vorbis", ".opus": "libopus", ".m4a": "aac"}
@@ -146,11 +146,11 @@ def _tag_vorbis(audio: Any, tags: dict[str, str], pictures: dict[int, bytes]) ->
                                                base64.b64encode(block.write()).decode()]
 
 
-def fragile(path: Path) -> Heard:
+def fragile(path: Path) -> ExtractedTrack:
     """Hears like a decoder that some files kill."""
     if "deadly" in path.name:
         os._exit(139)
-    return Heard(1.0, [Part(0, 0.0, 1.0, np.zeros(1, np.float32))])
+    return ExtractedTrack(1.0, [Excerpt(0, 0.0, 1.0, np.zeros(1, np.float32))])
 
 
 def library(root: Path) -> Path:

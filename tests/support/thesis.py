@@ -1,6 +1,6 @@
 """The thesis's own networks, with its names, and checkpoints in its format with random contents, for tests.
 
-Written from the facts of J. Bustos 2020, "Towards album artwork generation based on audio"; all for 128 px.
+Written from the metadata of J. Bustos 2020, "Towards album artwork generation based on audio"; all for 128 px.
 """
 
 from __future__ import annotations

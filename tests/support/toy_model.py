@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from covergen.models.base import Model, Recipe, Sizes, Turn, normal_latents, signed
+from covergen.models.base import InputSpec, Model, ModelSpec, Phase, normal_latents, to_minus_one_one
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Picture(nn.Module):
         self.pixels = nn.Parameter(torch.full((3, resolution, resolution), brightness))
 
 
-class PictureTurn(Turn):
+class PictureTurn(Phase):
     name = "picture"
 
     def __init__(self, picture: Picture) -> None:
@@ -30,17 +30,17 @@ class PictureTurn(Turn):
         self.picture = picture
 
     def forward(self, batch: Any, noise: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        loss = (self.picture.pixels - signed(batch.cover)).square().mean()
+        loss = (self.picture.pixels - to_minus_one_one(batch.cover)).square().mean()
         return loss, {"distance": loss.detach()}
 
 
-def build(options: Options, sizes: Sizes) -> Model:
+def build(options: Options, sizes: InputSpec) -> Model:
     picture = Picture(sizes.resolution, options.brightness)
-    return Model({"picture": picture}, [PictureTurn(picture)], averaged=("picture",), latents=normal_latents(1),
+    return Model({"picture": picture}, [PictureTurn(picture)], ema_networks=("picture",), latents=normal_latents(1),
                  sample=lambda networks, latents, audio: networks["picture"].pixels.expand(len(latents), -1, -1, -1))
 
 
-TOY = Recipe("the mean of all covers", Options, build, preset={"lr": 0.01})
+TOY = ModelSpec("the mean of all covers", Options, build, preset={"lr": 0.01})
 
 if __name__ == "__main__":
     from covergen import models, train

@@ -22,7 +22,7 @@ def write_log(folder: Path, lines: list[str]) -> Path:
 
 def test_curves_pass_over_missing_values_and_a_damaged_end(tmp_path: Path) -> None:
     rows = [{"step": step, "images": 10 * step, "loss/a": None if step % 3 == 0 else 1 / step, "optim/lr": 1e-4,
-             "optim/a_gradient_norm": 1.0, **({"val/loss": step % 7} if step % 10 == 0 else {})}
+             "optim/a_grad_norm": 1.0, **({"val/loss": step % 7} if step % 10 == 0 else {})}
             for step in range(1, 121)]
     run = write_log(tmp_path / "one" / "run", [*map(json.dumps, rows), '{"step": 121, "ima'])
     other = write_log(tmp_path / "two" / "run", ['{"step": 5, "loss/b": NaN, "val/loss": 3, "val/x": null}'])

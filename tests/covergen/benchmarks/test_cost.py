@@ -11,8 +11,8 @@ from torch import nn
 
 from covergen import bench, models
 from covergen.benchmarks import cost, counting, scaling
-from covergen.data.indexed import IndexedShards
-from covergen.models.base import Model, Sizes, Turn
+from covergen.data.indexed import ShardDataset
+from covergen.models.base import InputSpec, Model, Phase
 from covergen.runs import config
 from tests.support.runs import train
 
@@ -39,7 +39,7 @@ def test_operations_are_those_of_the_products_of_forward_and_gradients() -> None
 
 
 def test_turns_that_are_not_taken_every_step_count_as_much_less() -> None:
-    class Half(Turn):
+    class Half(Phase):
         name, repeats, every = "half", 1, 2
 
         def __init__(self) -> None:
@@ -60,7 +60,7 @@ def test_the_size_of_a_checkpoint_is_that_of_a_real_one(shards: Path, tmp_path: 
           "1", "--batch_size", "4", "--sample_every", "0", "--tracker", "none", "--name", "one")
     real = sum(file.stat().st_size for file in (tmp_path / "runs/one/checkpoints/step_00000001").iterdir())
     run = config.resolve({"config": str(tmp_path / "runs/one/config.yaml")})
-    built = models.load("wgan_gp").build(run.options, Sizes(32, 0))
+    built = models.load("wgan_gp").build(run.options, InputSpec(32, 0))
     assert counting.count(run, built, 32, 0).checkpoint == pytest.approx(real, rel=0.05)
 
 
@@ -108,7 +108,7 @@ def test_what_is_given_is_counted_or_measured_where_the_shards_are(shards: Path,
     found, measured = cost.find_constants(given, None, tmp_path, str(shards), 32, 0, False, step)
     assert found["disk"] == (7.0, "given") and found["decode"][1] == "assumed" and not measured
     assert found["sample"][1] == "counted in --shards" and 500 < found["sample"][0] < 10_000
-    assert cost.time_decoding(IndexedShards(shards, "train", batch_size=1), 50) > 0
+    assert cost.time_decoding(ShardDataset(shards, "train", batch_size=1), 50) > 0
     assert cost.time_disk(tmp_path, 1) > 0
 
 

@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from covergen.data.batch import Batch
-from covergen.data.corruption import Damage, DamagedSample
-from covergen.data.indexed import IndexedShards, open_stream
-from covergen.data.webdataset import ForeignShards
+from covergen.data.corruption import CorruptionLog, CorruptSample
+from covergen.data.indexed import ShardDataset, open_stream
+from covergen.data.webdataset import WebDatasetStream
 from shard_tools.dataset.vectors import vector_header
 from shard_tools.shards.index import open_index
 from tests.support.runs import TINY, log_of, train
@@ -50,8 +50,8 @@ def no_vector(data: bytearray, row: np.void) -> None:
     data[int(row["audio_offset"])] ^= 1
 
 
-def whole(root: Path, **options) -> IndexedShards:
-    return IndexedShards(root, "train", **{"batch_size": 12, "max_damaged": 0.5, **options})
+def whole(root: Path, **options) -> ShardDataset:
+    return ShardDataset(root, "train", **{"batch_size": 12, "max_corrupt": 0.5, **options})
 
 
 def same(one: Batch, other: Batch) -> bool:
@@ -74,7 +74,7 @@ def test_another_takes_the_place_of_a_damaged_sample_and_all_else_stays(shards: 
         for now, then in zip(batch, before, strict=True):
             assert now is then is None or torch.equal(now[~bad], then[~bad])
         assert not (batch.audio[bad] == before.audio[bad]).all(1).any()
-    assert replaced >= 3 and stream.damage.damaged == 3 and stream.damage.failed >= replaced
+    assert replaced >= 3 and stream.corruption.damaged == 3 and stream.corruption.failed >= replaced
 
 
 def test_what_takes_its_place_depends_on_neither_ranks_nor_what_was_read_before(three: Path) -> None:
@@ -101,7 +101,7 @@ def test_numbers_that_are_not_finite_are_damage_even_with_a_right_checksum(shard
         at = int(row["audio_offset"]) + len(vector_header(1160))
         data[at:at + 4] = np.float32(np.nan).tobytes()
     stream = whole(harmed(shards, tmp_path / "shards", {7: endless}))
-    stream.members.checked[7] = True  # as if the checksum, too, were of these bytes
+    stream.reader.checked[7] = True  # as if the checksum, too, were of these bytes
     with pytest.raises(ValueError, match="its vector is not finite"):
         stream.read(np.array([7]))
     with pytest.raises(ValueError, match="its vector is not finite"):
@@ -116,7 +116,7 @@ def test_audio_for_wrong_pairs_comes_from_another_album_where_its_first_choice_i
     assert 77 in heard[0]
     raw = np.zeros((2000, stream.dimension), np.float32)
     rows = stream.others(np.arange(2000), np.zeros(2000, np.int64),
-                         lambda rows, slots: stream.members.listen(rows, slots, raw))
+                         lambda rows, slots: stream.reader.read_audio(rows, slots, raw))
     assert 77 not in rows and (rows != heard[0]).sum() == (heard[0] == 77).sum()
     assert (stream.index.rows["group"][rows] != stream.index.rows["group"][0]).all() and np.isfinite(raw).all()
 
@@ -124,15 +124,15 @@ def test_audio_for_wrong_pairs_comes_from_another_album_where_its_first_choice_i
 def test_a_shard_that_is_lost_while_training_stops_it_and_is_named(shards: Path, tmp_path: Path) -> None:
     for lose in (Path.unlink, lambda path: path.write_bytes(path.read_bytes()[:700])):
         root = harmed(shards, tmp_path / lose.__name__, {})
-        stream = whole(root, max_damaged=0.01)
+        stream = whole(root, max_corrupt=0.01)
         lose(stream.shards[1])
-        with pytest.raises(ValueError, match=r"above --max_damaged 0\.01.*train-00001-of-00003\.tar.*verify --full"):
+        with pytest.raises(ValueError, match=r"above --max_corrupt 0\.01.*train-00001-of-00003\.tar.*verify --full"):
             for number in range(BATCHES):
                 stream.batch(number)
 
 
 def test_no_sound_sample_at_all_is_no_endless_search(shards: Path, tmp_path: Path) -> None:
-    stream = whole(harmed(shards, tmp_path / "shards", {}), max_damaged=0.999)
+    stream = whole(harmed(shards, tmp_path / "shards", {}), max_corrupt=0.999)
     for shard in stream.shards:
         shard.write_bytes(b"")
     with pytest.raises(ValueError, match=r"of 1.* samples read are damaged|in a row are damaged"):
@@ -140,9 +140,9 @@ def test_no_sound_sample_at_all_is_no_endless_search(shards: Path, tmp_path: Pat
 
 
 def test_without_a_limit_the_first_stops(three: Path) -> None:
-    with pytest.raises(ValueError, match=r"above --max_damaged 0"):
+    with pytest.raises(ValueError, match=r"above --max_corrupt 0"):
         for number in range(BATCHES):
-            whole(three, max_damaged=0).batch(number)
+            whole(three, max_corrupt=0).batch(number)
 
 
 def test_a_network_that_fails_is_not_damage(shards: Path) -> None:
@@ -150,13 +150,13 @@ def test_a_network_that_fails_is_not_damage(shards: Path) -> None:
 
     def fail(*where: int) -> bytearray:
         raise ConnectionError("no route")
-    stream.shelf.read = fail
+    stream.store.read = fail
     with pytest.raises(ConnectionError, match="no route"):
         stream.batch(0)
 
 
 def test_each_damaged_sample_is_named_once_by_all_processes_together(three: Path, tmp_path: Path) -> None:
-    file = tmp_path / "damaged.jsonl"
+    file = tmp_path / "corrupt_samples.jsonl"
     file.write_text('{"shard": "cut')  # by a crash
     file.write_text("")
     with warnings.catch_warnings(record=True) as caught:
@@ -164,46 +164,46 @@ def test_each_damaged_sample_is_named_once_by_all_processes_together(three: Path
         for _ in range(2):  # a resumed run
             for rank in range(2):
                 stream = whole(three, rank=rank, ranks=2)
-                stream.damage.keep(file)
+                stream.corruption.keep(file)
                 for number in range(BATCHES):
                     stream.batch(number)
                 told = [str(warning.message) for warning in caught]
-                assert len(told) == len(set(told)) == stream.damage.damaged
+                assert len(told) == len(set(told)) == stream.corruption.damaged
                 caught.clear()
     lines = [json.loads(line) for line in file.read_text().splitlines()]
     rows = open_index(three, "train").rows[[3, 50, 77]]
     assert sorted(line["offset"] for line in lines) == sorted(rows["cover_offset"].tolist())
     assert {line["reason"] for line in lines} == {"its checksum does not fit"} and all(line["key"] for line in lines)
-    assert stream.damage.total() == 3
+    assert stream.corruption.total() == 3
 
 
 def test_after_ten_they_are_only_counted() -> None:
-    damage = Damage(1.0, 1000)
+    damage = CorruptionLog(1.0, 1000)
     with pytest.warns(UserWarning) as caught:
-        damage.seen(100, [DamagedSample("a.tar", offset, "broken") for offset in range(40)])
+        damage.seen(100, [CorruptSample("a.tar", offset, "broken") for offset in range(40)])
     assert len(caught) == 11 and "more than 10 damaged samples" in str(caught[-1].message)
 
 
 def test_few_reads_are_not_judged_by_a_share() -> None:
-    damage = Damage(0.01, 5000)
-    damage.seen(100, [DamagedSample("a.tar", 0, "broken"), DamagedSample("a.tar", 9, "broken")])
+    damage = CorruptionLog(0.01, 5000)
+    damage.seen(100, [CorruptSample("a.tar", 0, "broken"), CorruptSample("a.tar", 9, "broken")])
     damage.seen(899)
     with pytest.raises(ValueError, match="2 of 150 samples"):
-        Damage(0.01, 150).seen(150, [DamagedSample("a.tar", 0, "broken"), DamagedSample("a.tar", 9, "broken")])
+        CorruptionLog(0.01, 150).seen(150, [CorruptSample("a.tar", 0, "broken"), CorruptSample("a.tar", 9, "broken")])
     with pytest.raises(ValueError, match="11 of 1,000 samples read are damaged"):
-        damage.seen(1, [DamagedSample("a.tar", offset, "broken") for offset in range(9)])
+        damage.seen(1, [CorruptSample("a.tar", offset, "broken") for offset in range(9)])
 
 
 def test_foreign_shards_stop_at_too_many_too(tmp_path: Path) -> None:
     from tests.covergen.data.test_dataset import foreign_sample, write_foreign
     bad = [{**foreign_sample(number), "jpg": b"no picture"} for number in range(2)]
     write_foreign(tmp_path / "a.tar", [*bad, *(foreign_sample(number) for number in range(2, 12))])
-    stream = open_stream(str(tmp_path), "train", batch_size=100, max_damaged=0.05)
-    assert isinstance(stream, ForeignShards) and stream.damage.damaged == 2
-    with pytest.raises(ValueError, match=r"above --max_damaged 0\.05; the last: .*a\.tar: damaged sample \(0001\)"):
+    stream = open_stream(str(tmp_path), "train", batch_size=100, max_corrupt=0.05)
+    assert isinstance(stream, WebDatasetStream) and stream.corruption.damaged == 2
+    with pytest.raises(ValueError, match=r"above --max_corrupt 0\.05; the last: .*a\.tar: damaged sample \(0001\)"):
         for number in range(20):
             stream.batch(number)
-    lenient = open_stream(str(tmp_path), "train", batch_size=4, max_damaged=0.99)
+    lenient = open_stream(str(tmp_path), "train", batch_size=4, max_corrupt=0.99)
     write_foreign(tmp_path / "a.tar", bad)  # all that is left
     with pytest.raises(ValueError, match=r"1,000 samples in a row are damaged, the last: .*pack the covers again"):
         lenient.batch(99)
@@ -211,9 +211,9 @@ def test_foreign_shards_stop_at_too_many_too(tmp_path: Path) -> None:
 
 def test_a_run_goes_on_over_damage_and_lists_it_or_stops(three: Path, tmp_path: Path) -> None:
     run = ["--shards", str(three), "--steps", "12", "--name", "run", "--resolution", "32", *TINY]
-    done = train(tmp_path, *run, "--max_damaged", "0.1", "--cache", "ram")
+    done = train(tmp_path, *run, "--max_corrupt", "0.1", "--decoded_cache", "ram")
     assert done.stdout.count("another sample takes its place") == 3
-    assert len((tmp_path / "runs/run/damaged.jsonl").read_text().splitlines()) == 3
-    assert log_of(tmp_path / "runs/run")[-1]["data/damaged"] == 3
-    done = train(tmp_path, *run, "--max_damaged", "0", "--out", "other", ok=False)
+    assert len((tmp_path / "runs/run/corrupt_samples.jsonl").read_text().splitlines()) == 3
+    assert log_of(tmp_path / "runs/run")[-1]["data/corrupt"] == 3
+    done = train(tmp_path, *run, "--max_corrupt", "0", "--out", "other", ok=False)
     assert done.returncode == 2 and "error: 1 of" in done.stdout and "shard_tools.verify --full" in done.stdout

@@ -12,9 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
-from covergen.data.audio import AudioScale
-from covergen.data.batch import shrink
-from covergen.data.indexed import IndexedShards, open_stream
+from covergen.data.audio import AudioNormalizer
+from covergen.data.batch import downscale
+from covergen.data.indexed import ShardDataset, open_stream
 from covergen.data.loader import Loader
 from shard_tools.pack import pack
 from shard_tools.shards.index import open_index
@@ -33,13 +33,13 @@ def source_of(world: Path) -> dict[bytes, np.ndarray]:
 
 
 def test_a_batch_holds_the_pairs_of_the_folders(world: Path, shards: Path) -> None:
-    stream, pairs = IndexedShards(shards, "train", batch_size=16), source_of(world)
-    audio, rows = stream.facts["audio"], stream.rows(2)
+    stream, pairs = ShardDataset(shards, "train", batch_size=16), source_of(world)
+    audio, rows = stream.metadata["audio"], stream.rows(2)
     batch = stream.batch(2)
     assert batch.cover.shape == (16, 3, 32, 32) and batch.cover.dtype == torch.uint8
     assert batch.audio.shape == (16, 1160 + 2) and batch.audio.dtype == torch.float32
     assert batch.genre.dtype == batch.group.dtype == torch.int64
-    scale, found = AudioScale(audio), {key: value for key, value in pairs.items()}
+    scale, found = AudioNormalizer(audio), {key: value for key, value in pairs.items()}
     standard = {scale(np.frombuffer(key, "<f4")[None]).tobytes(): pixels for key, pixels in found.items()}
     for cover, vector, genre, row in zip(batch.cover, batch.audio, batch.genre, rows, strict=True):
         pixels = standard[vector.numpy().tobytes()]
@@ -51,20 +51,20 @@ def test_covers_without_vectors_are_read_too(tmp_path: Path) -> None:
     for number in range(12):
         raw_data.add(tmp_path / "raw", "train/pop", f"{number}", raw_data.jpeg(number), None)
     assert pack(str(tmp_path / "raw/audio-cover_dataset/cover"), str(tmp_path / "shards"), workers=1) == 0
-    stream = IndexedShards(tmp_path / "shards", "train", batch_size=4)
+    stream = ShardDataset(tmp_path / "shards", "train", batch_size=4)
     batch = stream.batch(0)
     assert batch.audio is None and batch.cover.float().std() > 10
 
 
 def test_audio_is_standardised_clipped_and_says_what_is_absent() -> None:
-    scale = AudioScale({"dimension": 4, "blocks": [[0, 2], [2, 4]], "mean": [1, 0, 5, 0], "std": [2, 0, 1e-3, 1]})
+    scale = AudioNormalizer({"dimension": 4, "blocks": [[0, 2], [2, 4]], "mean": [1, 0, 5, 0], "std": [2, 0, 1e-3, 1]})
     out = scale(np.array([[3, 7, 0, 0], [0, 0, 9, -9]], np.float32))
     np.testing.assert_allclose(out, [[1, 5, 0, 0, 1, 0], [0, 0, 5, -5, 0, 1]])
 
 
 def test_training_columns_have_mean_zero_and_deviation_one(shards: Path) -> None:
-    stream = IndexedShards(shards, "train", batch_size=4)
-    rows = np.arange(stream.facts["samples"])
+    stream = ShardDataset(shards, "train", batch_size=4)
+    rows = np.arange(stream.metadata["samples"])
     audio = stream.read(rows).audio.numpy()
     present = audio[:, 1160] == 1
     assert abs(audio[present, :580].mean()) < 0.05 and abs(audio[present, :580].std() - 1) < 0.1
@@ -72,7 +72,7 @@ def test_training_columns_have_mean_zero_and_deviation_one(shards: Path) -> None
 
 
 def test_the_loader_gives_the_stream_from_any_place(shards: Path) -> None:
-    stream = IndexedShards(shards, "train", batch_size=8)
+    stream = ShardDataset(shards, "train", batch_size=8)
     for start in (0, 57):
         loader = Loader(stream, start, device=CPU, resolution=32, threads=2)
         for number in range(start, start + 5):
@@ -81,11 +81,11 @@ def test_the_loader_gives_the_stream_from_any_place(shards: Path) -> None:
 
 
 def test_a_smaller_resolution_averages_areas(shards: Path) -> None:
-    loader = Loader(IndexedShards(shards, "train", batch_size=8), 0, device=CPU, resolution=16, threads=1)
+    loader = Loader(ShardDataset(shards, "train", batch_size=8), 0, device=CPU, resolution=16, threads=1)
     assert next(loader).cover.shape == (8, 3, 16, 16)
     loader.close()
     cover = torch.tensor([[[[0, 2], [4, 6]]]], dtype=torch.uint8)
-    assert shrink(cover, 1).item() == 3 and shrink(cover, 2) is cover
+    assert downscale(cover, 1).item() == 3 and downscale(cover, 2) is cover
 
 
 def test_missing_folders_splits_and_shards_are_named(shards: Path, tmp_path: Path) -> None:
@@ -112,10 +112,10 @@ def test_a_damaged_sample_is_named(shards: Path, tmp_path: Path) -> None:
     data[int(row["cover_offset"]):int(row["cover_offset"]) + 100] = bytes(100)
     shard.write_bytes(data)
     with pytest.raises(ValueError, match=rf"{shard.name}: damaged sample at byte {row['cover_offset']}"):
-        IndexedShards(tmp_path, "train", batch_size=2).read(np.array([5]))
+        ShardDataset(tmp_path, "train", batch_size=2).read(np.array([5]))
     shard.write_bytes(data[: int(row["cover_offset"]) + 10])
     with pytest.raises(ValueError, match="ends before byte"):
-        IndexedShards(tmp_path, "train", batch_size=2).read(np.array([5]))
+        ShardDataset(tmp_path, "train", batch_size=2).read(np.array([5]))
 
 
 def write_foreign(path: Path, samples: list[dict[str, bytes]]) -> None:
@@ -140,7 +140,7 @@ def test_foreign_shards_stream_without_an_index(tmp_path: Path) -> None:
     write_foreign(tmp_path / "b.tar", [foreign_sample(n) for n in range(30, 60)])
     stream = open_stream(str(tmp_path), "train", batch_size=8, seed=1)
     assert "epochs are approximate" in stream.notice
-    assert stream.resolution == 32 and stream.facts["genres"] == ["jazz", "rock"]
+    assert stream.resolution == 32 and stream.metadata["genres"] == ["jazz", "rock"]
     batch = stream.batch(0)
     assert batch.cover.shape == (8, 3, 32, 32) and batch.audio.shape == (8, 7)
     numbers = (batch.cover[:, 0].float().mean((1, 2)) / 4).round().long()
@@ -161,7 +161,7 @@ def test_hostile_foreign_members_are_left_out_and_run_nothing(tmp_path: Path) ->
                                        *(foreign_sample(n) for n in range(3, 20))])
     with pytest.warns(UserWarning, match=r"left out .*pickled vector"):
         stream = open_stream(str(tmp_path), "train", batch_size=8)
-    assert stream.facts["samples"] == 17 and stream.batch(0).cover.shape[0] == 8
+    assert stream.metadata["samples"] == 17 and stream.batch(0).cover.shape[0] == 8
     assert not trap.exists()
 
 

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from covergen.data import decoding as reading
-from covergen.data.decoding import TURNED, Desk
+from covergen.data.decoding import TURNED, JpegBatchDecoder
 
 
 def jpeg(mode: str, side: int = 32, seed: int = 0, **options: object) -> bytearray:
@@ -52,7 +52,7 @@ def test_pictures_come_into_their_slots_in_any_layout(count: int) -> None:
     slots, data = np.random.default_rng(1).permutation(count + 2)[:count], [jpeg("RGB", seed=i) for i in range(count)]
     for batch in (torch.zeros(count + 2, 3, 32, 32, dtype=torch.uint8),
                   torch.zeros(count + 2, 32, 32, 3, dtype=torch.uint8).permute(0, 3, 1, 2)):
-        desk = Desk(batch)
+        desk = JpegBatchDecoder(batch)
         for slot, one in zip(slots.tolist(), data, strict=True):
             desk.decode(one, slot)
             if slot == slots[1]:  # what can't be decoded takes nobody's place

@@ -1,4 +1,4 @@
-"""Decoded samples that are kept (--cache): the same batches, nothing read twice, and what if they don't fit."""
+"""Decoded samples that are kept (--decoded_cache): the same batches, nothing read twice, and what if they don't fit."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 
 from covergen.data import memory_cache as kept
 from covergen.data.batch import Batch
-from covergen.data.indexed import IndexedShards, open_stream
+from covergen.data.indexed import ShardDataset, open_stream
 from covergen.data.loader import Loader
 from covergen.distributed.environment import free_memory
 from tests.covergen.data.test_corruption import harmed, no_picture, no_vector
@@ -26,7 +26,7 @@ BATCHES = 30  # of 12: two epochs of the small world and more
 
 def batches(root: Path, cache: str, start: int = 0, resolution: int = 32, mismatch: bool = False, threads: int = 2,
             **options) -> list[Batch]:
-    stream = IndexedShards(root, "train", batch_size=12, max_damaged=0.5, **options)
+    stream = ShardDataset(root, "train", batch_size=12, max_corrupt=0.5, **options)
     if mismatch:
         stream.mismatch()
     loader = Loader(stream, start, device=CPU, resolution=resolution, threads=threads, cache=cache)
@@ -59,9 +59,9 @@ def test_so_are_those_with_damaged_samples(shards: Path, tmp_path: Path) -> None
 
 
 def test_no_sample_is_read_twice(shards: Path) -> None:
-    stream, reads = IndexedShards(shards, "train", batch_size=12), []
-    read = stream.shelf.read
-    stream.shelf.read = lambda *where: reads.append(where) or read(*where)
+    stream, reads = ShardDataset(shards, "train", batch_size=12), []
+    read = stream.store.read
+    stream.store.read = lambda *where: reads.append(where) or read(*where)
     loader = Loader(stream, 0, device=CPU, resolution=32, threads=1, cache="ram")
     for _ in itertools.islice(loader, 4 * BATCHES):
         pass
@@ -70,7 +70,7 @@ def test_no_sample_is_read_twice(shards: Path) -> None:
 
 
 def test_a_batch_that_was_handed_out_stays_as_it_is(shards: Path) -> None:
-    stream = IndexedShards(shards, "train", batch_size=12)
+    stream = ShardDataset(shards, "train", batch_size=12)
     loader = Loader(stream, 0, device=CPU, resolution=32, threads=2, cache="ram")
     first = next(loader)
     copies = [part.clone() for part in first if part is not None]
@@ -88,19 +88,19 @@ def test_where_they_do_not_fit_it_says_so_with_numbers_and_goes_on(shards: Path,
     monkeypatch.setattr(kept, "free_memory", lambda: 1_000_000)
     assert same(batches(shards, "ram"), batches(shards, "none"))
     output = capsys.readouterr().out
-    assert output == ("--cache ram: 0.0 GB of decoded covers and vectors, 0.0 GB are there for them (half of what is "
+    assert output == ("--decoded_cache ram: 0.0 GB of decoded covers and vectors, 0.0 GB are there for them (half of what is "
                       "free): going on without\n")
     monkeypatch.setattr(kept, "bytes_of", lambda *_: (12_300_000_000, 0))
     monkeypatch.setattr(kept, "free_memory", lambda: 10_200_000_000)
-    assert kept.keep(IndexedShards(shards, "train", batch_size=12), "ram", 32, CPU, print) is None
+    assert kept.open_decoded_cache(ShardDataset(shards, "train", batch_size=12), "ram", 32, CPU, print) is None
     assert "12.3 GB of decoded covers and vectors, 5.1 GB are there" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("resolution", [32, 16])
 def test_covers_that_are_kept_on_a_device_are_the_same(shards: Path, resolution: int) -> None:
-    stream = IndexedShards(shards, "train", batch_size=12)
+    stream = ShardDataset(shards, "train", batch_size=12)
     memory = mmap.mmap(-1, kept.bytes_of(stream, resolution)[1])
-    device = kept.Kept(stream, resolution, memory, CPU)  # the way of a GPU, on a CPU
+    device = kept.DecodedCache(stream, resolution, memory, CPU)  # the way of a GPU, on a CPU
     for number, plain in enumerate(batches(shards, "none", resolution=resolution)):
         drawn = device.draw(number)
         assert drawn.batch.cover is None and torch.equal(device.collect(drawn), plain.cover)
@@ -109,12 +109,12 @@ def test_covers_that_are_kept_on_a_device_are_the_same(shards: Path, resolution:
 
 
 def test_covers_as_the_decoder_gives_them_are_the_same(shards: Path) -> None:
-    stream = IndexedShards(shards, "train", batch_size=12)
+    stream = ShardDataset(shards, "train", batch_size=12)
     rows, slots = np.arange(12), np.arange(12)
-    cover, raw = stream.members.room(12)
+    cover, raw = stream.reader.allocate_batch(12)
     turned = torch.zeros(12, 32, 32, 3, dtype=torch.uint8).permute(0, 3, 1, 2)  # as for a GPU
     for where in (cover, turned):
-        assert not stream.members.load(rows, slots, where, raw)
+        assert not stream.reader.load(rows, slots, where, raw)
     assert torch.equal(cover, turned) and cover.stride() != turned.stride()
 
 
@@ -122,13 +122,13 @@ def test_foreign_shards_are_not_kept(tmp_path: Path, capsys) -> None:
     from tests.covergen.data.test_dataset import foreign_sample, write_foreign
     write_foreign(tmp_path / "a.tar", [foreign_sample(n) for n in range(12)])
     stream = open_stream(str(tmp_path), "train", batch_size=4)
-    assert kept.keep(stream, "ram", 32, CPU, print) is None
+    assert kept.open_decoded_cache(stream, "ram", 32, CPU, print) is None
     assert "without an index can't be kept decoded: going on without" in capsys.readouterr().out
 
 
 def test_free_memory_is_that_of_this_machine_or_less() -> None:
-    facts = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-    assert 0 < free_memory() <= int(facts["MemTotal"].split()[0]) * 1024
+    metadata = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    assert 0 < free_memory() <= int(metadata["MemTotal"].split()[0]) * 1024
 
 
 TWO = """
@@ -166,8 +166,8 @@ def test_processes_of_a_machine_share_what_they_keep(shards: Path, tmp_path: Pat
 
 
 def test_places_of_a_choice_of_albums_are_found(shards: Path) -> None:
-    stream = IndexedShards(shards, "train", batch_size=12, albums="judge")
-    cache = kept.keep(stream, "ram", 32, CPU, print)
+    stream = ShardDataset(shards, "train", batch_size=12, albums="judge")
+    cache = kept.open_decoded_cache(stream, "ram", 32, CPU, print)
     cache.draw(0)
     assert len(cache.filled) == len(stream.chosen) < len(stream.index.rows)
     assert np.flatnonzero(cache.filled).tolist() == sorted(set(np.searchsorted(stream.chosen, stream.rows(0))))

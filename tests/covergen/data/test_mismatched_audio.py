@@ -9,15 +9,15 @@ import pytest
 import torch
 
 from covergen.data import indexed as data
-from covergen.data.indexed import IndexedShards, open_stream
+from covergen.data.indexed import ShardDataset, open_stream
 from covergen.data.loader import Loader
-from covergen.data.sampling import Partners, of_albums
+from covergen.data.sampling import MismatchedAudioSampler, album_subset
 from tests.covergen.data.test_dataset import foreign_sample, write_foreign
 
 
 def albums_seen(shards: Path, whose: str, order: str) -> set[int]:
     """The albums of one epoch's batches."""
-    stream = IndexedShards(shards, "train", batch_size=12, order=order, albums=whose)
+    stream = ShardDataset(shards, "train", batch_size=12, order=order, albums=whose)
     batches = -(-stream.epoch // 12)
     return {int(group) for number in range(batches) for group in stream.batch(number).group}
 
@@ -26,30 +26,30 @@ def albums_seen(shards: Path, whose: str, order: str) -> set[int]:
 def test_a_judge_s_albums_are_in_none_of_a_generator_s_batches(shards: Path, order: str) -> None:
     judge, generator, everyone = (albums_seen(shards, whose, order) for whose in ("judge", "generator", "all"))
     assert judge and not judge & generator and judge | generator == everyone
-    parts = [IndexedShards(shards, "train", batch_size=12, order=order, albums=whose).epoch
+    parts = [ShardDataset(shards, "train", batch_size=12, order=order, albums=whose).epoch
              for whose in ("judge", "generator", "all")]
     assert parts[0] + parts[1] == parts[2]
 
 
 def test_a_fixed_quarter_of_albums_is_a_judge_s() -> None:
     groups = np.random.default_rng(0).integers(0, 2**62, 20_000).repeat(3)
-    judge, generator, everyone = (of_albums(groups, whose) for whose in ("judge", "generator", "all"))
+    judge, generator, everyone = (album_subset(groups, whose) for whose in ("judge", "generator", "all"))
     assert abs(len(judge) / len(groups) - 0.25) < 0.01 and len(everyone) == len(groups)
     assert sorted([*judge, *generator]) == everyone.tolist()
     assert not set(groups[judge]) & set(groups[generator])
     shuffled = groups[::-1]  # by the album alone, wherever its rows are
-    assert set(shuffled[of_albums(shuffled, "judge")]) == set(groups[judge])
+    assert set(shuffled[album_subset(shuffled, "judge")]) == set(groups[judge])
 
 
 def test_no_album_of_the_wanted_kind_is_said_to_be(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(data, "of_albums", lambda groups, whose: np.zeros(0, np.int64))
-    with pytest.raises(ValueError, match=r"--albums_for judge: none of the train albums of .* is among them"):
-        IndexedShards(shards, "train", batch_size=2, albums="judge")
+    with pytest.raises(ValueError, match=r"--album_subset judge: none of the train albums of .* is among them"):
+        ShardDataset(shards, "train", batch_size=2, albums="judge")
 
 
 def test_foreign_shards_know_no_albums(tmp_path: Path) -> None:
     write_foreign(tmp_path / "a.tar", [foreign_sample(number) for number in range(8)])
-    with pytest.raises(ValueError, match=r"--albums_for generator needs shards with an index; .*--albums_for all"):
+    with pytest.raises(ValueError, match=r"--album_subset generator needs shards with an index; .*--album_subset all"):
         open_stream(str(tmp_path), "train", batch_size=4, albums="generator")
     with pytest.raises(ValueError, match="--order group needs shards with an index"):
         open_stream(str(tmp_path), "train", batch_size=4, order="group", albums="generator")
@@ -59,8 +59,8 @@ def test_foreign_shards_know_no_albums(tmp_path: Path) -> None:
         stream.mismatch()
 
 
-def mismatching(shards: Path, **options: object) -> IndexedShards:
-    stream = IndexedShards(shards, "train", **{"batch_size": 12, "order": "group", "albums": "generator", **options})
+def mismatching(shards: Path, **options: object) -> ShardDataset:
+    stream = ShardDataset(shards, "train", **{"batch_size": 12, "order": "group", "albums": "generator", **options})
     stream.mismatch()
     return stream
 
@@ -69,7 +69,7 @@ def test_mismatched_audio_is_of_another_album_half_of_it_of_the_same_genre(shard
     stream = mismatching(shards)
     rows, audible = stream.index.rows, stream.index.rows["audio_bytes"].nonzero()[0]
     heard = {vector.numpy().tobytes(): rows[row] for vector, row in zip(stream.hear(audible), audible, strict=True)}
-    judged = set(rows["group"][of_albums(rows["group"], "judge")])
+    judged = set(rows["group"][album_subset(rows["group"], "judge")])
     ours = rows[stream.audible_ones]
     large = [genre for genre in np.unique(ours["genre"]) if len(set(ours["group"][ours["genre"] == genre])) > 3]
     same, position = [], 0
@@ -82,7 +82,7 @@ def test_mismatched_audio_is_of_another_album_half_of_it_of_the_same_genre(shard
             same += [partner["genre"] == genre] * (genre in large)
             position += 1
     assert len(large) > 2 and 0.5 < np.mean(same) < 0.75
-    assert len({int(stream.partners(np.array([place]), np.array([0]), np.array([0]))[0]) for place in range(99)}) > 30
+    assert len({int(stream.mismatch_sampler(np.array([place]), np.array([0]), np.array([0]))[0]) for place in range(99)}) > 30
 
 
 @pytest.mark.parametrize("ranks", [2, 3])
@@ -95,7 +95,7 @@ def test_mismatched_audio_does_not_depend_on_the_ranks(shards: Path, ranks: int)
 
 
 def test_batches_hold_it_only_when_asked_and_the_loader_passes_it_on(shards: Path) -> None:
-    assert IndexedShards(shards, "train", batch_size=12).batch(0).mismatched is None
+    assert ShardDataset(shards, "train", batch_size=12).batch(0).mismatched is None
     stream = mismatching(shards)
     loader = Loader(stream, 3, device=torch.device("cpu"), resolution=16, threads=2)
     batch = next(loader)
@@ -108,17 +108,17 @@ def test_batches_hold_it_only_when_asked_and_the_loader_passes_it_on(shards: Pat
 def test_partners_are_found_where_one_album_is_nearly_everything() -> None:
     groups, genres = np.zeros(5000, np.int64), np.zeros(5000, np.int64)
     groups[1234] = 1
-    partners = Partners(groups, genres, seed=0)
+    partners = MismatchedAudioSampler(groups, genres, seed=0)
     assert (partners(np.arange(8), np.zeros(8, int), np.zeros(8, int)) == 1234).all()
     assert 1234 not in partners(np.arange(8), np.ones(8, int), np.zeros(8, int))
 
 
 def test_a_genre_of_one_album_or_unknown_has_partners_of_others() -> None:
-    partners = Partners(np.array([0, 0, 1, 2]), np.array([0, 0, 1, 1]), seed=0)
+    partners = MismatchedAudioSampler(np.array([0, 0, 1, 2]), np.array([0, 0, 1, 1]), seed=0)
     alone = partners(np.arange(50), np.zeros(50, int), np.zeros(50, int))
     assert set(alone) == {2, 3}
     assert set(partners(np.arange(50), np.full(50, 9), np.full(50, 7))) == {0, 1, 2, 3}
     with pytest.raises(ValueError, match="need tracks of two albums or more"):
-        Partners(np.array([3, 3]), np.array([0, 1]), seed=0)
+        MismatchedAudioSampler(np.array([3, 3]), np.array([0, 1]), seed=0)
     with pytest.raises(ValueError, match="need tracks of two albums or more"):
-        Partners(np.array([]), np.array([]), seed=0)
+        MismatchedAudioSampler(np.array([]), np.array([]), seed=0)

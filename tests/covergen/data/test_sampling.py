@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from covergen.data.indexed import IndexedShards
+from covergen.data.indexed import ShardDataset
 from covergen.data.sampling import GroupOrder, SampleOrder, permute
 
 
@@ -31,8 +31,8 @@ def test_a_place_far_away_needs_nothing_before_it() -> None:
 
 @pytest.mark.parametrize("ranks", [1, 2, 3])
 def test_every_rank_together_sees_every_sample_once_an_epoch(shards, ranks: int) -> None:
-    streams = [IndexedShards(shards, "train", batch_size=12, seed=1, rank=rank, ranks=ranks) for rank in range(ranks)]
-    size, counts = streams[0].facts["samples"], []
+    streams = [ShardDataset(shards, "train", batch_size=12, seed=1, rank=rank, ranks=ranks) for rank in range(ranks)]
+    size, counts = streams[0].metadata["samples"], []
     assert len(streams[0].shards) == 3 and size % 12  # batches run over the ends of epochs
     epochs = 4
     for number in range(-(-epochs * size // 12)):
@@ -43,9 +43,9 @@ def test_every_rank_together_sees_every_sample_once_an_epoch(shards, ranks: int)
 
 
 def test_the_global_batch_does_not_depend_on_the_ranks(shards) -> None:
-    whole = IndexedShards(shards, "train", batch_size=12)
+    whole = ShardDataset(shards, "train", batch_size=12)
     for ranks in (2, 3, 4, 6):
-        parts = [IndexedShards(shards, "train", batch_size=12, rank=r, ranks=ranks).rows(400) for r in range(ranks)]
+        parts = [ShardDataset(shards, "train", batch_size=12, rank=r, ranks=ranks).rows(400) for r in range(ranks)]
         assert np.concatenate(parts).tolist() == whole.rows(400).tolist()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from covergen.data.indexed import IndexedShards, open_stream
+from covergen.data.indexed import ShardDataset, open_stream
 from covergen.data.sampling import GroupOrder, SampleOrder, WindowOrder, make_order, shards_mixed
 
 SIZES = [7, 5, 0, 9, 4, 6, 8, 3]  # samples of each shard
@@ -79,7 +79,7 @@ def test_ranks_share_global_batches_and_partners_come_from_the_same_window(shard
     assert isinstance(whole.order, WindowOrder)
     positions = np.arange(whole.epoch)
     rows = whole.index.rows[whole.chosen[whole.order(positions)]]
-    others = whole.index.rows[whole.audible_ones[whole.partners(positions, rows["group"], rows["genre"])]]
+    others = whole.index.rows[whole.audible_ones[whole.mismatch_sampler(positions, rows["group"], rows["genre"])]]
     assert (others["group"] != rows["group"]).all()
     for _, window, here in whole.order.parts(positions):
         assert set(others["shard"][here]) <= set(whole.order.shards_of(0, window).tolist())
@@ -87,6 +87,6 @@ def test_ranks_share_global_batches_and_partners_come_from_the_same_window(shard
 
 
 def test_local_shards_mix_the_same_with_and_without_a_plan(shards) -> None:
-    one = IndexedShards(shards, "train", batch_size=8, window=2)
+    one = ShardDataset(shards, "train", batch_size=8, window=2)
     other = open_stream(shards, "train", batch_size=8, window=2)
     assert [one.rows(n).tolist() for n in range(20)] == [other.rows(n).tolist() for n in range(20)]

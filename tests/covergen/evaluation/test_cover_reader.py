@@ -9,20 +9,20 @@ import numpy as np
 import pytest
 import torch
 
-from covergen.data.indexed import IndexedShards
+from covergen.data.indexed import ShardDataset
 from covergen.evaluation import fitting as trained
-from covergen.evaluation.audio_regressor import deafened, train_predictor
+from covergen.evaluation.audio_regressor import drop_audio_blocks, train_predictor
 from covergen.evaluation.cover_reader import Readings, changed, open_reader, read_covers, train_reader
 from covergen.evaluation.demo_truth import read_truth
-from covergen.models.base import signed
+from covergen.models.base import to_minus_one_one
 from shard_tools.pack import pack
 from tests.support import raw_data
 
 BLOCKS = [[0, 2], [2, 5]]
 
 
-def opened(root: Path, split: str) -> IndexedShards:
-    return IndexedShards(root, split, batch_size=1, audio_scale="raw")
+def opened(root: Path, split: str) -> ShardDataset:
+    return ShardDataset(root, split, batch_size=1, audio_scale="raw")
 
 
 def opening(shards: Path, said: list[str] | None = None, **options) -> Readings:
@@ -131,7 +131,7 @@ def test_other_data_has_genres_or_none_and_no_attributes(genres: tuple[str, ...]
     if len(set(genres) - {""}) < 2:
         assert read is None
     else:
-        assert set(read.tolist()) <= {opened(tmp_path / "out", "train").facts["genres"].index(g) for g in genres if g}
+        assert set(read.tolist()) <= {opened(tmp_path / "out", "train").metadata["genres"].index(g) for g in genres if g}
     with pytest.raises(ValueError, match="64 px, 128 px are needed"):
         train_reader(opened(tmp_path / "out", "train"), None, 128)
 
@@ -146,7 +146,7 @@ def test_another_demos_truth_is_refused(shards: Path, tmp_path: Path, monkeypatc
 def test_mirrored_covers_keep_their_truth(shards: Path):
     truth = read_truth(shards)
     covers = read_covers(opened(shards, "train"), 32, truth, 100, 0)
-    images = signed(covers.pixels)
+    images = to_minus_one_one(covers.pixels)
     torch.manual_seed(0)
     after, values, plain = changed(images, covers.values, truth)
     assert after.shape == images.shape and 0.2 < plain.float().mean() < 0.8
@@ -163,7 +163,7 @@ def test_songs_lose_blocks_but_never_all():
     audio = torch.ones(400, 7)
     audio[:100, :2] = audio[:100, 5] = 0  # these have the second block alone
     torch.manual_seed(0)
-    heard = deafened(audio, BLOCKS)
+    heard = drop_audio_blocks(audio, BLOCKS)
     assert torch.equal(heard[:100], audio[:100])
     there = heard[100:, 5:] > 0
     assert there.any(1).all() and 0.15 < (~there).float().mean(0).min() < 0.35

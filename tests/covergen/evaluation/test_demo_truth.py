@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from covergen.data.indexed import IndexedShards
+from covergen.data.indexed import ShardDataset
 from covergen.evaluation.demo_truth import read_truth
 from shard_tools.dataset.demo_truth import read_columns
 from shard_tools.inspect import inspect
@@ -23,8 +23,8 @@ TRUTH = "attributes.npz"
 SPLITS = ("train", "val", "test")
 
 
-def opened(root: Path, split: str) -> IndexedShards:
-    return IndexedShards(root, split, batch_size=1, audio_scale="raw")
+def opened(root: Path, split: str) -> ShardDataset:
+    return ShardDataset(root, split, batch_size=1, audio_scale="raw")
 
 
 @pytest.fixture
@@ -105,7 +105,7 @@ def test_every_row_is_found_and_is_its_own(world: Path, shards: Path):
         for row, value in zip(part.index.rows[rows], values, strict=True):
             with open(part.shards[row["shard"]], "rb") as file:
                 place = stems[read_sample(file, row)[0]]
-            assert (columns["split"][place], columns["genre"][place]) == (split, part.facts["genres"][row["genre"]])
+            assert (columns["split"][place], columns["genre"][place]) == (split, part.metadata["genres"][row["genre"]])
             np.testing.assert_allclose(value * truth.std + truth.mean, columns["drawn"][place], rtol=1e-4, atol=1e-4)
         total += len(rows)
     assert total == len(stems)

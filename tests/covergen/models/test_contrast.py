@@ -9,9 +9,9 @@ import torch
 
 from covergen import models
 from covergen.data.batch import Batch
-from covergen.models.base import Model, Sizes
+from covergen.models.base import InputSpec, Model
 from covergen.models.contrast import HOTTEST, everyone
-from covergen.nn.losses import matching
+from covergen.nn.losses import info_nce
 
 AUDIO = 20
 
@@ -19,8 +19,8 @@ AUDIO = 20
 def made(**options: float) -> Model:
     recipe = models.load("contrast")
     torch.manual_seed(0)
-    options = {"width": 8, "audio_dropped": 0.2, "audio_blur": 0.1, **options}
-    return recipe.build(recipe.options(**options), Sizes(32, AUDIO))
+    options = {"width": 8, "audio_dropout": 0.2, "embedding_noise": 0.1, **options}
+    return recipe.build(recipe.options(**options), InputSpec(32, AUDIO))
 
 
 def batch_of(size: int, albums: int) -> Batch:
@@ -34,62 +34,62 @@ def batch_of(size: int, albums: int) -> Batch:
 
 
 def noise_of(model: Model, size: int) -> dict[str, torch.Tensor]:
-    return model.turns[0].draw(size, torch.Generator().manual_seed(2))
+    return model.phases[0].sample_noise(size, torch.Generator().manual_seed(2))
 
 
 @torch.no_grad()
 def test_covers_and_audio_become_unit_vectors_without_noise() -> None:
     model, batch = made(), batch_of(6, 6)
-    seen, heard = model.encode(model.networks, batch), model.hear(model.networks, batch.audio)
+    seen, heard = model.encode(model.networks, batch), model.embed_audio(model.networks, batch.audio)
     assert seen.shape == heard.shape == (6, 128) and model.sample is None and model.reconstruct is None
     for vectors in (seen, heard):
         torch.testing.assert_close(vectors.norm(dim=1), torch.ones(6))
         assert (vectors[0] - vectors[1]).abs().max() > 1e-2
-    assert torch.equal(model.hear(model.networks, batch.audio), heard)
+    assert torch.equal(model.embed_audio(model.networks, batch.audio), heard)
     torch.testing.assert_close(model.encode(model.networks, batch._replace(cover=batch.cover[:2])), seen[:2])
 
 
 def test_it_learns_which_audio_is_of_which_cover() -> None:
     model, batch = made(width=16), batch_of(16, 8)  # norms of several channels, which leave colour in
-    turn = model.turns[0]
+    turn = model.phases[0]
     optimizer, before = torch.optim.Adam(turn.parameters(), 1e-3), turn(batch, noise_of(model, 16))[1]
     for number in range(30):
-        loss, scalars = turn(batch, turn.draw(16, torch.Generator().manual_seed(number)))
+        loss, scalars = turn(batch, turn.sample_noise(16, torch.Generator().manual_seed(number)))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
     assert scalars["contrast"] < before["contrast"] - 0.8  # it can't fall below log 2 with two tracks an album
     assert before["top1"] < 0.5 and scalars["top1"] > 0.8
     with torch.no_grad():
-        found = (model.hear(model.networks, batch.audio) @ model.encode(model.networks, batch).T).argmax(1)
+        found = (model.embed_audio(model.networks, batch.audio) @ model.encode(model.networks, batch).T).argmax(1)
     assert (batch.group[found] == batch.group).float().mean() > 0.8
 
 
 def test_tracks_of_one_album_are_each_other_s_positives() -> None:
     model = made()
     batch, noise = batch_of(8, 1), noise_of(model, 8)
-    scalars = model.turns[0](batch, noise)[1]
+    scalars = model.phases[0](batch, noise)[1]
     assert scalars["top1"] == 1 and scalars["contrast"] > math.log(8) - 1e-3  # minus the mean of eight log shares
-    assert model.turns[0](batch._replace(group=torch.arange(8)), noise)[1]["top1"] < 1
+    assert model.phases[0](batch._replace(group=torch.arange(8)), noise)[1]["top1"] < 1
 
 
 def test_the_temperature_is_clip_s_and_bounded() -> None:
     model, batch = made(), batch_of(4, 4)
-    scalars = model.turns[0](batch, noise_of(model, 4))[1]
+    scalars = model.phases[0](batch, noise_of(model, 4))[1]
     assert scalars["temperature"].item() == pytest.approx(0.07)
     model.networks["contrast"].scale.data.fill_(20.0)
-    assert model.turns[0](batch, noise_of(model, 4))[1]["temperature"].item() == pytest.approx(1 / HOTTEST)
+    assert model.phases[0](batch, noise_of(model, 4))[1]["temperature"].item() == pytest.approx(1 / HOTTEST)
 
 
 def test_in_bf16_cosines_are_still_compared_in_fp32() -> None:
     model, batch = made(), batch_of(16, 16)
-    turn, noise = model.turns[0], noise_of(made(), 16)
+    turn, noise = model.phases[0], noise_of(made(), 16)
     turn.pair.scale.data.fill_(math.log(HOTTEST))
     vectors = []
     turn.pair.register_forward_hook(lambda module, inputs, outputs: vectors.extend(outputs))
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         loss, _ = turn(batch, noise)
-    expected = matching(vectors[1], vectors[0], torch.tensor(HOTTEST), torch.eye(16, dtype=torch.bool))
+    expected = info_nce(vectors[1], vectors[0], torch.tensor(HOTTEST), torch.eye(16, dtype=torch.bool))
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=0)
 
 
@@ -98,4 +98,4 @@ def test_one_process_is_everyone_and_audio_is_needed() -> None:
     assert everyone(part) is part
     recipe = models.load("contrast")
     with pytest.raises(ValueError, match="hold no audio vectors"):
-        recipe.build(recipe.options(), Sizes(32, 0))
+        recipe.build(recipe.options(), InputSpec(32, 0))

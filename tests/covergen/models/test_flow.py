@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from covergen.data.batch import Batch
-from covergen.models.base import Model, Sizes, signed
+from covergen.models.base import InputSpec, Model, to_minus_one_one
 from covergen.models.flow import Options, build, errors, heun
 
 AUDIO = 20
@@ -22,7 +22,7 @@ TINY = {"width": 32, "multiples": (1,), "blocks": 1, "attention": 0, "stem": 4, 
 def made(audio: int = AUDIO, **options: Any) -> Model:
     """A tiny model whose audio already matters."""
     torch.manual_seed(0)
-    model = build(Options(**{**TINY, **options}), Sizes(32, audio))
+    model = build(Options(**{**TINY, **options}), InputSpec(32, audio))
     if audio:
         nn.init.normal_(model.networks["flow"].head.weight, std=0.3)
     return model
@@ -35,7 +35,7 @@ def batch_of(size: int = 4) -> Batch:
 
 
 def noise_of(model: Model, size: int = 4) -> dict[str, torch.Tensor]:
-    return model.turns[0].draw(size, torch.Generator().manual_seed(2))
+    return model.phases[0].sample_noise(size, torch.Generator().manual_seed(2))
 
 
 def test_heun_integrates_a_constant_field_exactly_with_two_evaluations_a_step_but_one() -> None:
@@ -63,18 +63,18 @@ def test_guidance_mixes_the_model_with_and_without_audio() -> None:
     model, audio = made(), torch.randn(4, AUDIO)
     flow, latents = model.networks["flow"], model.latents(4, torch.Generator().manual_seed(0), None)
     images, times = latents.view(4, 3, 32, 32), torch.ones(4)
-    condition = flow.hear(audio)
-    heard, unheard = (images - flow(images, times, c) for c in (condition, torch.zeros_like(condition)))
-    assert (heard - unheard).abs().max() > 1e-2
-    for guidance, expected in ((1.0, heard), (0.0, unheard), (0.5, (heard + unheard) / 2),
-                               (3.0, unheard + 3 * (heard - unheard))):
+    condition = flow.embed_audio(audio)
+    heard, condition_dropout = (images - flow(images, times, c) for c in (condition, torch.zeros_like(condition)))
+    assert (heard - condition_dropout).abs().max() > 1e-2
+    for guidance, expected in ((1.0, heard), (0.0, condition_dropout), (0.5, (heard + condition_dropout) / 2),
+                               (3.0, condition_dropout + 3 * (heard - condition_dropout))):
         found = made(guidance=guidance).sample(model.networks, latents, audio)  # one step of Euler's
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_training_regresses_the_velocity_on_the_straight_path() -> None:
     model, batch = made(), batch_of()
-    noise, covers, flow = noise_of(model), signed(batch.cover), model.networks["flow"]
+    noise, covers, flow = noise_of(model), to_minus_one_one(batch.cover), model.networks["flow"]
     time = noise["times"].view(4, 1, 1, 1)
     seen = []
     nothing = nn.Module()  # says where it was asked, and that nothing moves
@@ -83,18 +83,18 @@ def test_training_regresses_the_velocity_on_the_straight_path() -> None:
     torch.testing.assert_close(found, (noise["eps"] - covers).square().mean((1, 2, 3)))
     torch.testing.assert_close(seen[0][0], (1 - time) * covers + time * noise["eps"])
     assert torch.equal(seen[0][1], noise["times"])
-    loss, scalars = model.turns[0](batch, noise)
-    condition = flow.hear(batch.audio, noise) * noise["heard"]
+    loss, scalars = model.phases[0](batch, noise)
+    condition = flow.embed_audio(batch.audio, noise) * noise["heard"]
     torch.testing.assert_close(loss, errors(flow, covers, noise, condition).mean())
     assert torch.equal(loss.detach(), scalars["flow"])
 
 
 def test_times_are_logit_normal_and_a_share_of_the_audio_is_left_out() -> None:
-    noise = noise_of(made(unheard=0.25), 500)
+    noise = noise_of(made(condition_dropout=0.25), 500)
     logits = torch.logit(noise["times"])
     assert abs(logits.mean()) < 0.15 and abs(logits.std() - 1) < 0.1
     assert noise["heard"].unique().tolist() == [0.0, 1.0] and abs(noise["heard"].mean() - 0.75) < 0.06
-    assert noise_of(made(unheard=0.0), 500)["heard"].all()
+    assert noise_of(made(condition_dropout=0.0), 500)["heard"].all()
 
 
 def test_audio_that_is_left_out_changes_nothing() -> None:
@@ -103,7 +103,7 @@ def test_audio_that_is_left_out_changes_nothing() -> None:
     noise = noise_of(model)
     for heard, same in ((0.0, True), (1.0, False)):
         noise["heard"] = torch.full((4, 1), heard)
-        one, two = (model.turns[0](some, noise)[0] for some in (batch, other))
+        one, two = (model.phases[0](some, noise)[0] for some in (batch, other))
         assert torch.equal(one, two) == same
 
 
@@ -111,7 +111,7 @@ def test_the_denoising_loss_is_each_cover_s_with_all_its_audio() -> None:
     model, batch, flow = made(), batch_of(), made().networks["flow"]
     noise = noise_of(model)
     found = model.denoising_loss(model.networks, batch, noise)
-    expected = errors(flow, signed(batch.cover), noise, flow.hear(batch.audio))
+    expected = errors(flow, to_minus_one_one(batch.cover), noise, flow.embed_audio(batch.audio))
     assert found.shape == (4,)
     torch.testing.assert_close(found, expected)
     without = {**noise, **{name: torch.zeros_like(noise[name]) for name in ("kept", "blur", "heard")}}
@@ -125,7 +125,7 @@ def test_the_denoising_loss_is_each_cover_s_with_all_its_audio() -> None:
 
 def test_biases_of_attention_s_keys_which_change_nothing_stay_where_rounding_would_move_them() -> None:
     model = made(attention=1)
-    model.turns[0](batch_of(), noise_of(model))[0].backward()
+    model.phases[0](batch_of(), noise_of(model))[0].backward()
     found = {name: parameter.grad for name, parameter in model.networks["flow"].named_parameters()}
     keys = [name for name in found if name.endswith("to_k.bias")]
     assert len(keys) == 4 and not any(found[name].any() for name in keys)
@@ -134,16 +134,16 @@ def test_biases_of_attention_s_keys_which_change_nothing_stay_where_rounding_wou
 
 def test_audio_does_not_matter_at_the_start() -> None:
     torch.manual_seed(0)
-    model, batch = build(Options(**TINY), Sizes(32, AUDIO)), batch_of()
-    assert not model.networks["flow"].hear(batch.audio).any()
+    model, batch = build(Options(**TINY), InputSpec(32, AUDIO)), batch_of()
+    assert not model.networks["flow"].embed_audio(batch.audio).any()
 
 
 def test_without_audio_it_is_unconditional() -> None:
     model, batch = made(audio=0), batch_of()._replace(audio=None)
     assert not model.conditional and model.denoising_loss is None and set(noise_of(model)) == {"eps", "times"}
-    loss, _ = model.turns[0](batch, noise_of(model))
+    loss, _ = model.phases[0](batch, noise_of(model))
     loss.backward()
-    assert all(parameter.grad.isfinite().all() for parameter in model.turns[0].parameters())
+    assert all(parameter.grad.isfinite().all() for parameter in model.phases[0].parameters())
     with torch.no_grad():
         assert model.sample(model.networks, noise_of(model)["eps"].flatten(1), None).shape == (4, 3, 32, 32)
 

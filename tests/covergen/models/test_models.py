@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from covergen import models
 from covergen.data.batch import Batch
-from covergen.models.base import Model, Sizes, normal_latents
+from covergen.models.base import InputSpec, Model, normal_latents
 from covergen.nn.layers import AudioTrunk
 from covergen.nn.losses import bernoulli_and_kl, binary_cross_entropy, least_squares, psnr
 from tests.support.runs import ROOT, log_of, train_script
@@ -29,7 +29,7 @@ def count(network: torch.nn.Module) -> int:
 def small(name: str, resolution: int = 32, **options: Any) -> Model:
     recipe = models.load(name)
     torch.manual_seed(0)
-    return recipe.build(recipe.options(**{"width": 8, **SMALL.get(name, {}), **options}), Sizes(resolution, AUDIO))
+    return recipe.build(recipe.options(**{"width": 8, **SMALL.get(name, {}), **options}), InputSpec(resolution, AUDIO))
 
 
 def batch_of(size: int, resolution: int = 32, mismatched: bool = False) -> Batch:
@@ -47,7 +47,7 @@ def batch_of(size: int, resolution: int = 32, mismatched: bool = False) -> Batch
 def test_parameters_are_the_thesis_s_at_128_px(name: str, sizes: list[int]) -> None:
     recipe = models.load(name)
     with torch.device("meta"):
-        networks = recipe.build(recipe.options(), Sizes(128, 1160)).networks
+        networks = recipe.build(recipe.options(), InputSpec(128, 1160)).networks
     assert [count(network) for network in networks.values()] == sizes
 
 
@@ -56,8 +56,8 @@ def test_parameters_are_the_thesis_s_at_128_px(name: str, sizes: list[int]) -> N
 def test_every_model_trains_and_works_at_every_resolution(name: str, resolution: int) -> None:
     model = small(name, resolution)
     batch = batch_of(2, resolution, model.mismatched)
-    for turn in model.turns:
-        loss, scalars = turn(batch, turn.draw(2, torch.Generator().manual_seed(0)))
+    for turn in model.phases:
+        loss, scalars = turn(batch, turn.sample_noise(2, torch.Generator().manual_seed(0)))
         loss.backward()
         assert all(parameter.grad.isfinite().all() for parameter in turn.parameters())
         assert scalars and all(not value.requires_grad and value.ndim == 0 for value in scalars.values())
@@ -67,26 +67,26 @@ def test_every_model_trains_and_works_at_every_resolution(name: str, resolution:
         if model.sample:
             images = model.sample(model.networks, model.latents(2, torch.Generator(), None), batch.audio)
             assert images.shape == batch.cover.shape and images.isfinite().all()
-            assert name in UNBOUNDED or (images.min() >= model.low and images.max() <= 1)
+            assert name in UNBOUNDED or (images.min() >= model.pixel_min and images.max() <= 1)
         if model.reconstruct:
             images = model.reconstruct(model.networks, batch)
             assert images.shape == batch.cover.shape and images.min() >= 0 and images.max() <= 1
             assert model.encode(model.networks, batch).shape[0] == 2
-        if model.hear:
-            assert model.hear(model.networks, batch.audio).shape == model.encode(model.networks, batch).shape
-    assert model.sample or model.reconstruct or model.hear
+        if model.embed_audio:
+            assert model.embed_audio(model.networks, batch.audio).shape == model.encode(model.networks, batch).shape
+    assert model.sample or model.reconstruct or model.embed_audio
 
 
 @pytest.mark.parametrize("name", models.MODELS)
 def test_a_turn_trains_its_own_network_only(name: str) -> None:
     model = small(name)
     batch = batch_of(4, mismatched=model.mismatched)
-    own = [{id(parameter) for parameter in turn.parameters()} for turn in model.turns]
+    own = [{id(parameter) for parameter in turn.parameters()} for turn in model.phases]
     assert not set.intersection(*own) if len(own) > 1 else own
     everything = [parameter for network in model.networks.values() for parameter in network.parameters()]
     assert set.union(*own) == {id(parameter) for parameter in everything}
-    for turn, mine in zip(model.turns, own, strict=True):
-        turn(batch, turn.draw(4, torch.Generator().manual_seed(0)))[0].backward()
+    for turn, mine in zip(model.phases, own, strict=True):
+        turn(batch, turn.sample_noise(4, torch.Generator().manual_seed(0)))[0].backward()
         assert all((parameter.grad is None) == (id(parameter) not in mine) for parameter in everything)
         turn.zero_grad()
 
@@ -95,8 +95,8 @@ def test_a_turn_trains_its_own_network_only(name: str) -> None:
 def test_bf16_keeps_losses_near_those_of_fp32(name: str) -> None:
     model = small(name)
     batch = batch_of(4, mismatched=model.mismatched)
-    for turn in model.turns:
-        noise = turn.draw(4, torch.Generator().manual_seed(0))
+    for turn in model.phases:
+        noise = turn.sample_noise(4, torch.Generator().manual_seed(0))
         with torch.no_grad() if turn.name != "critic" else torch.enable_grad():
             exact = turn(batch, noise)[0].detach()
             with torch.autocast("cpu", torch.bfloat16):
@@ -109,16 +109,16 @@ def test_raw_descriptors_of_any_size_do_not_break_a_conditional_model_in_bf16() 
     model, batch = small("cond_lsgan"), batch_of(4)
     batch = batch._replace(audio=batch.audio * torch.logspace(-24, 13, AUDIO))
     with torch.autocast("cpu", torch.bfloat16):
-        for turn in model.turns:
-            assert turn(batch, turn.draw(4, torch.Generator().manual_seed(0)))[0].isfinite()
+        for turn in model.phases:
+            assert turn(batch, turn.sample_noise(4, torch.Generator().manual_seed(0)))[0].isfinite()
 
 
 @pytest.mark.parametrize("name", [name for name in models.MODELS if name.startswith("cond_") or name in UNBOUNDED])
 def test_a_conditional_model_hears_its_audio(name: str) -> None:
     model, batch = small(name), batch_of(4)
-    for turn in model.turns:  # heads begin near nothing
+    for turn in model.phases:  # heads begin near nothing
         torch.optim.Adam(turn.parameters(), 0.01).step(
-            lambda turn=turn: turn(batch, turn.draw(4, torch.Generator().manual_seed(0)))[0].backward())
+            lambda turn=turn: turn(batch, turn.sample_noise(4, torch.Generator().manual_seed(0)))[0].backward())
     for network in model.networks.values():
         network.eval()
     latents = model.latents(1, torch.Generator().manual_seed(0), None).repeat(4, 1)
@@ -131,7 +131,7 @@ def test_a_conditional_model_hears_its_audio(name: str) -> None:
 def test_a_model_that_can_not_do_without_audio_says_so(name: str) -> None:
     recipe = models.load(name)
     with pytest.raises(ValueError, match="hold no audio vectors"):
-        recipe.build(recipe.options(), Sizes(32, 0))
+        recipe.build(recipe.options(), InputSpec(32, 0))
 
 
 def test_steps_of_size_in_the_audio_trunk_are_the_thesis_s() -> None:
@@ -149,8 +149,8 @@ def test_other_resolutions_are_refused() -> None:
 
 def test_the_discriminator_of_cond_lsgan_steps_every_second_time() -> None:
     model = small("cond_lsgan")
-    assert [(turn.name, turn.every) for turn in model.turns] == [("discriminator", 2), ("generator", 1)]
-    assert all(turn.every == 1 for turn in small("lsgan").turns)
+    assert [(turn.name, turn.interval) for turn in model.phases] == [("discriminator", 2), ("generator", 1)]
+    assert all(turn.interval == 1 for turn in small("lsgan").phases)
 
 
 def test_dcgan_can_draw_the_noise_of_the_thesis_s_code_and_lsgan_truncates_nearer() -> None:

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from covergen.data.batch import Batch
-from covergen.models.base import Model, Sizes, signed
+from covergen.models.base import InputSpec, Model, to_minus_one_one
 from covergen.models.r3gan import Block, Discriminator, Options, build, score
-from covergen.nn.losses import pairing
+from covergen.nn.losses import relativistic_loss
 from tests.support.runs import largest_difference
 
 AUDIO = 20
@@ -21,7 +21,7 @@ TINY = {"width": 4, "blocks": 1, "group": 0, "latent": 8, "stem": 2, "penalty_ev
 def made(audio: int = AUDIO, resolution: int = 32, **options: Any) -> Model:
     """A model whose blocks are no longer the identity."""
     torch.manual_seed(0)
-    model = build(Options(**{**TINY, **options}), Sizes(resolution, audio))
+    model = build(Options(**{**TINY, **options}), InputSpec(resolution, audio))
     for network in model.networks.values():
         for module in network.modules():
             if isinstance(module, Block):
@@ -40,9 +40,9 @@ def batch_of(size: int = 6) -> Batch:
 
 def losses(model: Model, batch: Batch, number: int = 1, images: int = 0) -> tuple[torch.Tensor, dict]:
     """Of the discriminator's turn in a step of a given number."""
-    turn = model.turns[0]
+    turn = model.phases[0]
     turn.begin(number, images)
-    return turn(batch, turn.draw(len(batch.cover), torch.Generator().manual_seed(2)))
+    return turn(batch, turn.sample_noise(len(batch.cover), torch.Generator().manual_seed(2)))
 
 
 @pytest.mark.parametrize(("group", "condition"), [(0, 0), (4, 0), (0, 5), (4, 5)])
@@ -57,11 +57,11 @@ def test_a_block_starts_as_the_identity(group: int, condition: int) -> None:
 
 def test_both_networks_are_linear_at_the_start_and_their_blocks_the_identity() -> None:
     torch.manual_seed(0)
-    model = build(Options(**{**TINY, "blocks": 2}), Sizes(32, AUDIO))
+    model = build(Options(**{**TINY, "blocks": 2}), InputSpec(32, AUDIO))
     blocks = [module for network in model.networks.values() for module in network.modules()
               if isinstance(module, Block)]
     assert len(blocks) == 2 * 2 * 3  # two networks, two blocks at 4, 8 and 16
-    see, (one, other) = model.networks["discriminator"].see, torch.randn(2, 3, 3, 32, 32)
+    see, (one, other) = model.networks["discriminator"].embed_image, torch.randn(2, 3, 3, 32, 32)
     torch.testing.assert_close(see(one) + see(other), see(one + other) + see(torch.zeros_like(one)))
     audio, (one, other) = torch.randn(3, AUDIO), torch.randn(2, 3, 8)
     make = model.networks["generator"]
@@ -74,7 +74,7 @@ def test_covers_have_their_size_with_any_stem(stem: int, resolution: int) -> Non
     model = made(resolution=resolution, stem=stem)
     images = model.sample(model.networks, model.latents(2, torch.Generator(), None), torch.randn(2, AUDIO))
     assert images.shape == (2, 3, resolution, resolution)
-    assert model.networks["discriminator"].see(images).shape == (2, 128)
+    assert model.networks["discriminator"].embed_image(images).shape == (2, 128)
 
 
 def test_other_stems_and_augmentations_are_refused() -> None:
@@ -86,10 +86,10 @@ def test_other_stems_and_augmentations_are_refused() -> None:
 
 def test_a_score_is_of_a_cover_with_its_audio_and_images_do_not_mix() -> None:
     discriminator, batch = made().networks["discriminator"], batch_of()
-    images, heard = signed(batch.cover), discriminator.hear(batch.audio, None)
+    images, heard = to_minus_one_one(batch.cover), discriminator.embed_audio(batch.audio, None)
     scores = discriminator(images, heard)
     assert scores.shape == (6,)
-    assert (scores - discriminator(images, discriminator.hear(batch.mismatched, None))).abs().max() > 1e-2
+    assert (scores - discriminator(images, discriminator.embed_audio(batch.mismatched, None))).abs().max() > 1e-2
     torch.testing.assert_close(discriminator(images[:2], heard[:2]), scores[:2])
     twos, threes = torch.full((1, 128), 2.0), torch.full((1, 128), 3.0)
     torch.testing.assert_close(score(twos, threes), torch.tensor([6 * 128**0.5]))
@@ -99,12 +99,12 @@ def test_without_audio_there_is_one_direction_and_nothing_conditional() -> None:
     model, batch = made(audio=0), batch_of()._replace(audio=None, mismatched=None)
     discriminator = model.networks["discriminator"]
     assert isinstance(discriminator, Discriminator) and not model.conditional and not model.mismatched
-    heard = discriminator.hear(None, None)
+    heard = discriminator.embed_audio(None, None)
     assert heard.shape == (1, 128) and torch.equal(heard[0], discriminator.direction)
-    features = discriminator.see(signed(batch.cover))
-    torch.testing.assert_close(discriminator(signed(batch.cover), heard), features @ heard[0] / 128**0.5)
-    for turn in model.turns:
-        loss, _ = turn(batch, turn.draw(6, torch.Generator().manual_seed(0)))
+    features = discriminator.embed_image(to_minus_one_one(batch.cover))
+    torch.testing.assert_close(discriminator(to_minus_one_one(batch.cover), heard), features @ heard[0] / 128**0.5)
+    for turn in model.phases:
+        loss, _ = turn(batch, turn.sample_noise(6, torch.Generator().manual_seed(0)))
         loss.backward()
         assert all(parameter.grad.isfinite().all() for parameter in turn.parameters())
 
@@ -128,7 +128,7 @@ def test_the_penalty_is_taken_every_k_steps_with_k_times_the_weight() -> None:
 
 
 def test_the_penalty_s_weight_falls_over_its_images() -> None:
-    turn = made(penalty=2.0, penalty_last=0.5, penalty_images=1000, penalty_every=3).turns[0]
+    turn = made(penalty=2.0, penalty_last=0.5, penalty_images=1000, penalty_every=3).phases[0]
     for images, weight in ((0, 6.0), (500, 3.75), (1000, 1.5), (9000, 1.5)):
         turn.begin(3, images)
         assert turn.weight.item() == pytest.approx(weight)
@@ -145,16 +145,16 @@ def test_the_penalty_is_half_gamma_for_real_and_for_generated_covers_and_bends_t
     model, batch = made(penalty=0.7, mismatch=0.0, augment=("none",)), batch_of()
     loss, _ = losses(model, batch)
     loss.backward()
-    discriminator, turn = model.networks["discriminator"], model.turns[0]
+    discriminator, turn = model.networks["discriminator"], model.phases[0]
     found = {name: parameter.grad.clone() for name, parameter in discriminator.named_parameters()}
     discriminator.zero_grad()
-    noise = turn.draw(6, torch.Generator().manual_seed(2))
-    heard = discriminator.hear(batch.audio, noise)
-    images = [signed(batch.cover), model.networks["generator"](noise["latents"], batch.audio, noise).detach()]
+    noise = turn.sample_noise(6, torch.Generator().manual_seed(2))
+    heard = discriminator.embed_audio(batch.audio, noise)
+    images = [to_minus_one_one(batch.cover), model.networks["generator"](noise["latents"], batch.audio, noise).detach()]
     real, fake = (discriminator(side.requires_grad_(True), heard) for side in images)
     slopes = [torch.autograd.grad(scores.sum(), side, create_graph=True)[0].flatten(1).square().sum(1).mean()
               for scores, side in zip((real, fake), images, strict=True)]
-    expected = pairing(real, fake) + 0.7 / 2 * sum(slopes)
+    expected = relativistic_loss(real, fake) + 0.7 / 2 * sum(slopes)
     expected.backward()
     torch.testing.assert_close(loss, expected)
     for name, parameter in discriminator.named_parameters():
@@ -176,19 +176,19 @@ def test_mismatched_pairs_count_by_their_weight_and_the_very_same_audio_is_worth
 def test_real_and_generated_covers_are_changed_alike_in_both_turns(kinds: tuple[str, ...]) -> None:
     model, batch = made(augment=kinds), batch_of()
     copies = nn.Module()
-    copies.forward = lambda latents, audio, noise: signed(batch.cover)  # a generator that makes the real covers
-    model.turns[0].reads, model.turns[1].generator = (copies,), copies
+    copies.forward = lambda latents, audio, noise: to_minus_one_one(batch.cover)  # a generator that makes the real covers
+    model.phases[0].reads, model.phases[1].generator = (copies,), copies
     assert losses(model, batch)[1]["score_gap"] == 0
-    turn = model.turns[1]
-    loss, _ = turn(batch, turn.draw(6, torch.Generator().manual_seed(0)))
+    turn = model.phases[1]
+    loss, _ = turn(batch, turn.sample_noise(6, torch.Generator().manual_seed(0)))
     assert loss.item() == pytest.approx(0.693147)
 
 
 @pytest.mark.parametrize(("kinds", "changes"), [(("none",), False), (("translation",), True), (("color",), True)])
 def test_augmentation_follows_its_draws_and_none_has_none(kinds: tuple[str, ...], changes: bool) -> None:
     model, batch = made(augment=kinds), batch_of()
-    for turn in model.turns:
-        noise = turn.draw(6, torch.Generator().manual_seed(2))
+    for turn in model.phases:
+        noise = turn.sample_noise(6, torch.Generator().manual_seed(2))
         one = turn(batch, noise)[0]
         other = turn(batch, {**noise, "augmentation": -noise["augmentation"]})[0]
         assert torch.equal(one, other) != changes
@@ -196,8 +196,8 @@ def test_augmentation_follows_its_draws_and_none_has_none(kinds: tuple[str, ...]
 
 def test_a_generator_wants_its_covers_above_the_real_ones() -> None:
     model, batch = made(), batch_of()
-    generator = model.turns[1]
-    noise = generator.draw(6, torch.Generator().manual_seed(2))
+    generator = model.phases[1]
+    noise = generator.sample_noise(6, torch.Generator().manual_seed(2))
     gap = losses(model, batch)[1]["score_gap"]
     for _ in range(5):
         before = generator(batch, noise)[0]
@@ -212,14 +212,14 @@ def test_a_generator_wants_its_covers_above_the_real_ones() -> None:
 def trained(parts: int, audio: int, **options: Any) -> dict[str, torch.Tensor]:
     """All weights after some steps whose gradients are means over so many parts of each batch."""
     torch.manual_seed(0)
-    model = build(Options(**{**TINY, **options}), Sizes(32, audio))
-    optimizers = [torch.optim.Adam(turn.parameters(), 5e-4, betas=(0.0, 0.99)) for turn in model.turns]
+    model = build(Options(**{**TINY, **options}), InputSpec(32, audio))
+    optimizers = [torch.optim.Adam(turn.parameters(), 5e-4, betas=(0.0, 0.99)) for turn in model.phases]
     cover, heard, genre, group, wrong = batch_of(12)
     whole = Batch(cover, heard if audio else None, genre, group, wrong if model.mismatched else None)
     for number in range(1, 13):
-        for turn, optimizer in zip(model.turns, optimizers, strict=True):
+        for turn, optimizer in zip(model.phases, optimizers, strict=True):
             turn.begin(number, 12 * number)
-            noise = turn.draw(12, torch.Generator().manual_seed(number))
+            noise = turn.sample_noise(12, torch.Generator().manual_seed(number))
             for part in range(parts):
                 mine = slice(part * 12 // parts, (part + 1) * 12 // parts)
                 batch = Batch(*(None if value is None else value[mine] for value in whole))

@@ -21,7 +21,7 @@ def test_two_ranks_train_what_one_process_does_and_a_resumed_run_too(shards: Pat
     flags = ["--model", model, *HEARING[model], "--batch_size", str(BATCH), "--shards", str(shards), "--steps",
              str(STEPS), "--log_every", "1", "--sample_every", "20", "--tracker", "none", "--mixed_precision", "no"]
     config = resolve({"model": model, "shards": "x"}).training
-    assert (config.order, config.albums_for) == ("group", "generator")
+    assert (config.order, config.album_subset) == ("group", "generator")
     train(tmp_path, *flags, "--save_every", "10", "--name", "one")
     done = train(tmp_path, *flags, "--save_every", "20", "--name", "two", ranks=2)
     assert "2 processes on" in done.stdout

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from covergen.data.batch import Batch
-from covergen.models.base import Model, Sizes, signed
+from covergen.models.base import InputSpec, Model, to_minus_one_one
 from covergen.models.wgan_gp import ConditionalOptions, Critic, build_conditional
 from covergen.nn.losses import gradient_penalty, wasserstein_critic
 
@@ -40,40 +40,40 @@ def test_penalty_of_a_critic_with_slope_one_is_zero_and_of_a_flat_one_is_one() -
 
 def conditional(**options: bool) -> tuple[Model, Batch]:
     torch.manual_seed(0)
-    model = build_conditional(ConditionalOptions(width=4, latent=8, **options), Sizes(32, 20))
+    model = build_conditional(ConditionalOptions(width=4, latent=8, **options), InputSpec(32, 20))
     audio, wrong = torch.randn(2, 6, 20)
     return model, Batch(torch.randint(0, 256, (6, 3, 32, 32), dtype=torch.uint8), audio, None, None, wrong)
 
 
 def test_the_thesis_s_critic_hears_nothing_and_the_other_one_the_audio() -> None:
     for hears in (False, True):
-        model, batch = conditional(critic_hears=hears)
-        assert model.mismatched == hears and model.turns[1].hears == hears
-        critic, images = model.networks["critic"], signed(batch.cover)
+        model, batch = conditional(projection_critic=hears)
+        assert model.mismatched == hears and model.phases[1].hears == hears
+        critic, images = model.networks["critic"], to_minus_one_one(batch.cover)
         one, other = critic(images, batch.audio), critic(images, batch.mismatched)
         assert one.shape == (6,) and torch.equal(one, other) != hears
         torch.testing.assert_close(critic(images[:2], batch.audio[:2]), one[:2])  # no image or track sees another
 
 
 def test_a_hearing_critic_counts_mismatched_pairs_as_generated_and_its_slope_is_with_the_audio() -> None:
-    model, batch = conditional(critic_hears=True)
-    turn, critic = model.turns[0], model.networks["critic"]
-    noise = turn.draw(6, torch.Generator().manual_seed(0))
+    model, batch = conditional(projection_critic=True)
+    turn, critic = model.phases[0], model.networks["critic"]
+    noise = turn.sample_noise(6, torch.Generator().manual_seed(0))
     loss, scalars = turn(batch, noise)
     with torch.no_grad():
         fake = model.networks["generator"](noise["latents"], batch.audio)
-        real, audio = signed(batch.cover), batch.audio
+        real, audio = to_minus_one_one(batch.cover), batch.audio
         worse = (critic(fake, audio) + critic(real, batch.mismatched)) / 2
         expected = wasserstein_critic(critic(real, audio), worse)
     torch.testing.assert_close(scalars["wasserstein"], -expected)
     penalty, slope = gradient_penalty(lambda images: critic(images, audio), real, fake, noise["mix"])
-    torch.testing.assert_close(scalars["slope"], slope)
+    torch.testing.assert_close(scalars["critic_grad_norm"], slope)
     torch.testing.assert_close(loss, expected + 10 * penalty)
 
 
 def test_a_generator_wants_a_high_score_with_its_own_audio() -> None:
-    model, batch = conditional(critic_hears=True)
-    turn = model.turns[1]
-    noise = turn.draw(6, torch.Generator().manual_seed(0))
+    model, batch = conditional(projection_critic=True)
+    turn = model.phases[1]
+    noise = turn.sample_noise(6, torch.Generator().manual_seed(0))
     fake = model.networks["generator"](noise["latents"], batch.audio)
     torch.testing.assert_close(turn(batch, noise)[0], -model.networks["critic"](fake, batch.audio).mean())

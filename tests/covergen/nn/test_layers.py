@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from covergen.nn.layers import EMBEDDING, AudioEncoder, Modulation, ResidualMlp, audio_noise
-from covergen.nn.losses import matching, pairing, zero_centred_penalty
+from covergen.nn.losses import info_nce, r1_r2_penalty, relativistic_loss
 
 
 def source(seed: int = 0) -> torch.Generator:
@@ -62,17 +62,17 @@ def test_a_residual_layer_adds_to_its_input() -> None:
 
 def test_pairing_is_log_two_for_equals_and_small_where_the_better_scores_above() -> None:
     better, worse = torch.tensor([3.0, -1.0]), torch.tensor([1.0, 1.0])
-    assert pairing(better, better).item() == pytest.approx(0.693147)
+    assert relativistic_loss(better, better).item() == pytest.approx(0.693147)
     expected = (torch.log1p(torch.exp(torch.tensor(-2.0))) + torch.log1p(torch.exp(torch.tensor(2.0)))) / 2
-    torch.testing.assert_close(pairing(better, worse), expected)
-    assert pairing(better + 9, worse) < 1e-3
+    torch.testing.assert_close(relativistic_loss(better, worse), expected)
+    assert relativistic_loss(better + 9, worse) < 1e-3
 
 
 def test_a_zero_centred_penalty_and_its_gradients_are_those_of_double_backward() -> None:
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(3, 4, 4, 4), nn.SiLU(), nn.Flatten(), nn.Linear(16, 1), nn.Flatten(0))
     images = torch.randn(5, 3, 8, 8)
-    ours = zero_centred_penalty(network, images)
+    ours = r1_r2_penalty(network, images)
     ours.mean().backward()
     found = [parameter.grad.clone() for parameter in network.parameters() if parameter.grad is not None]
     network.zero_grad()
@@ -85,12 +85,12 @@ def test_a_zero_centred_penalty_and_its_gradients_are_those_of_double_backward()
     for mine, other in zip(found, theirs, strict=True):
         torch.testing.assert_close(mine, other)
     direction = torch.randn(3 * 8 * 8)
-    torch.testing.assert_close(zero_centred_penalty(lambda x: x.flatten(1) @ direction, images),
+    torch.testing.assert_close(r1_r2_penalty(lambda x: x.flatten(1) @ direction, images),
                                direction.square().sum().expand(5))
 
 
 def loop(audio: torch.Tensor, images: torch.Tensor, scale: float, same: list[list[bool]]) -> float:
-    """The same as ``matching``, from its definition."""
+    """The same as ``info_nce``, from its definition."""
     logits = [[scale * sum(a * b for a, b in zip(one, other, strict=True)) for other in images.tolist()]
               for one in audio.tolist()]
     def side(rows: list[list[float]], positive: list[list[bool]]) -> float:
@@ -108,11 +108,11 @@ def test_matching_is_its_definition_with_one_and_with_several_positives() -> Non
     groups = torch.tensor([7, 7, 8, 9, 9]), torch.tensor([9, 8, 7, 7])
     same = groups[0][:, None] == groups[1]
     assert same.sum(1).tolist() == [2, 2, 1, 1, 1]
-    found = matching(audio, images, torch.tensor(4.0), same)
+    found = info_nce(audio, images, torch.tensor(4.0), same)
     assert found.item() == pytest.approx(loop(audio, images, 4.0, same.tolist()), rel=1e-5)
     each = torch.arange(4)
     logits = 4 * audio[:4] @ images.T
-    torch.testing.assert_close(matching(audio[:4], images, torch.tensor(4.0), torch.eye(4, dtype=torch.bool)),
+    torch.testing.assert_close(info_nce(audio[:4], images, torch.tensor(4.0), torch.eye(4, dtype=torch.bool)),
                                (F.cross_entropy(logits, each) + F.cross_entropy(logits.T, each)) / 2)
 
 
@@ -120,6 +120,6 @@ def test_matching_is_small_for_the_right_pairs_and_tracks_of_an_album_do_not_rep
     places, groups = torch.eye(6), torch.tensor([0, 0, 1, 1, 2, 2])
     same, scale = groups[:, None] == groups, torch.tensor(50.0)
     albums = places[groups]
-    assert matching(albums, albums, scale, same).item() == pytest.approx(0.693147)  # which of the two can't be known
-    assert matching(albums, albums.roll(2, 0), scale, same) > 20
-    assert matching(places, places, scale, torch.eye(6, dtype=torch.bool)) < 1e-6
+    assert info_nce(albums, albums, scale, same).item() == pytest.approx(0.693147)  # which of the two can't be known
+    assert info_nce(albums, albums.roll(2, 0), scale, same) > 20
+    assert info_nce(places, places, scale, torch.eye(6, dtype=torch.bool)) < 1e-6

@@ -56,10 +56,10 @@ def test_without_shards_the_demo_s_preset_holds_and_flags_still_win() -> None:
     ({"betas": "0.5"}, "--betas: expected 2 values"),
     ({"name": "../x"}, "--name ../x: one folder name"),
     ({"config": "/nowhere.yaml"}, "nowhere.yaml"),
-    ({"albums_for": "jugde"}, "--albums_for: 'jugde' is not a choice, did you mean 'judge'"),
+    ({"album_subset": "jugde"}, "--album_subset: 'jugde' is not a choice, did you mean 'judge'"),
     ({"lr_warmup": "-1"}, "--lr_warmup -1: must be 0 or more"),
     ({"model": "r3gan", "penalty_every": "0"}, "--penalty_every 0: must be above 0"),
-    ({"model": "r3gan", "audio_dropped": "1"}, "--audio_dropped 1.0: a share, from 0 to below 1"),
+    ({"model": "r3gan", "audio_dropout": "1"}, "--audio_dropout 1.0: a share, from 0 to below 1"),
     ({"model": "flow", "multiples": "1,x"}, "--multiples: expected a whole number, found 'x'"),
 ])
 def test_wrong_options_are_refused_with_the_way_out(flags: dict, message: str) -> None:

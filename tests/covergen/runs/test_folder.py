@@ -193,5 +193,5 @@ def test_a_run_goes_on_only_as_the_run_it_is(shards: Path, tmp_path: Path) -> No
     assert done.returncode == 2 and "already went on to step 8" in done.stdout
     assert sorted(os.listdir(tmp_path / "runs/s/checkpoints")) == ["step_00000006", "step_00000008"]
     assert set(os.listdir(tmp_path / "runs/s")) >= {"config.yaml", "data.json", "log.jsonl", "grids", "checkpoints"}
-    facts = json.loads((tmp_path / "runs/s/data.json").read_text())
-    assert len(facts["audio"]["mean"]) == 1160 and facts["resolution"] == 32 and len(facts["genres"]) > 1
+    metadata = json.loads((tmp_path / "runs/s/data.json").read_text())
+    assert len(metadata["audio"]["mean"]) == 1160 and metadata["resolution"] == 32 and len(metadata["genres"]) > 1

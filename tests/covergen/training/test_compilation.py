@@ -11,16 +11,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from covergen import models
 from covergen.data.batch import Batch
-from covergen.models.base import Model, Sizes
+from covergen.models.base import InputSpec, Model
 from covergen.runs.config import Training
-from covergen.training.compilation import Compiling, compile_turn, load_optimizer, optimizer_of
+from covergen.training.compilation import Compiling, compile_phase, load_optimizer, optimizer_of
 from covergen.training.profiler import Profile
 from shard_tools import cli
 from tests.support.runs import log_of, run_command
 
 SMALL = {"flow": {"width": 32, "multiples": (1, 1), "stem": 4}, "r3gan": {"width": 4, "penalty_every": 2},
          "contrast": {"width": 8}}
-EVERY_MODEL = [(name, {}) for name in models.MODELS] + [("cond_wgan_gp", {"critic_hears": True})]
+EVERY_MODEL = [(name, {}) for name in models.MODELS] + [("cond_wgan_gp", {"projection_critic": True})]
 AUDIO, COUNT = 20, 4
 
 
@@ -28,7 +28,7 @@ def built(name: str, options: dict) -> Model:
     if name == "flow":
         pytest.importorskip("diffusers")
     recipe = models.load(name)
-    return recipe.build(recipe.options(**{"width": 4, **SMALL.get(name, {}), **options}), Sizes(32, AUDIO))
+    return recipe.build(recipe.options(**{"width": 4, **SMALL.get(name, {}), **options}), InputSpec(32, AUDIO))
 
 
 def batch(model: Model) -> Batch:
@@ -52,9 +52,9 @@ def test_no_step_waits_for_the_device(name: str, options: dict) -> None:
     model = built(name, options)
     covers, noise = batch(model), torch.Generator()
     for step in (1, 2):
-        for turn in model.turns:
+        for turn in model.phases:
             turn.begin(step, step * COUNT)
-            drawn = turn.draw(COUNT, noise)
+            drawn = turn.sample_noise(COUNT, noise)
             with NoWaiting():
                 with torch.autocast("cpu", torch.bfloat16):
                     loss, scalars = turn(covers, drawn)
@@ -75,22 +75,22 @@ def test_every_turn_compiles_as_one_graph(name: str, options: dict) -> None:
     counters.clear()
     model = built(name, options)
     backward = name == "wgan_gp"  # also traced there: its critic is read and trained, and has a hook
-    for turn in model.turns:
+    for turn in model.phases:
         turn.compile(dynamic=False, backend="aot_eager" if backward else "eager")
     noise = torch.Generator()
     for step in (1, 2):
-        for turn in model.turns:
+        for turn in model.phases:
             turn.begin(step, step * COUNT)
             with torch.autocast("cpu", torch.bfloat16):
-                loss, _ = turn(batch(model), turn.draw(COUNT, noise))
+                loss, _ = turn(batch(model), turn.sample_noise(COUNT, noise))
             if backward:
                 loss.backward()
     assert not counters["graph_break"]
-    assert counters["stats"]["unique_graphs"] == len(model.turns) + (name == "r3gan")  # and one without penalties
+    assert counters["stats"]["unique_graphs"] == len(model.phases) + (name == "r3gan")  # and one without penalties
 
 
 def test_cuda_graphs_are_refused_where_there_are_none() -> None:
-    turns, cpu = built("dcgan", {}).turns, torch.device("cpu")
+    turns, cpu = built("dcgan", {}).phases, torch.device("cpu")
     with pytest.raises(ValueError, match="needs a CUDA GPU, and this process computes on cpu"):
         Compiling(turns, Training(cuda_graphs=True), cpu)
     with pytest.raises(ValueError, match="can't be accumulated"):
@@ -102,18 +102,18 @@ def test_a_turn_for_cuda_graphs_hands_out_copies_and_keeps_its_names(monkeypatch
     monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", lambda: marks.append(1))
     monkeypatch.setattr(torch, "compile", lambda call, **options: modes.append(options["mode"]) or call)
     model = built("dcgan", {})
-    turn = model.turns[0]
+    turn = model.phases[0]
     names = set(turn.state_dict())
-    compile_turn(turn, cuda_graphs=True)
-    turn(batch(model), turn.draw(COUNT, torch.Generator()))[0].backward()
+    compile_phase(turn, cuda_graphs=True)
+    turn(batch(model), turn.sample_noise(COUNT, torch.Generator()))[0].backward()
     assert (marks, modes) == ([1], ["reduce-overhead"]) and set(turn.state_dict()) == names
 
 
 def test_an_optimiser_goes_on_from_a_state_of_other_kernels() -> None:
     model = built("dcgan", {})
-    turn, training, covers = model.turns[0], Training(), batch(model)
+    turn, training, covers = model.phases[0], Training(), batch(model)
     plain = torch.optim.Adam(turn.parameters(), lr=training.lr, betas=training.betas)
-    turn(covers, turn.draw(COUNT, torch.Generator()))[0].backward()
+    turn(covers, turn.sample_noise(COUNT, torch.Generator()))[0].backward()
     plain.step()
     fused = optimizer_of(turn, training, "bf16")
     load_optimizer(fused, plain.state_dict())
@@ -137,19 +137,19 @@ def test_what_compiling_costs_is_counted_and_told_once(monkeypatch: pytest.Monke
     torch._dynamo.reset()
     counters.clear()
     model = built("vae", {})
-    turn, noise = model.turns[0], torch.Generator()
-    compiling = Compiling(model.turns, Training(compile=True), torch.device("cpu"))
+    turn, noise = model.phases[0], torch.Generator()
+    compiling = Compiling(model.phases, Training(compile=True), torch.device("cpu"))
     before = compiling.seconds
-    turn(batch(model), turn.draw(COUNT, noise))
+    turn(batch(model), turn.sample_noise(COUNT, noise))
     assert compiling.seconds > before
-    costs = compiling.news()
+    costs = compiling.new_stats()
     assert costs["speed/graph_breaks"] == costs["speed/recompiles"] == 0 and costs["speed/compile_seconds"] > 0
-    turn(batch(model), turn.draw(COUNT, noise))
-    assert not compiling.news()
+    turn(batch(model), turn.sample_noise(COUNT, noise))
+    assert not compiling.new_stats()
     turn.eval()
-    turn(batch(model), turn.draw(COUNT, noise))
-    assert compiling.news()["speed/recompiles"] == 1 and "0 graph breaks, 1 recompiles" in compiling.text()
-    assert not Compiling(model.turns, Training(), torch.device("cpu")).news()
+    turn(batch(model), turn.sample_noise(COUNT, noise))
+    assert compiling.new_stats()["speed/recompiles"] == 1 and "0 graph breaks, 1 recompiles" in compiling.text()
+    assert not Compiling(model.phases, Training(), torch.device("cpu")).new_stats()
 
 
 @pytest.mark.slow

@@ -9,8 +9,8 @@ import torch
 
 from covergen import models
 from covergen.data.batch import Batch
-from covergen.models.base import Model, Sizes
-from covergen.training.sample_grids import Preview
+from covergen.models.base import InputSpec, Model
+from covergen.training.sample_grids import SampleGrids
 
 GENRES = ["blues", "folk", "jazz"]
 
@@ -21,9 +21,9 @@ def examples(count: int) -> Batch:
                  torch.randn(count, 20, generator=source), torch.arange(count) % 3, torch.arange(count))
 
 
-def preview(name: str, count: int, **options: object) -> tuple[Preview, Model]:
+def preview(name: str, count: int, **options: object) -> tuple[SampleGrids, Model]:
     recipe = models.load(name)
-    model = recipe.build(recipe.options(**{"width": 8, **options}), Sizes(32, 20))
+    model = recipe.build(recipe.options(**{"width": 8, **options}), InputSpec(32, 20))
 
     @torch.no_grad()
     def infer(call):  # as the engine does, without Accelerate
@@ -32,7 +32,7 @@ def preview(name: str, count: int, **options: object) -> tuple[Preview, Model]:
         return call(model.networks)
 
     engine = SimpleNamespace(device=torch.device("cpu"), training=SimpleNamespace(seed=0), infer=infer)
-    return Preview(model, examples(count), GENRES, 32, engine), model
+    return SampleGrids(model, examples(count), GENRES, 32, engine), model
 
 
 @pytest.mark.parametrize("count", [5, 8, 20])

@@ -18,7 +18,7 @@ from covergen.data.batch import Batch
 from covergen.runs import checkpoint
 from covergen.runs import checkpoint as saver
 from covergen.runs.config import Training
-from covergen.training.batch_split import Share
+from covergen.training.batch_split import BatchSplit
 from tests.proofs import chaos
 from tests.support.paths import ROOT
 from tests.support.runs import (
@@ -73,7 +73,7 @@ def test_a_damaged_checkpoint_is_put_aside_and_the_one_before_goes_on(shards: Pa
     done = train(tmp_path, *flags, "--steps", "8")
     assert f"warning: runs/run/checkpoints/step_00000008/{file.name}" in done.stdout
     assert "going on from runs/run/checkpoints/step_00000004" in done.stdout
-    assert (tmp_path / "runs/run/checkpoints/damaged_00000008").is_dir()
+    assert (tmp_path / "runs/run/checkpoints/corrupt_00000008").is_dir()
     assert same_bits(weights(tmp_path / "runs/run", 8), whole)
 
 
@@ -124,7 +124,7 @@ def test_a_save_is_written_beside_training_and_the_next_one_waits_for_it(tmp_pat
         gate.wait(10)
         written.append((taken.step, kind, taken.networks["net"]["weight"].clone()))
     monkeypatch.setattr(checkpoint, "write", slow)
-    net, writer = nn.Linear(2, 2), saver.Saver(tmp_path, 1)
+    net, writer = nn.Linear(2, 2), saver.AsyncCheckpointer(tmp_path, 1)
     before = net.weight.detach().clone()
     writer.save(1, {"net": net}, {}, {"step": 1}, ["best", "step"])
     net.weight.data.zero_()  # training goes on
@@ -179,10 +179,10 @@ def test_shares_and_pieces_cover_a_batch_and_weigh_it_right(size: int, ranks: in
     batch = torch.arange(size)
     seen, total = [], 0.0
     for rank in range(ranks):
-        share = Share(Training(batch_size=size, micro_batch=most), rank, ranks, global_loss=False)
+        share = BatchSplit(Training(batch_size=size, micro_batch=most), rank, ranks, needs_whole_batch=False)
         mine = batch[share.places]
-        pieces = share.cut(Batch(mine, None, mine, mine))
-        noise = share.cut_noise({"n": batch * 2})
+        pieces = share.split(Batch(mine, None, mine, mine))
+        noise = share.split_noise({"n": batch * 2})
         for piece, part, weight in zip(pieces, noise, share.weights, strict=True):
             assert torch.equal(piece.cover * 2, part["n"]) and piece.audio is None
             assert not most or len(piece.cover) <= most

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from covergen.data.indexed import IndexedShards
-from covergen.inference.trained_model import open_run
+from covergen.data.indexed import ShardDataset
+from covergen.inference.trained_model import open_model
 from covergen.runs.checkpoint import checkpoints, step_of
-from covergen.training.validation import Pass, Patience
+from covergen.training.validation import EarlyStopping, Pass
 from tests.support.runs import log_of, train
 
 SMALL = ["--model", "ae_resize", "--width", "4", "--batch_size", "12", "--tracker", "none", "--sample_every", "0"]
@@ -22,9 +22,9 @@ SMALL = ["--model", "ae_resize", "--width", "4", "--batch_size", "12", "--tracke
 @pytest.mark.parametrize("batch_size", [6, 12, 36, 48])
 def test_a_pass_has_every_sample_exactly_once_whatever_the_number_of_ranks(
         shards: Path, ranks: int, batch_size: int) -> None:
-    index, seen = IndexedShards(shards, "val", batch_size=batch_size).index, []
+    index, seen = ShardDataset(shards, "val", batch_size=batch_size).index, []
     for rank in range(ranks):
-        one = Pass(IndexedShards(shards, "val", batch_size=batch_size, rank=rank, ranks=ranks))
+        one = Pass(ShardDataset(shards, "val", batch_size=batch_size, rank=rank, ranks=ranks))
         for number in range(one.batches):
             places = one.places(number)
             batch = one.batch(number)
@@ -36,22 +36,22 @@ def test_a_pass_has_every_sample_exactly_once_whatever_the_number_of_ranks(
 
 
 def test_patience_stops_after_so_many_epochs_without_a_better_loss() -> None:
-    patience, better = Patience(3), []
+    patience, better = EarlyStopping(3), []
     for epoch, loss in enumerate([5.0, 4.0, 4.5, 3.0, 3.0, 3.5, 9.0, 1.0], 1):
-        better.append(patience.judge(10 * epoch, loss))
-        if patience.over:
+        better.append(patience.update(10 * epoch, loss))
+        if patience.should_stop:
             break
     assert better == [True, True, False, True, False, False, False]  # an equal loss is not a better one
     assert (patience.best, patience.best_step, patience.waited) == (3.0, 40, 3)
-    again = Patience(4)
+    again = EarlyStopping(4)
     again.restore(patience.state())
-    assert not again.over and again.best_step == 40
-    again.judge(75, 8.0, epoch=False)  # the last step of a run need not end an epoch
-    assert not again.over
-    never = Patience(0)
+    assert not again.should_stop and again.best_step == 40
+    again.update(75, 8.0, epoch=False)  # the last step of a run need not end an epoch
+    assert not again.should_stop
+    never = EarlyStopping(0)
     for step in range(100):
-        never.judge(step, 1.0)
-    assert not never.over
+        never.update(step, 1.0)
+    assert not never.should_stop
 
 
 def test_validation_agrees_on_1_2_and_3_ranks_and_with_a_plain_loop(shards: Path, tmp_path: Path) -> None:
@@ -63,13 +63,13 @@ def test_validation_agrees_on_1_2_and_3_ranks_and_with_a_plain_loop(shards: Path
     assert found[1].keys() == {"val/loss", "val/bound", "val/bce", "val/kl"}
     # Running statistics of batch norm differ after a step on other batches, by a few percent of a few percent.
     assert all(found[ranks][key] == pytest.approx(found[1][key], rel=0.02) for ranks in (2, 3) for key in found[1])
-    run = open_run(tmp_path / "runs/r1")
-    held_out = IndexedShards(shards, "val", batch_size=1)
-    batch = held_out.read(np.arange(held_out.facts["samples"]))
+    run = open_model(tmp_path / "runs/r1")
+    held_out = ShardDataset(shards, "val", batch_size=1)
+    batch = held_out.read(np.arange(held_out.metadata["samples"]))
     noise = {"normal": torch.zeros(len(batch.cover), 8)}
     with torch.no_grad():
         mean, log_variance = run.model.networks["vae"].encode(batch.cover.float() / 255)
-        scalars = run.model.turns[0](batch, noise)[1]
+        scalars = run.model.phases[0](batch, noise)[1]
     divergence = 0.5 * (mean**2 + log_variance.exp() - 1 - log_variance).sum(1).mean()
     assert found[1]["val/kl"] == pytest.approx(divergence.item(), rel=1e-4)
     assert found[1]["val/kl"] == pytest.approx(scalars["kl"].item(), rel=1e-4)
@@ -87,8 +87,8 @@ def test_a_run_stops_early_reports_its_best_and_stays_stopped(shards: Path, tmp_
     assert [step for step, _ in curve].index(best_step) == len(curve) - 3 and len(curve) < 60
     assert [step_of(path) for path in checkpoints(folder, "best")] == [best_step]
     assert re.search(rf"best validation loss, {best:.6g}, was at step {best_step}: .*best_{best_step:08d}", done.stdout)
-    assert step_of(open_run(folder).checkpoint) == best_step
-    assert step_of(open_run(folder, which="last").checkpoint) == curve[-1][0]
+    assert step_of(open_model(folder).checkpoint) == best_step
+    assert step_of(open_model(folder, which="last").checkpoint) == curve[-1][0]
     again = train(tmp_path, *flags, ranks=ranks)
     assert f"the run stopped early at step {curve[-1][0]}" in again.stdout and "--patience 4" in again.stdout
     train(tmp_path, *flags, "--patience", "3", ranks=ranks)
@@ -96,7 +96,7 @@ def test_a_run_stops_early_reports_its_best_and_stays_stopped(shards: Path, tmp_
 
 
 def test_validation_is_after_every_epoch_and_epochs_end_a_run(shards: Path, tmp_path: Path) -> None:
-    samples = IndexedShards(shards, "train", batch_size=12).facts["samples"]
+    samples = ShardDataset(shards, "train", batch_size=12).metadata["samples"]
     done = train(tmp_path, *SMALL, "--shards", str(shards), "--epochs", "3", "--name", "e")
     steps = [row["step"] for row in log_of(tmp_path / "runs/e") if "val/loss" in row]
     assert steps == [-(-samples * epoch // 12) for epoch in (1, 2, 3)]

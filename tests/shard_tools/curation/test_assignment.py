@@ -69,7 +69,7 @@ def test_with_its_memory_no_old_group_moves_and_without_it_few_do():
     new = [Unit((f"new {i}",), {("a", "b", "c")[i % 3]: 1}) for i in range(38)]
     known = {group: name for unit, name in zip(units, first, strict=True) for group in unit.groups}
     later = assign(new + units, SHARES, 0, 10, known)
-    assert later.splits[len(new):] == first and not later.torn
+    assert later.splits[len(new):] == first and not later.reassigned
     for counts in by_genre(new + units, later.splits).values():
         assert abs(counts["train"] / counts.total() - 0.8) <= 0.01
     forgetful = assign(new + units, SHARES, 0, 10, {}).splits[len(new):]

@@ -12,7 +12,16 @@ from PIL import Image
 
 from shard_tools.curation import clusters, fingerprints
 from shard_tools.curation import similarity as lookalikes
-from shard_tools.curation.fingerprints import LOOKED, PRINT, LookTask, close_pairs, dhash, hamming, look, look_chunk
+from shard_tools.curation.fingerprints import (
+    FINGERPRINT_DTYPE,
+    PICTURE_DTYPE,
+    FingerprintTask,
+    close_pairs,
+    dhash,
+    fingerprint,
+    fingerprint_chunk,
+    hamming,
+)
 from shard_tools.dataset.source import Entry
 from tests.proofs import planted
 from tests.support import raw_data
@@ -61,10 +70,10 @@ def test_dhash_is_that_of_imagehash() -> None:
 @pytest.mark.parametrize("number", [1, 2, 4, 5])
 def test_decoding_a_part_of_a_large_jpeg_hardly_changes_its_print(number: int) -> None:
     image = planted.cover(0, number).resize((900, 900), Image.Resampling.BICUBIC)
-    bits, pixels, small = look(planted.jpeg(image, 95))
+    bits, pixels, small = fingerprint(planted.jpeg(image, 95))
     whole = io.BytesIO()
     image.save(whole, "PNG")
-    same_bits, same_pixels, same_small = look(whole.getvalue())
+    same_bits, same_pixels, same_small = fingerprint(whole.getvalue())
     assert bin(bits ^ same_bits).count("1") <= 4
     assert pixels == same_pixels == 810_000
     assert np.abs(small.astype(int) - same_small).mean() < 4
@@ -75,8 +84,8 @@ def test_a_print_is_of_the_upright_picture() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     turned = raw_data.encoded(image.transpose(Image.Transpose.ROTATE_90), exif=exif, quality=95)
-    bits, pixels, small = look(turned)
-    upright = look(raw_data.encoded(image, quality=95))
+    bits, pixels, small = fingerprint(turned)
+    upright = fingerprint(raw_data.encoded(image, quality=95))
     assert bin(bits ^ upright[0]).count("1") <= 2 and pixels == 20_000
     assert np.abs(small.astype(int) - upright[2]).mean() < 3
 
@@ -89,24 +98,24 @@ def test_bad_files_are_named_and_do_not_stop_the_others_and_are_looked_at_once(t
              "e.png": raw_data.header_of_huge_png()}
     for name, data in files.items():
         (source / name).write_bytes(data)
-    task = LookTask(source, tuple(Entry(name, -1, 0) for name in files), memory, 10**6)
-    rows, drops = look_chunk(task)
-    assert rows.dtype == LOOKED and rows["sound"].tolist() == [True, False, True, False, False]
+    task = FingerprintTask(source, tuple(Entry(name, -1, 0) for name in files), memory, 10**6)
+    rows, drops = fingerprint_chunk(task)
+    assert rows.dtype == FINGERPRINT_DTYPE and rows["sound"].tolist() == [True, False, True, False, False]
     assert rows["hash"][0] == rows["hash"][2] and (rows["print"][0] == rows["print"][2])
     assert [drop.reason for drop in drops] == ["truncated image", "empty file", "too many pixels"]
-    again = look_chunk(task)
+    again = fingerprint_chunk(task)
     assert np.array_equal(again[0], rows) and again[1] == drops
-    monkeypatch.setattr(fingerprints, "look", lambda *_: pytest.fail("decoded a second time"))
+    monkeypatch.setattr(fingerprints, "fingerprint", lambda *_: pytest.fail("decoded a second time"))
     sound = task._replace(entries=task.entries[:1])
     with pytest.raises(pytest.fail.Exception):
-        look_chunk(sound)  # another task: not remembered
+        fingerprint_chunk(sound)  # another task: not remembered
     task.path.write_bytes(task.path.read_bytes()[:100])  # cut short
     with pytest.raises(pytest.fail.Exception):
-        look_chunk(task)
+        fingerprint_chunk(task)
 
 
 def prints_of(pictures: list[Image.Image]) -> np.ndarray:
-    return np.array([look(planted.jpeg(picture, 92)) for picture in pictures], PRINT)
+    return np.array([fingerprint(planted.jpeg(picture, 92)) for picture in pictures], PICTURE_DTYPE)
 
 
 def all_pairs(count: int) -> np.ndarray:
@@ -130,7 +139,7 @@ def test_simple_pictures_that_differ_are_not_taken_for_one(kind: str) -> None:
     made = {SIMPLE[kind](rng).tobytes(): None for _ in range(60)}  # greys repeat
     side = 32 if "32" in kind else 64 if "64" in kind else 128
     prints = prints_of([Image.frombytes("RGB", (side, side), data) for data in made])
-    assert (lookalikes.differences(prints["small"], all_pairs(len(prints))) >= lookalikes.ALIKE).all()
+    assert (lookalikes.differences(prints["small"], all_pairs(len(prints))) >= lookalikes.SAME_LIMIT).all()
 
 
 @pytest.mark.parametrize("kind", list(SIMPLE)[2:])
@@ -140,8 +149,8 @@ def test_simple_pictures_are_found_again_when_they_were_altered(kind: str) -> No
         picture = SIMPLE[kind](rng)
         for name in planted.PLANTS:
             altered = planted.plant(name, picture, planted.rng_of(number, name))
-            prints = np.array([look(planted.jpeg(picture)), look(altered)], PRINT)
-            found.append(lookalikes.differences(prints["small"], np.array([[0, 1]]))[0] < lookalikes.ALIKE)
+            prints = np.array([fingerprint(planted.jpeg(picture)), fingerprint(altered)], PICTURE_DTYPE)
+            found.append(lookalikes.differences(prints["small"], np.array([[0, 1]]))[0] < lookalikes.SAME_LIMIT)
     assert np.mean(found) > 0.93
 
 
@@ -168,7 +177,7 @@ def test_a_chain_of_pictures_is_cut() -> None:
     steps = np.linspace(0, 1, 40)[:, None, None, None]
     small = (one * (1 - steps) + other * steps).astype(np.uint8)
     pairs = all_pairs(40)
-    pairs = pairs[lookalikes.differences(small, pairs) < lookalikes.ALIKE]
+    pairs = pairs[lookalikes.differences(small, pairs) < lookalikes.SAME_LIMIT]
     links = set(map(tuple, pairs.tolist()))
     assert all((i, i + 1) in links for i in range(39)) and (0, 39) not in links
     labels = clusters.without_chains(small, pairs)
@@ -176,6 +185,6 @@ def test_a_chain_of_pictures_is_cut() -> None:
     for label in set(labels.tolist()):
         members = np.flatnonzero(labels == label)
         assert np.ptp(members) == len(members) - 1  # neighbours, still
-        assert lookalikes.differences(small, members[[[0, -1]]], 9)[0] < 4 * lookalikes.ALIKE
+        assert lookalikes.differences(small, members[[[0, -1]]], 9)[0] < 4 * lookalikes.SAME_LIMIT
     copies = np.repeat(small[:1], 30, 0)
     assert len(set(clusters.without_chains(copies, all_pairs(30)).tolist())) == 1

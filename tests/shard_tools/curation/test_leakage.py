@@ -15,7 +15,7 @@ from tests.support.runs import environment
 
 pytest.importorskip("imagehash")
 
-from shard_tools.curation.leakage import NEAR, Covers, find_leaks, look_at_files, near_pairs
+from shard_tools.curation.leakage import NEAR, SplitCovers, find_leaks, look_at_files, near_pairs
 from shard_tools.dataset.groups import write_groups
 from shard_tools.dataset.layout import SPLITS, open_layout
 from shard_tools.dataset.source import open_source
@@ -99,7 +99,7 @@ def test_after_split_nothing_leaks_in_folders_nor_in_shards(source, tmp_path, ca
     assert verify(str(tmp_path / "shards"), leaks=True, workers=1) == 0
     said = capsys.readouterr().out
     assert all(f"leak check: 0 {what}" in said for what in ("groups", "identical covers", "similar covers"))
-    assert sum(open_index(tmp_path / "shards", name).facts["samples"] for name in SPLITS) == 40
+    assert sum(open_index(tmp_path / "shards", name).metadata["samples"] for name in SPLITS) == 40
 
 
 def test_without_near_covers_that_look_alike_leak_and_the_status_says_so(tmp_path, capsys):
@@ -152,7 +152,7 @@ def test_old_groups_that_a_new_cover_binds_are_joined_and_named(tmp_path, capsys
 
 def test_each_cover_in_two_splits_is_one_leak_however_many_samples_have_it():
     splits, groups = np.array([0, 0, 1, 1, 2, 0]), np.array([0, 1, 1, 2, 2, 3])
-    covers = Covers(np.array([0, 0, 0, 1, 1, 2]), np.arange(3, dtype=np.uint64), np.zeros(0), np.zeros(0))
+    covers = SplitCovers(np.array([0, 0, 0, 1, 1, 2]), np.arange(3, dtype=np.uint64), np.zeros(0), np.zeros(0))
     leaks = find_leaks(splits, groups, covers, np.array([[0, 2], [1, 2]]), np.zeros((0, 2), np.int64))
     assert leaks.groups.tolist() == [[1, 2], [3, 4]]
     assert leaks.covers.tolist() == [[0, 2], [3, 4]]

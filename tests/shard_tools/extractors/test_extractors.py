@@ -1,4 +1,4 @@
-"""Extractors: what is heard of a file, the numbers that come of it, and that a run's facts give them again."""
+"""Extractors: what is heard of a file, the numbers that come of it, and that a run's metadata give them again."""
 
 import itertools
 import json
@@ -12,7 +12,7 @@ import pytest
 
 from shard_tools.core.errors import BadFileError
 from shard_tools.dataset.layout import AUDIO_SUFFIXES
-from shard_tools.extractors import EXTRACTORS, Extractor, acousticbrainz, audio, essentia, from_facts, load
+from shard_tools.extractors import EXTRACTORS, Extractor, acousticbrainz, audio, essentia, from_metadata, load
 from shard_tools.extractors import essentia as musicextractor
 from tests.support import music
 from tests.support.paths import SHARED
@@ -72,7 +72,7 @@ def reason_of(function, *given) -> str:
 def test_a_list_of_names_changes_only_with_its_version(name, size, sha256):
     schema = load(name).schema
     assert (schema.features, schema.version, len(schema.names), schema.sha256[:12]) == (name, 1, size, sha256)
-    assert from_facts(schema.facts()) is load(name)
+    assert from_metadata(schema.metadata()) is load(name)
 
 
 @pytest.mark.parametrize(("name", "names"), [
@@ -250,9 +250,9 @@ def test_names_that_are_wrong_and_extras_that_are_missing_are_named(tmp_path, mo
 
 
 def test_facts_of_vectors_that_would_come_out_otherwise_now_are_refused():
-    facts = load("essentia").schema.facts()
+    metadata = load("essentia").schema.metadata()
     with pytest.raises(ValueError, match="'msd', which no extractor here makes"):
-        from_facts(facts | {"features": "msd"})
+        from_metadata(metadata | {"features": "msd"})
     with pytest.raises(ValueError, match=r"essentia 2 .* here it would be essentia 1 "):
-        from_facts(facts | {"version": 2, "sha256": "0" * 64})
+        from_metadata(metadata | {"version": 2, "sha256": "0" * 64})
     assert all(isinstance(load(name), Extractor) for name in EXTRACTORS if name not in ("clap", "pca"))

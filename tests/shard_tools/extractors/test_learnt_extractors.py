@@ -9,7 +9,7 @@ from sklearn.decomposition import PCA
 
 from shard_tools.core.errors import BadFileError
 from shard_tools.dataset.schema import Schema
-from shard_tools.extractors import Extractor, audio, from_facts, load, pca
+from shard_tools.extractors import Extractor, audio, from_metadata, load, pca
 from shard_tools.extractors.concat import of_schemas, of_size
 from shard_tools.shards.statistics import detect_blocks
 
@@ -83,12 +83,12 @@ def test_clap_with_fusion_does_not_throw_dice(tmp_path, song):
 def test_clap_is_known_by_its_weights(model, tmp_path):
     schema = load("clap", model=model).schema
     assert schema.options["model"] == model and len(schema.options["weights_sha256"]) == 64
-    assert from_facts(schema.facts()).schema == schema
+    assert from_metadata(schema.metadata()).schema == schema
     other = load("clap", model=save_model(tmp_path / "other", 1)).schema
     assert other.options["weights_sha256"] != schema.options["weights_sha256"] and other.sha256 != schema.sha256
-    facts = schema.facts() | {"options": schema.options | {"model": str(tmp_path / "other")}}
+    metadata = schema.metadata() | {"options": schema.options | {"model": str(tmp_path / "other")}}
     with pytest.raises(ValueError, match="not the model that the vectors were made with"):
-        from_facts(facts)
+        from_metadata(metadata)
 
 
 def test_what_is_no_clap_is_refused(tmp_path, monkeypatch):
@@ -175,15 +175,15 @@ def stand_in(monkeypatch) -> Schema:
 def test_a_track_goes_through_the_pca_that_its_data_went_through(tmp_path, stand_in):
     fitted = pca.fit(lambda: iter(columns(50)), 4, standardise=True)
     (tmp_path / "pca.npz").write_bytes(pca.pca_bytes(fitted, stand_in, ""))
-    facts = load("pca", files=(str(tmp_path / "pca.npz"),)).schema.facts()
-    extractor = from_facts(facts, pca=[tmp_path / "pca.npz"])
+    metadata = load("pca", files=(str(tmp_path / "pca.npz"),)).schema.metadata()
+    extractor = from_metadata(metadata, pca=[tmp_path / "pca.npz"])
     np.testing.assert_array_equal(extractor.of_audio(Path("x"), 2.0, None), pca.apply(
         fitted, np.float32([2] + [1] * 39)))
     with pytest.raises(ValueError, match="give that file"):
-        from_facts(facts)
+        from_metadata(metadata)
     (tmp_path / "other.npz").write_bytes(pca.pca_bytes(fitted, stand_in, "other"))
     with pytest.raises(ValueError, match=r"none of .*other.npz"):
-        from_facts(facts, pca=[tmp_path / "other.npz"])
+        from_metadata(metadata, pca=[tmp_path / "other.npz"])
 
 
 def test_sources_are_joined_with_zeros_that_pack_sees_as_absence():
@@ -203,8 +203,8 @@ def test_sources_are_joined_with_zeros_that_pack_sees_as_absence():
 
 def test_a_track_is_heard_by_the_sources_that_can_and_absent_from_the_others(stand_in):
     schema = of_schemas((of_size(30), stand_in)).schema
-    extractor = from_facts(schema.facts())
+    extractor = from_metadata(schema.metadata())
     assert extractor.schema == schema and extractor.of_json is None
     np.testing.assert_array_equal(extractor.of_audio(Path("x"), 2.0, None), [0] * 30 + [2] + [1] * 39)
     with pytest.raises(ValueError, match="no extractor here makes"):
-        from_facts(of_schemas((Schema("msd", 1, ("a",)), stand_in)).schema.facts())
+        from_metadata(of_schemas((Schema("msd", 1, ("a",)), stand_in)).schema.metadata())

@@ -113,8 +113,8 @@ def test_a_run_on_components_hears_descriptors_through_the_same_pca(tmp_path: Pa
         (tmp_path / f"json/{number}.json").write_bytes(as_bytes(low_level(number)))
     assert features(str(tmp_path / "raw"), str(tmp_path / "json"), "acousticbrainz", workers=1) == 0
     assert features(str(tmp_path / "few"), str(tmp_path / "raw"), "pca", components=5, workers=1) == 0
-    facts = {"dimension": 5, "blocks": [[0, 5]], "features": read_schema(tmp_path / "few").facts()}
-    heard = hearing.read_files(f"{tmp_path}/json/3.json", facts, [f"{tmp_path}/few/pca.npz"])
+    metadata = {"dimension": 5, "blocks": [[0, 5]], "features": read_schema(tmp_path / "few").metadata()}
+    heard = hearing.read_files(f"{tmp_path}/json/3.json", metadata, [f"{tmp_path}/few/pca.npz"])
     np.testing.assert_allclose(heard.raw[0], np.load(tmp_path / "few/3.npy"), rtol=1e-6)
     with pytest.raises(ValueError, match="give that file"):
-        hearing.read_files(f"{tmp_path}/json/3.json", facts)
+        hearing.read_files(f"{tmp_path}/json/3.json", metadata)

@@ -17,7 +17,7 @@ from shard_tools.dataset.layout import UNKNOWN, album_of, open_layout
 from shard_tools.dataset.source import Entry, open_source
 from shard_tools.music.albums import make_tracks
 from shard_tools.music.covers import CoverTask, choices, make_cover, origin, shrink_cover
-from shard_tools.music.excerpt_cache import HearTask, hear_all, memory_of
+from shard_tools.music.excerpt_cache import ExtractTask, cache_folder, extract_all
 from shard_tools.music.library import walk
 from shard_tools.music.tags import Tags, read_picture, read_tags
 from tests.support import music
@@ -213,9 +213,9 @@ def test_a_library_is_walked_once_whatever_links_there_are(tmp_path):
 def test_a_file_that_kills_the_process_is_left_out(tmp_path):
     names = [f"{number}-{'deadly' if number in (1, 4) else 'fine'}" for number in range(7)]
     (tmp_path / "heard").mkdir()
-    tasks = [HearTask(tmp_path, name, music.fragile, memory_of(tmp_path / "heard", Entry(name, 1, 0)))
+    tasks = [ExtractTask(tmp_path, name, music.fragile, cache_folder(tmp_path / "heard", Entry(name, 1, 0)))
              for name in names]
-    found = {task.path: error and error.reason for task, error in hear_all(tasks, Pool(2))}
+    found = {task.path: error and error.reason for task, error in extract_all(tasks, Pool(2))}
     assert found == {name: "crashes the decoder" if "deadly" in name else None for name in names}
     assert [task.memory.exists() for task in tasks] == ["fine" in name for name in names]
     assert not list(tmp_path.glob("heard/*/*.begun"))

@@ -18,13 +18,13 @@ import pytest
 import torch
 
 from covergen.data.indexed import open_stream
-from covergen.data.shard_store import RemoteShelf
+from covergen.data.shard_store import RemoteShardStore
 from shard_tools.inspect import inspect
 from shard_tools.pack import pack
 from shard_tools.remote import filesystem as far
 from shard_tools.remote.cache import BusyError, Cache, FullError, Stored, locked
-from shard_tools.remote.filesystem import Remote, check_url, shown
-from shard_tools.remote.index_cache import local_root
+from shard_tools.remote.filesystem import Remote, check_url, redact_url
+from shard_tools.remote.index_cache import resolve
 from shard_tools.shards.index import open_index, splits_in
 from tests.support.servers import Faults, fetch_all, proxy
 
@@ -160,27 +160,27 @@ def test_a_wrong_hash_is_tried_again_and_then_refused(tmp_path: Path, web, hasty
 def test_errors_say_what_to_do_and_no_secret(tmp_path: Path, web, monkeypatch: pytest.MonkeyPatch) -> None:
     url, _, _ = web
     with pytest.raises(FileNotFoundError, match=r"no shards with an index there .*make them with shard_tools\.pack"):
-        local_root(url, tmp_path / "cache")
+        resolve(url, tmp_path / "cache")
     for secret in ("https://me:hidden@host/x", "https://host/x?X-Amz-Signature=hidden", "s3://key:hidden@bucket/x"):
         with pytest.raises(ValueError, match="credentials by the environment") as error:
             check_url("shards", secret)
         assert "hidden" not in str(error.value)
-    assert shown("no https://a:b@c/d?e#f, s3://g/h") == "no https://c/d s3://g/h"
+    assert redact_url("no https://a:b@c/d?e#f, s3://g/h") == "no https://c/d s3://g/h"
     monkeypatch.setitem(__import__("sys").modules, "gcsfs", None)
     monkeypatch.setitem(__import__("sys").modules, "aiohttp", None)
     for url, extra in (("gs://bucket/x", "gcs"), ("https://host/x", "http")):
         with pytest.raises(ValueError, match=rf"{url[:2]}.*// needs pip install -e \.\[{extra}\]"):
-            local_root(url, tmp_path / "cache")
+            resolve(url, tmp_path / "cache")
     with pytest.raises(ValueError, match="give a path, s3://"):
-        local_root("s4://bucket/x", tmp_path / "cache")
+        resolve("s4://bucket/x", tmp_path / "cache")
 
 
 def test_an_index_elsewhere_names_no_files_of_this_machine(tmp_path: Path) -> None:
     sound = {"name": "train-00000-of-00001.tar", "bytes": 5, "sha256": "0" * 64}
-    RemoteShelf("memory://x", {"shards": [sound]}, Cache(tmp_path))
+    RemoteShardStore("memory://x", {"shards": [sound]}, Cache(tmp_path))
     for wrong in ({"sha256": "../../../x"}, {"name": "../x"}, {"bytes": -1}, {"bytes": "5"}, {"sha256": None}):
         with pytest.raises(ValueError, match="which packing does not write"):
-            RemoteShelf("memory://x", {"shards": [sound | wrong]}, Cache(tmp_path))
+            RemoteShardStore("memory://x", {"shards": [sound | wrong]}, Cache(tmp_path))
 
 
 def put(folder: Path, url: str) -> str:
@@ -208,7 +208,7 @@ def test_batches_are_those_of_local_shards_and_each_shard_comes_once_an_epoch(
     largest = max(path.stat().st_size for path in many.glob("train-*.tar"))
     indexes = sum(path.stat().st_size for path in [*many.glob("*.index.*"), *many.glob("*.npz")])
     bound = (largest * (windows * (window or 0) + 2) + indexes + 4096) / 1e9 if windows else 1.0
-    root = local_root(put(many, f"memory://{tmp_path.name}"), tmp_path / "cache", bound)
+    root = resolve(put(many, f"memory://{tmp_path.name}"), tmp_path / "cache", bound)
     here, there = (open_stream(place, "train", batch_size=4, seed=3, window=window, order=order)
                    for place in (many, root))
     here.mismatch()
@@ -228,7 +228,7 @@ def test_batches_are_those_of_local_shards_and_each_shard_comes_once_an_epoch(
 
 @pytest.mark.parametrize(("window", "follow"), [(0, 1), (2, 2)])  # of 14 shards four at a time, the last one has two
 def test_the_next_window_comes_at_once(window: int, follow: int, many: Path, tmp_path: Path) -> None:
-    root = local_root(put(many, f"memory://{tmp_path.name}"), tmp_path / "cache")
+    root = resolve(put(many, f"memory://{tmp_path.name}"), tmp_path / "cache")
     stream = open_stream(root, "train", batch_size=1, seed=3, window=4)
     windows = [stream.order.window(0)]
     for _ in range(4):
@@ -244,8 +244,8 @@ def test_the_next_window_comes_at_once(window: int, follow: int, many: Path, tmp
 
 
 def test_a_cache_too_small_for_what_is_mixed_is_refused_with_the_size_it_needs(many: Path, tmp_path: Path) -> None:
-    root = local_root(put(many, f"memory://{tmp_path.name}"), tmp_path / "cache", 0.0006)
-    with pytest.raises(ValueError, match=r"--cache_gb 0\.0006 is too little for 14 shards .* give --cache_gb 0\.00\d+"):
+    root = resolve(put(many, f"memory://{tmp_path.name}"), tmp_path / "cache", 0.0006)
+    with pytest.raises(ValueError, match=r"--shard_cache_gb 0\.0006 is too little for 14 shards .* give --shard_cache_gb 0\.00\d+"):
         open_stream(root, "train", batch_size=4)
     open_stream(root, "train", batch_size=4, window=1).batch(0)
 
@@ -255,10 +255,10 @@ def test_a_url_has_splits_and_rows_and_is_packed_anew_when_it_changed(many: Path
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     from shard_tools.remote import index_cache as elsewhere
     url = put(many, f"memory://{tmp_path.name}")
-    assert list(splits_in(local_root(url))) == ["train", "val", "test"]
-    assert (open_index(local_root(url), "train").rows == open_index(many, "train").rows).all()
+    assert list(splits_in(resolve(url))) == ["train", "val", "test"]
+    assert (open_index(resolve(url), "train").rows == open_index(many, "train").rows).all()
     assert inspect(url) == 0
     put(shards, url)
     elsewhere._fetched_once.cache_clear()  # as another process
-    assert open_index(local_root(url), "train").facts == open_index(shards, "train").facts
-    assert (open_index(local_root(url), "train").rows == open_index(shards, "train").rows).all()
+    assert open_index(resolve(url), "train").metadata == open_index(shards, "train").metadata
+    assert (open_index(resolve(url), "train").rows == open_index(shards, "train").rows).all()

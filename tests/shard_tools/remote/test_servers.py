@@ -17,7 +17,7 @@ import pytest
 from covergen.data.indexed import open_stream
 from shard_tools.pack import pack
 from shard_tools.remote.filesystem import Remote
-from shard_tools.remote.index_cache import local_root
+from shard_tools.remote.index_cache import resolve
 from shard_tools.shards.index import open_index
 from tests.support.raw_data import sound_pairs
 from tests.support.runs import TINY, log_of, same_bits, train, weights
@@ -84,8 +84,8 @@ def test_training_through_a_bad_network_gives_the_weights_of_local_shards(kind: 
                                                                           tmp_path: Path) -> None:
     faults, bound = bad(), bound_for(many, 2)
     with served(kind, many, tmp_path, faults) as (url, environment), watched(tmp_path / "cache") as sizes:
-        said = train(tmp_path, *FLAGS, *two_epochs(many), "--shards", url, "--cache_dir", str(tmp_path / "cache"),
-                     "--cache_gb", f"{bound:.6f}", ranks=ranks, **environment).stdout
+        said = train(tmp_path, *FLAGS, *two_epochs(many), "--shards", url, "--shard_cache_dir", str(tmp_path / "cache"),
+                     "--shard_cache_gb", f"{bound:.6f}", ranks=ranks, **environment).stdout
     there = tmp_path / "runs" / "wgan_gp"
     step = log_of(here)[-1]["step"]
     if ranks == 1:
@@ -107,7 +107,7 @@ def test_once_warm_nothing_is_waited_for_and_nothing_fetched(kind: str, many: Pa
     with served(kind, many, tmp_path, faults) as (url, environment):
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
-        stream = open_stream(local_root(url, tmp_path / "cache"), "train", batch_size=4, seed=1)
+        stream = open_stream(resolve(url, tmp_path / "cache"), "train", batch_size=4, seed=1)
         batches, slowest = stream.epoch // 4, []
         for epoch in range(3):
             for number in range(epoch * batches, (epoch + 1) * batches):
@@ -130,9 +130,9 @@ def test_s3_says_what_is_wrong_with_keys_and_buckets(tmp_path: Path, monkeypatch
         for name, value in KEYS.items():
             monkeypatch.setenv(name, value)
         with pytest.raises(FileNotFoundError, match="no shards with an index there"):
-            local_root("s3://covers/x", tmp_path / "cache")
+            resolve("s3://covers/x", tmp_path / "cache")
         with pytest.raises(FileNotFoundError, match="no shards with an index there"):
-            local_root("s3://nobodys/x", tmp_path / "cache")
+            resolve("s3://nobodys/x", tmp_path / "cache")
 
 
 def test_packing_to_s3_gives_the_bytes_of_packing_to_a_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,7 +161,7 @@ def test_a_longer_training_waits_for_nothing_once_warm(kind: str, tmp_path: Path
     train(tmp_path, *flags, "--shards", str(shards), "--name", "near")
     with served(kind, shards, tmp_path, faults) as (url, environment), watched(tmp_path / "cache") as sizes:
         bound = bound_for(shards, 7)  # windows of 8: the last, this and the next one, and 4
-        train(tmp_path, *flags, "--shards", url, "--name", "far", "--cache_dir", str(tmp_path / "cache"), "--cache_gb",
+        train(tmp_path, *flags, "--shards", url, "--name", "far", "--shard_cache_dir", str(tmp_path / "cache"), "--shard_cache_gb",
               f"{bound:.6f}", **environment)
     near, far = tmp_path / "runs" / "near", tmp_path / "runs" / "far"
     step = log_of(near)[-1]["step"]

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from covergen.inference.trained_model import open_run
-from covergen.runs.sync import Mirror, fetched_run, open_mirror
+from covergen.inference.trained_model import open_model
+from covergen.runs.sync import RunSync, connect, fetched_run
 from shard_tools.pack import pack
 from shard_tools.remote import upload as staging
 from shard_tools.remote.filesystem import Remote
@@ -121,7 +121,7 @@ def test_a_run_elsewhere_goes_on_on_another_machine_with_the_same_bits(shards: P
     assert same_bits(weights(far, 8), weights(tmp_path / "near" / "wgan_gp", 8))
     assert [row["step"] for row in log_of(far)] == [row["step"] for row in log_of(tmp_path / "near" / "wgan_gp")]
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "three"))
-    assert open_run(f"{out}/wgan_gp").checkpoint.name == "step_00000008"
+    assert open_model(f"{out}/wgan_gp").checkpoint.name == "step_00000008"
 
 
 def checkpoint(folder: Path, step: int) -> None:
@@ -134,7 +134,7 @@ def checkpoint(folder: Path, step: int) -> None:
 def test_a_checkpoint_elsewhere_is_whole_or_does_not_count(tmp_path: Path, out: str, monkeypatch: pytest.MonkeyPatch,
                                                            ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "one"))
-    mirror = open_mirror(f"{out}/run", keep=2)
+    mirror = connect(f"{out}/run", keep=2)
     mirror.folder.mkdir(parents=True, exist_ok=True)
     (mirror.folder / "config.yaml").write_text("model: wgan_gp\n")
     for step in (1, 2, 3):
@@ -149,17 +149,17 @@ def test_a_checkpoint_elsewhere_is_whole_or_does_not_count(tmp_path: Path, out: 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "two"))
     monkeypatch.setattr("shard_tools.remote.filesystem.BACKOFF", 0.001)
     with pytest.warns(UserWarning, match="step_00000003 is passed over"):
-        other = open_mirror(f"{out}/run")
+        other = connect(f"{out}/run")
     assert [path.name for path in (other.folder / "checkpoints").iterdir()] == ["step_00000002"]
     hostile = json.dumps({"../../../x": [1, "0" * 64]})
     (far / "step_00000004" / "whole.json").write_text(hostile)
     with pytest.warns(UserWarning, match="is no name of a file"):
-        open_mirror(f"{out}/run")
+        connect(f"{out}/run")
 
 
 def test_a_network_that_is_away_stops_nothing(tmp_path: Path, out: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "one"))
-    mirror = Mirror(f"{out}/run")
+    mirror = RunSync(f"{out}/run")
     checkpoint(mirror.folder, 1)
     with monkeypatch.context() as patch:
         counted(patch, 0)
