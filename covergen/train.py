@@ -62,7 +62,7 @@ def train(run: config.Config) -> int:
     torch.manual_seed(seed_of(training.seed, "weights"))
     sizes = InputSpec(resolution, stream.scale.size if stream.scale else 0)
     model = models.load(run.model).build(run.options, sizes)
-    if model.mismatched:
+    if model.needs_mismatched_audio:
         stream.mismatch()
     check(model, training, root)
     held_out = data.open_split(root, "val", needed=model.validation_phase is not None, **cut)

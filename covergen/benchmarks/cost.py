@@ -224,7 +224,7 @@ def time_disk(folder: Path, mbyte: int = 200) -> float:
 
 def time_steps(model: Model, resolution: int, audio: int, step: Step, images: int = 8) -> float:
     """Images that forwards and backwards of whole steps read in a second on this CPU, in fp32; the median of three."""
-    batch, seconds = random_batch(resolution, audio, images, model.mismatched), []
+    batch, seconds = random_batch(resolution, audio, images, model.needs_mismatched_audio), []
     for _ in range(4):
         began = time.perf_counter()
         run_phases_once(model, batch)

@@ -75,7 +75,7 @@ def run_phases_once(model: Model, batch: Batch) -> None:
 
 def count(run: Config, model: Model, resolution: int, audio: int, images: int = 2) -> Step:
     """Counts one step of a model on the CPU, with a batch of so many images."""
-    batch, operations = random_batch(resolution, audio, images, model.mismatched), 0.0
+    batch, operations = random_batch(resolution, audio, images, model.needs_mismatched_audio), 0.0
     noise = torch.Generator().manual_seed(0)
     repeats = {turn.name: turn.repeats / turn.interval for turn in model.phases}
     period = getattr(run.options, "penalty_every", 1)  # a penalty in some of the steps only makes those longer

@@ -48,7 +48,7 @@ class Loader:
             say: told where they can't be.
         """
         self.stream, self.number, self.device, self.resolution = stream, start, device, resolution
-        self.waited, self.stop = 0.0, stop
+        self.blocked_seconds, self.stop = 0.0, stop
         self.kept = open_decoded_cache(stream, cache, resolution, device, say)
         # Copies to a GPU go on a stream of their own, beside the computing.
         self.side = torch.cuda.Stream(device) if device.type == "cuda" else None
@@ -96,7 +96,7 @@ class Loader:
         if drawn and drawn.places is not None:
             batch = batch._replace(cover=self.kept.collect(drawn))
         batch = batch._replace(cover=downscale(batch.cover.contiguous(), self.resolution))
-        self.waited += time.perf_counter() - began
+        self.blocked_seconds += time.perf_counter() - began
         return batch
 
     def close(self) -> None:

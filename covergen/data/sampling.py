@@ -100,7 +100,7 @@ class GroupOrder:
     def __init__(self, groups: np.ndarray, seed: int) -> None:
         """Args: groups: ``[N]`` album of every row; seed: of the whole order."""
         groups = torch.from_numpy(np.require(groups, requirements=["C", "W"]))
-        ordered, self.reader = (part.numpy() for part in torch.sort(groups, stable=True))  # a quarter of numpy's time
+        ordered, self.sorted_rows = (part.numpy() for part in torch.sort(groups, stable=True))  # a quarter of numpy's time
         self.starts = np.flatnonzero(np.append(True, ordered[1:] != ordered[:-1]))
         self.counts = np.diff(self.starts, append=len(groups))
         self.albums = SampleOrder(len(self.starts), seed)
@@ -110,7 +110,7 @@ class GroupOrder:
         """Rows ``[n]`` at the positions ``[n]`` of the endless stream."""
         albums = self.albums(positions)
         draws = scramble(scramble(positions.astype(np.uint64)) + keys("track", self.seed, count=1))
-        return self.reader[self.starts[albums] + (draws % self.counts[albums].astype(np.uint64)).astype(np.int64)]
+        return self.sorted_rows[self.starts[albums] + (draws % self.counts[albums].astype(np.uint64)).astype(np.int64)]
 
 
 class MismatchedAudioSampler:
@@ -125,8 +125,8 @@ class MismatchedAudioSampler:
         if not len(groups) or (groups == groups[0]).all():
             raise ValueError("mismatched pairs need tracks of two albums or more; pack more albums")
         self.groups, self.genres, self.seed = groups, genres, seed
-        self.reader = np.argsort(genres, kind="stable")
-        self.known, self.starts, self.counts = np.unique(genres[self.reader], return_index=True, return_counts=True)
+        self.sorted_rows = np.argsort(genres, kind="stable")
+        self.known, self.starts, self.counts = np.unique(genres[self.sorted_rows], return_index=True, return_counts=True)
 
     def __call__(self, positions: np.ndarray, groups: np.ndarray, genres: np.ndarray) -> np.ndarray:
         """Rows ``[n]`` for the positions ``[n]`` of the endless stream, whose albums and genres are given.
@@ -139,7 +139,7 @@ class MismatchedAudioSampler:
         same = (positions % 2 == 0) & (self.known[genre] == genres)
         for attempt in range(2 * TRIES):
             draws = scramble(draws + np.uint64(attempt + 1))
-            within = self.reader[self.starts[genre] + (draws % self.counts[genre].astype(np.uint64)).astype(np.int64)]
+            within = self.sorted_rows[self.starts[genre] + (draws % self.counts[genre].astype(np.uint64)).astype(np.int64)]
             anywhere = (draws % np.uint64(len(self.groups))).astype(np.int64)
             drawn = np.where(same & (attempt < TRIES), within, anywhere)
             rows = np.where((rows < 0) & (self.groups[drawn] != groups), drawn, rows)
@@ -226,7 +226,7 @@ class WindowOrder:
             albums = self.whole
             draws = scramble(scramble(np.arange(self.size, dtype=np.uint64)) + keys("drawn", self.seed, epoch, count=1))
             drawn = (draws % albums.counts.astype(np.uint64)).astype(np.int64)
-            places = np.sort(albums.reader[albums.starts + drawn])
+            places = np.sort(albums.sorted_rows[albums.starts + drawn])
             bounds = np.searchsorted(places, bounds)
         count = len(bounds) - 1
         shards = permute(np.arange(count), count, seed_of("shards", self.seed), epoch)

@@ -150,7 +150,7 @@ class WebDatasetStream:
                 end = path.stat().st_size
                 with tarfile.open(path, "r:") as tar:
                     while (member := tar.next()) is not None:
-                        tar.reader.clear()  # tarfile would keep every header
+                        tar.members.clear()  # tarfile would keep every header
                         if member.issparse() or member.size < 0 or member.offset_data + member.size > end:
                             raise tarfile.ReadError(f"it can't be read beyond byte {member.offset:,}")
                         if member.isreg() and member.size <= codec.COVER_BYTES and not META.match(member.name):

@@ -39,16 +39,16 @@ class CondOptions(Options):
     """And about the conditional one."""
 
     critic_width: int = field(default=64, metadata={"help": "the same of the discriminator"})
-    critic_every: int = field(default=2, metadata={"help": "steps between updates of the discriminator"})
+    critic_interval: int = field(default=2, metadata={"help": "steps between updates of the discriminator"})
 
 
-def assemble(generator: nn.Module, resolution: int, options: Options, every: int, **more: object) -> Model:
+def assemble(generator: nn.Module, resolution: int, options: Options, interval: int, **more: object) -> Model:
     """A generator with its discriminator (957,121 parameters at 128 px with a width of 32) and turns."""
     discriminator = ConvDiscriminator(resolution, options.critic_width, nn.BatchNorm2d)
     latents = normal_latents(options.latent)
     turns = [
         DiscriminatorPhase(generator, discriminator, least_squares, latents=latents,
-                          real_label=options.real_label, interval=every),
+                          real_label=options.real_label, interval=interval),
         GeneratorPhase(generator, discriminator, lambda scores: least_squares(scores, options.real_label),
                       latents=latents),
     ]

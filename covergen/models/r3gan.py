@@ -260,7 +260,7 @@ def build(options: Options, sizes: InputSpec) -> Model:
     turns: Sequence[Phase] = [kind(generator, discriminator, options, latents, sizes.audio)
                              for kind in (DiscriminatorPhase, GeneratorPhase)]
     return adversarial({"generator": generator, "discriminator": discriminator}, list(turns), latents,
-                       conditional=bool(sizes.audio), mismatched=bool(sizes.audio and options.mismatch))
+                       conditional=bool(sizes.audio), needs_mismatched_audio=bool(sizes.audio and options.mismatch))
 
 
 R3GAN = ModelSpec(

@@ -133,7 +133,7 @@ def assemble(generator: nn.Module, critic: Critic, options: Options, conditional
     turns = [CriticPhase(generator, critic, options, latents),
              GeneratorPhase(generator, critic, lambda scores: -scores.mean(), latents=latents, hears=hears)]
     return adversarial({"generator": generator, "critic": critic}, turns, latents, conditional=conditional,
-                       mismatched=hears)
+                       needs_mismatched_audio=hears)
 
 
 def build(options: PlainOptions, sizes: InputSpec) -> Model:

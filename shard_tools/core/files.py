@@ -46,11 +46,11 @@ def read_bounded(path: Path, limit: int = METADATA_BYTES) -> bytes:
         OSError: it can't be read.
         ValueError: no regular file, or larger than the limit.
     """
-    metadata = os.stat(path)
-    if not stat.S_ISREG(metadata.st_mode):  # a FIFO would be waited for
+    info = os.stat(path)
+    if not stat.S_ISREG(info.st_mode):  # a FIFO would be waited for
         raise ValueError("not a file")
-    if metadata.st_size > limit:
-        raise ValueError(f"{metadata.st_size:,} bytes, the limit is {limit:,}")
+    if info.st_size > limit:
+        raise ValueError(f"{info.st_size:,} bytes, the limit is {limit:,}")
     return path.read_bytes()
 
 

@@ -54,14 +54,14 @@ class Folder:
             for item in found:
                 path = f"{folder}/{item.name}" if folder else item.name
                 try:
-                    metadata = item.stat()
+                    info = item.stat()
                 except OSError:  # a dangling link: kept, so that reading it names it
                     files.append(Entry(path, -1, 0))
                     continue
-                if stat.S_ISDIR(metadata.st_mode):
+                if stat.S_ISDIR(info.st_mode):
                     folders.append(item.name)
                 else:
-                    files.append(Entry(path, metadata.st_size, metadata.st_mtime_ns))
+                    files.append(Entry(path, info.st_size, info.st_mtime_ns))
         return sorted(folders), sorted(files)
 
 

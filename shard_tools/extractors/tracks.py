@@ -129,11 +129,11 @@ def walk(root: Path, suffixes: Sequence[str]) -> Iterator[tuple[str, str | None]
     errors: list[OSError] = []
     seen = set()
     for top, folders, files in os.walk(root, onerror=errors.append, followlinks=True):
-        metadata = os.stat(top)
-        if (metadata.st_dev, metadata.st_ino) in seen:  # a link that leads back
+        info = os.stat(top)
+        if (info.st_dev, info.st_ino) in seen:  # a link that leads back
             folders.clear()
             continue
-        seen.add((metadata.st_dev, metadata.st_ino))
+        seen.add((info.st_dev, info.st_ino))
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(files):
             if os.path.splitext(name)[1].lower() in suffixes and not name.startswith(".") and name != schema.FILE:

@@ -113,10 +113,10 @@ def _opened(path: Path) -> Any:
         raise ValueError(f"reading tags needs the mutagen package ({error}): pip install mutagen") from None
     kinds = [mp3.MP3, flac.FLAC, oggvorbis.OggVorbis, oggopus.OggOpus, oggflac.OggFLAC, mp4.MP4, wave.WAVE]
     try:
-        metadata = os.stat(path)
-        if not stat.S_ISREG(metadata.st_mode):  # opening a FIFO would wait for ever
+        info = os.stat(path)
+        if not stat.S_ISREG(info.st_mode):  # opening a FIFO would wait for ever
             raise BadFileError("unreadable", "not a regular file")
-        if not metadata.st_size:
+        if not info.st_size:
             raise BadFileError("empty file", "0 bytes")
         audio = mutagen.File(path, options=kinds)
     except BadFileError:

@@ -147,7 +147,7 @@ def test_shards_that_a_crash_of_the_machine_emptied_are_made_again(tmp_path, mon
     options = {"samples_per_shard": 3, "workers": 1}
     pack(str(source), str(tmp_path / "whole"), **options)
     with monkeypatch.context() as patch:
-        patch.setattr("shard_tools.shards.packing.note", lambda *args: (_ for _ in ()).throw(raw_data.Killed))
+        patch.setattr("shard_tools.shards.packing.save", lambda *args: (_ for _ in ()).throw(raw_data.Killed))
         with pytest.raises(raw_data.Killed):
             pack(str(source), str(tmp_path / "out"), **options)
     shards, results = (sorted((tmp_path / "out/.pack").glob(kind)) for kind in ("*.tar", "*.npz"))

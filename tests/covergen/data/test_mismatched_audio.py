@@ -42,7 +42,7 @@ def test_a_fixed_quarter_of_albums_is_a_judge_s() -> None:
 
 
 def test_no_album_of_the_wanted_kind_is_said_to_be(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(data, "of_albums", lambda groups, whose: np.zeros(0, np.int64))
+    monkeypatch.setattr(data, "album_subset", lambda groups, whose: np.zeros(0, np.int64))
     with pytest.raises(ValueError, match=r"--album_subset judge: none of the train albums of .* is among them"):
         ShardDataset(shards, "train", batch_size=2, albums="judge")
 

@@ -55,7 +55,7 @@ def test_parameters_are_the_thesis_s_at_128_px(name: str, sizes: list[int]) -> N
 @pytest.mark.parametrize("name", models.MODELS)
 def test_every_model_trains_and_works_at_every_resolution(name: str, resolution: int) -> None:
     model = small(name, resolution)
-    batch = batch_of(2, resolution, model.mismatched)
+    batch = batch_of(2, resolution, model.needs_mismatched_audio)
     for turn in model.phases:
         loss, scalars = turn(batch, turn.sample_noise(2, torch.Generator().manual_seed(0)))
         loss.backward()
@@ -80,7 +80,7 @@ def test_every_model_trains_and_works_at_every_resolution(name: str, resolution:
 @pytest.mark.parametrize("name", models.MODELS)
 def test_a_turn_trains_its_own_network_only(name: str) -> None:
     model = small(name)
-    batch = batch_of(4, mismatched=model.mismatched)
+    batch = batch_of(4, mismatched=model.needs_mismatched_audio)
     own = [{id(parameter) for parameter in turn.parameters()} for turn in model.phases]
     assert not set.intersection(*own) if len(own) > 1 else own
     everything = [parameter for network in model.networks.values() for parameter in network.parameters()]
@@ -94,7 +94,7 @@ def test_a_turn_trains_its_own_network_only(name: str) -> None:
 @pytest.mark.parametrize("name", models.MODELS)
 def test_bf16_keeps_losses_near_those_of_fp32(name: str) -> None:
     model = small(name)
-    batch = batch_of(4, mismatched=model.mismatched)
+    batch = batch_of(4, mismatched=model.needs_mismatched_audio)
     for turn in model.phases:
         noise = turn.sample_noise(4, torch.Generator().manual_seed(0))
         with torch.no_grad() if turn.name != "critic" else torch.enable_grad():

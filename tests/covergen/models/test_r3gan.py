@@ -98,7 +98,7 @@ def test_a_score_is_of_a_cover_with_its_audio_and_images_do_not_mix() -> None:
 def test_without_audio_there_is_one_direction_and_nothing_conditional() -> None:
     model, batch = made(audio=0), batch_of()._replace(audio=None, mismatched=None)
     discriminator = model.networks["discriminator"]
-    assert isinstance(discriminator, Discriminator) and not model.conditional and not model.mismatched
+    assert isinstance(discriminator, Discriminator) and not model.conditional and not model.needs_mismatched_audio
     heard = discriminator.embed_audio(None, None)
     assert heard.shape == (1, 128) and torch.equal(heard[0], discriminator.direction)
     features = discriminator.embed_image(to_minus_one_one(batch.cover))
@@ -110,8 +110,8 @@ def test_without_audio_there_is_one_direction_and_nothing_conditional() -> None:
 
 
 def test_with_audio_mismatched_pairs_are_asked_for_unless_they_weigh_nothing() -> None:
-    assert made().conditional and made().mismatched
-    assert made(mismatch=0.0).conditional and not made(mismatch=0.0).mismatched
+    assert made().conditional and made().needs_mismatched_audio
+    assert made(mismatch=0.0).conditional and not made(mismatch=0.0).needs_mismatched_audio
 
 
 def test_the_penalty_is_taken_every_k_steps_with_k_times_the_weight() -> None:
@@ -215,7 +215,7 @@ def trained(parts: int, audio: int, **options: Any) -> dict[str, torch.Tensor]:
     model = build(Options(**{**TINY, **options}), InputSpec(32, audio))
     optimizers = [torch.optim.Adam(turn.parameters(), 5e-4, betas=(0.0, 0.99)) for turn in model.phases]
     cover, heard, genre, group, wrong = batch_of(12)
-    whole = Batch(cover, heard if audio else None, genre, group, wrong if model.mismatched else None)
+    whole = Batch(cover, heard if audio else None, genre, group, wrong if model.needs_mismatched_audio else None)
     for number in range(1, 13):
         for turn, optimizer in zip(model.phases, optimizers, strict=True):
             turn.begin(number, 12 * number)

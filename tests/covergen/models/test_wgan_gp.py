@@ -48,7 +48,7 @@ def conditional(**options: bool) -> tuple[Model, Batch]:
 def test_the_thesis_s_critic_hears_nothing_and_the_other_one_the_audio() -> None:
     for hears in (False, True):
         model, batch = conditional(projection_critic=hears)
-        assert model.mismatched == hears and model.phases[1].hears == hears
+        assert model.needs_mismatched_audio == hears and model.phases[1].hears == hears
         critic, images = model.networks["critic"], to_minus_one_one(batch.cover)
         one, other = critic(images, batch.audio), critic(images, batch.mismatched)
         assert one.shape == (6,) and torch.equal(one, other) != hears

@@ -34,7 +34,7 @@ def built(name: str, options: dict) -> Model:
 def batch(model: Model) -> Batch:
     covers = torch.randint(0, 256, (COUNT, 3, 32, 32)).byte()
     audio = torch.randn(COUNT, AUDIO)
-    return Batch(covers, audio, torch.zeros(COUNT).long(), torch.arange(COUNT), audio if model.mismatched else None)
+    return Batch(covers, audio, torch.zeros(COUNT).long(), torch.arange(COUNT), audio if model.needs_mismatched_audio else None)
 
 
 class NoWaiting(TorchDispatchMode):

@@ -128,7 +128,7 @@ def test_a_save_is_written_beside_training_and_the_next_one_waits_for_it(tmp_pat
     before = net.weight.detach().clone()
     writer.save(1, {"net": net}, {}, {"step": 1}, ["best", "step"])
     net.weight.data.zero_()  # training goes on
-    assert written == [] and writer.waited < 5
+    assert written == [] and writer.blocked_seconds < 5
     gate.set()
     writer.save(2, {"net": net}, {}, {"step": 2}, ["step"])
     assert [(step, kind) for step, kind, _ in written[:2]] == [(1, "best"), (1, "step")]
