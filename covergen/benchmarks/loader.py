@@ -94,7 +94,7 @@ def time_loaders(resolution: int, batch_size: int, samples: int, rounds: int, th
             return decode_jpeg(torch.frombuffer(jpeg, dtype=torch.uint8), ImageReadMode.RGB)
 
         def read_first(batches_of: Loader) -> float:
-            stream.members.checked[:] = False
+            stream.reader.checked[:] = False
             return rate(batches_of, batches, batch_size)  # once over the data
 
         folders = ImageFolder(str(raw / "audio-cover_dataset/cover/train"), transform=PILToTensor(), allow_empty=True)

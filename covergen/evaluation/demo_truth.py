@@ -65,7 +65,7 @@ def key_of(shards: ShardDataset, row: np.void) -> str:
     """
     path, at = shards.shards[row["shard"]], int(row["cover_offset"])
     try:
-        header = shards.shelf.read(int(row["shard"]), max(at - HEADER, 0), HEADER)
+        header = shards.store.read(int(row["shard"]), max(at - HEADER, 0), HEADER)
         return header_key(bytes(header), at, int(row["cover_bytes"]), ".jpg")
     except BadFileError as error:
         raise ValueError(f"{path}: {error.detail}; see shard_tools.verify --full") from None

@@ -213,8 +213,8 @@ def test_batches_are_those_of_local_shards_and_each_shard_comes_once_an_epoch(
                    for place in (many, root))
     here.mismatch()
     there.mismatch()
-    fetched, cache, fetch = Counter(), Cache(tmp_path / "cache"), there.shelf.remote.fetch
-    there.shelf.remote.fetch = lambda name, *rest: (fetched.update([name]), fetch(name, *rest))[1]
+    fetched, cache, fetch = Counter(), Cache(tmp_path / "cache"), there.store.remote.fetch
+    there.store.remote.fetch = lambda name, *rest: (fetched.update([name]), fetch(name, *rest))[1]
     epochs, largest = 3, 0
     batches = epochs * here.epoch // 4
     there.ends(batches * 4)
@@ -233,9 +233,9 @@ def test_the_next_window_comes_at_once(window: int, follow: int, many: Path, tmp
     windows = [stream.order.window(0)]
     for _ in range(4):
         windows.append(stream.order.window(windows[-1].stop))
-    stream.shelf.at(windows[window].start, 1)
+    stream.store.at(windows[window].start, 1)
     shards = {shard for part in windows[window:window + 1 + follow] for shard in part.shards}
-    expected = {stream.shelf.stored[shard].sha256 for shard in shards}
+    expected = {stream.store.stored[shard].sha256 for shard in shards}
     here, deadline = tmp_path / "cache" / "shards", time.monotonic() + 10
     while {path.stem for path in here.glob("*.tar")} != expected and time.monotonic() < deadline:
         time.sleep(0.02)
