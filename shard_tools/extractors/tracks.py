@@ -13,7 +13,7 @@ import io
 import os
 import tarfile
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import BinaryIO, NamedTuple
 
 from shard_tools.core.errors import BadFileError
@@ -162,6 +162,7 @@ def of_folder(root: Path, suffixes: Sequence[str]) -> Found:
 def of_archive(path: Path) -> Found:
     """The JSON files of a dump archive, with how many bytes of it were read."""
     seen = set()  # of hashes, 8 bytes and their place in the set, where names would be ten times that
+    folders = set[int]()  # likewise: of the stems whose vector can't be written where a folder has its name
     try:
         for name, data, position in members(path, ".json", JSON_BYTES):
             try:
@@ -169,10 +170,16 @@ def of_archive(path: Path) -> Found:
             except BadFileError as error:
                 yield Item("", name, data=error), position
                 continue
+            needed = {hash(str(folder.with_suffix(""))) for folder in PurePosixPath(stem).parents
+                      if folder.suffix in (".npy", ".json")}
             if hash(stem) in seen:
                 yield _twice(name, "a file of that name"), position
+            elif hash(stem) in folders or needed & seen:  # decided here: of two workers, either may come first
+                error = BadFileError("unwritable name", "a file and a folder would have the same name")
+                yield Item("", name, data=error), position
             else:
                 seen.add(hash(stem))
+                folders |= needed
                 yield Item(stem, name, data=data), position
     except BadFileError as error:
         yield Item("", path.name, data=error), path.stat().st_size

@@ -24,6 +24,7 @@ from covergen.models.base import to_zero_one
 from covergen.training import tracking
 from shard_tools import cli
 from tests.support.runs import TINY, environment, train
+from tests.support.waiting import LIMIT
 
 SMALL = ["--width", "4", "--batch_size", "16", "--steps", "4", "--tracker", "none", "--sample_every", "0"]
 MODELS = {"ae": ["--model", "ae_resize", *SMALL], "vae": ["--model", "vae", "--latent", "12", *SMALL],
@@ -267,6 +268,6 @@ def test_wandb_gets_the_picture_of_every_run(trained: Path, tmp_path: Path, monk
 
 def test_the_command_fails_in_one_line(tmp_path: Path) -> None:
     words = [sys.executable, "-m", "covergen.analyze", "curves", tmp_path, "x.png"]
-    done = subprocess.run(words, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=100)
+    done = subprocess.run(words, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=LIMIT)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: ") and "no log.jsonl" in done.stderr and done.stderr.count("\n") == 1

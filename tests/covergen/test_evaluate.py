@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +19,7 @@ from shard_tools.demo import make
 from shard_tools.pack import pack
 from tests.support.runs import command, environment, train
 from tests.support.runs import run_command as start
+from tests.support.waiting import LIMIT, wait_for
 
 FLOW = ["--model", "flow", "--width", "32", "--multiples", "1,1", "--blocks", "1", "--attention", "0",
         "--sampling_steps", "2"]
@@ -168,13 +168,15 @@ def test_training_refuses_what_can_not_be_evaluated(runs: Path, shards: Path, fl
 
 def test_a_stop_signal_ends_an_evaluation_and_writes_nothing(runs: Path, shards: Path) -> None:
     words = command("--run", "runs/flow", "--shards", str(shards), "--judge", "runs/judge", "--split", "train",
-                    "--sampling_steps", "200", "--out", "never.json", script=("-m", "covergen.evaluate"))
-    process = subprocess.Popen(words, cwd=runs, env=environment(XDG_CACHE_HOME=str(runs / "cache")), text=True,
-                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    time.sleep(12)
+                    "--sampling_steps", "20", "--noises", "20", "--out", "never.json",
+                    script=("-m", "covergen.evaluate"))
+    said = runs / "said.txt"
+    with open(said, "w") as file:
+        process = subprocess.Popen(words, cwd=runs, env=environment(XDG_CACHE_HOME=str(runs / "cache")), stdout=file,
+                                   stderr=subprocess.STDOUT)
+    wait_for(lambda: "run:" in said.read_text(), "the bar of the run's covers", by=[process])
     process.send_signal(signal.SIGTERM)
-    output = process.communicate(timeout=120)[0]
-    assert process.returncode and "SIGTERM" in output and not (runs / "never.json").exists()
+    assert process.wait(LIMIT) and "SIGTERM" in said.read_text() and not (runs / "never.json").exists()
 
 
 def test_training_can_glance_at_its_own_evaluation(runs: Path, shards: Path) -> None:

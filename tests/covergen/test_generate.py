@@ -19,6 +19,7 @@ from covergen.inference.trained_model import open_model
 from shard_tools import cli
 from shard_tools.extractors import acousticbrainz
 from tests.support.runs import TINY, environment, run_command, train
+from tests.support.waiting import LIMIT
 
 
 @pytest.fixture(scope="session")
@@ -165,7 +166,7 @@ def test_it_needs_neither_accelerate_nor_wandb_webdataset_torchvision_or_mutagen
             "sys.argv = ['generate', '--run', sys.argv[1], '--out', 'x.png']\n"
             "runpy.run_module('covergen.generate', run_name='__main__')\n")
     done = subprocess.run([sys.executable, "-c", code, str(runs / "wgan_gp")], cwd=tmp_path, env=environment(),
-                          text=True, capture_output=True, timeout=120)
+                          text=True, capture_output=True, timeout=LIMIT)
     assert done.returncode == 0, done.stderr
     assert "64 covers of 32 px" in done.stdout and Image.open(tmp_path / "x.png").size == (530, 530)
 

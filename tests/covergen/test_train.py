@@ -24,6 +24,7 @@ from tests.support.runs import (
     train,
     weights,
 )
+from tests.support.waiting import LIMIT, wait_for
 
 ALIKE = ("ae_transpose", "cond_vae", "cond_lsgan")  # to others that are tried every time; each takes 20 s
 
@@ -76,12 +77,10 @@ def kill_after(tmp_path: Path, flags: list[str], ranks: int, after: int) -> None
     """Starts training and kills launcher and ranks with SIGKILL once ``after`` steps are in the log."""
     process = subprocess.Popen(command(*flags, ranks=ranks), cwd=tmp_path, env=environment(),
                                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    log, deadline = tmp_path / "runs/killed/log.jsonl", time.monotonic() + 120
-    while process.poll() is None and time.monotonic() < deadline:
-        if log.is_file() and log.read_text().count("\n") * 2 >= after:
-            break
-        time.sleep(0.01)
-    time.sleep(random.random() * 0.1)
+    log = tmp_path / "runs/killed/log.jsonl"
+    wait_for(lambda: process.poll() is not None or (log.is_file() and log.read_text().count("\n") * 2 >= after),
+             f"{after} steps", pause=0.01)
+    time.sleep(random.random() * 0.1)  # in any moment of the next steps
     if process.poll() is None:
         for one in [*psutil.Process(process.pid).children(recursive=True), process]:
             one.kill()
@@ -135,11 +134,9 @@ def test_a_stop_signal_saves_and_says_how_to_go_on(shards: Path, tmp_path: Path)
     process = subprocess.Popen(command(*flags), cwd=tmp_path, env=environment(), text=True, stdout=subprocess.PIPE,
                                stderr=subprocess.DEVNULL)
     log = tmp_path / "runs/stopped/log.jsonl"
-    while not (log.is_file() and log.stat().st_size):
-        time.sleep(0.05)
-        assert process.poll() is None
+    wait_for(lambda: log.is_file() and log.stat().st_size, "the first steps", by=[process])
     process.terminate()
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=LIMIT)
     assert process.returncode == 0 and "SIGTERM received" in output and "same command goes on" in output
     saved = list((tmp_path / "runs/stopped/checkpoints").iterdir())
     assert len(saved) == 1

@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,8 @@ import yaml
 
 from covergen.runs import config
 from tests.support.runs import ROOT, environment, log_of
+from tests.support.servers import free_port
+from tests.support.waiting import LIMIT, wait_for
 
 LAUNCH = ROOT / "launch"
 WAYS = ["slurm.sbatch", "kubernetes.yaml", "pytorchjob.yaml", "torchrun.sh", "skypilot.yaml"]
@@ -146,10 +147,10 @@ def with_definition(folder: Path, shards: Path, **changes: Any) -> dict[str, str
 
 @pytest.mark.slow
 def test_the_elastic_script_trains(shards: Path, tmp_path: Path) -> None:
-    env = with_definition(tmp_path, shards, steps=4) | {"NODES": "1:2", "GPUS": "2", "PORT": "29655",
+    env = with_definition(tmp_path, shards, steps=4) | {"NODES": "1:2", "GPUS": "2", "PORT": str(free_port()),
                                                         "ADDRESS": "127.0.0.1"}
     done = subprocess.run([LAUNCH / "torchrun.sh", "--steps", "3"], cwd=tmp_path, env=env, text=True,
-                          capture_output=True, timeout=200)
+                          capture_output=True, timeout=LIMIT)
     assert done.returncode == 0, done.stderr
     assert "2 processes on cpu" in done.stdout
     assert [row["step"] for row in log_of(tmp_path / "runs/one")] == [1, 2, 3]
@@ -178,16 +179,18 @@ def test_a_job_of_slurm_that_is_told_to_stop_queues_again_and_one_that_is_comple
     log = tmp_path / "runs/one/log.jsonl"
     with open(tmp_path / "said.txt", "w") as said:
         job = subprocess.Popen([LAUNCH / "slurm.sbatch"], cwd=tmp_path, env=env, stdout=said, stderr=subprocess.STDOUT)
-        while not (log.is_file() and len(log.read_text().splitlines()) > 5):
+
+        def trains() -> bool:
             assert job.poll() is None, (tmp_path / "said.txt").read_text()
-            time.sleep(0.2)
+            return log.is_file() and len(log.read_text().splitlines()) > 5
+        wait_for(trains, "the first steps")
         job.send_signal(signal.SIGTERM)
-        assert job.wait(timeout=100) == 75
+        assert job.wait(timeout=LIMIT) == 75
     assert (tmp_path / "requeued").read_text() == "9655\n"
     (kept,) = (tmp_path / "runs/one/checkpoints").iterdir()
     begun = int(kept.name.removeprefix("step_"))
     assert 5 < begun < 3000
     done = subprocess.run([LAUNCH / "slurm.sbatch", "--steps", str(begun + 5)], cwd=tmp_path, env=env, text=True,
-                          capture_output=True, timeout=200)
+                          capture_output=True, timeout=LIMIT)
     assert done.returncode == 0 and f"going on from runs/one/checkpoints/{kept.name}" in done.stdout, done.stderr
     assert (tmp_path / "requeued").read_text() == "9655\n"

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import yaml
 
 from tests.support.runs import ROOT, TINY, environment, log_of
+from tests.support.servers import free_port
+from tests.support.waiting import LIMIT
 
 LAUNCH = ROOT / "launch"
 
@@ -23,7 +24,7 @@ def accelerate(*words: str) -> list[str]:
 def train_with_cpu_config(folder: Path, shards: Path, **extra: str) -> subprocess.CompletedProcess:
     done = subprocess.run(
         accelerate("--config_file", str(LAUNCH / "cpu.yaml"), "-m", "covergen.train", *TINY, "--shards", str(shards),
-                   "--steps", "2"), cwd=folder, env=environment(**extra), text=True, capture_output=True, timeout=200)
+                   "--steps", "2"), cwd=folder, env=environment(**extra), text=True, capture_output=True, timeout=LIMIT)
     assert done.returncode == 0, done.stderr
     return done
 
@@ -50,13 +51,14 @@ def test_threads_that_the_user_set_are_kept(shards: Path, tmp_path: Path) -> Non
 def test_two_machines_meet_and_train_one_run(shards: Path, tmp_path: Path) -> None:
     """The multi-node file with two launchers on this machine in the place of two machines, on the CPU."""
     flags = [*TINY, "--shards", str(shards), "--steps", "6", "--name", "nodes"]
+    port = str(free_port())
     nodes = [subprocess.Popen(accelerate(
         "--config_file", str(LAUNCH / "multi_node.yaml"), "--multi_gpu", "--num_machines", "2", "--num_processes", "2",
-        "--machine_rank", str(node), "--main_process_ip", "127.0.0.1", "--main_process_port", "29617",
+        "--machine_rank", str(node), "--main_process_ip", "127.0.0.1", "--main_process_port", port,
         "--mixed_precision", "no", "-m", "covergen.train", *flags), cwd=tmp_path, text=True,
         env=environment(ACCELERATE_USE_CPU="true"), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-        for node in (0, time.sleep(3) or 1)]
-    outputs = [node.communicate(timeout=200)[0] for node in nodes]
+        for node in range(2)]
+    outputs = [node.communicate(timeout=LIMIT)[0] for node in nodes]
     assert [node.returncode for node in nodes] == [0, 0], "\n".join(outputs)
     assert "2 processes on cpu" in "".join(outputs)
     assert [row["step"] for row in log_of(tmp_path / "runs/nodes")] == [2, 4, 6]

@@ -29,6 +29,7 @@ if __name__ == "__main__":  # python tests/proofs/NAME.py
 
 from tests.support.paths import ROOT
 from tests.support.runs import command, environment, largest_difference, log_of, same_bits, weights
+from tests.support.waiting import LIMIT, wait_for
 
 STEPS, BATCH = 600, 12
 FLAGS = ["--norm", "group", "--width", "4", "--batch_size", str(BATCH), "--critic_steps", "2", "--steps", str(STEPS),
@@ -91,12 +92,12 @@ def disturb(folder: Path, kills: int, ranks: list[int], seed: int, shards: str |
         starts.append(before)
         process = launch(folder, count, start, [*flags, "--name", "killed"])
         if not killing:
-            said, _ = process.communicate(timeout=600)
+            said, _ = process.communicate(timeout=4 * LIMIT)
             assert process.returncode == 0, said
             break
         moment = draw.choice(["step", "checkpoint", "evaluation"])
         victim = draw.choice(["rank", "launcher", "everything"])
-        wait_for(folder, start, process, moment, before + draw.randint(2, STEPS // kills), draw)
+        await_moment(folder, start, process, moment, before + draw.randint(2, STEPS // kills), draw)
         assert process.poll() is None, f"start {start} ended before it was killed: {process.communicate()[0][-2000:]}"
         kill(process, victim, draw)
         done[victim, moment] += 1
@@ -119,17 +120,17 @@ def step_of(folder: Path) -> int:
     return max((int(path.name[5:]) for path in (folder / "runs/killed/checkpoints").glob("step_????????")), default=0)
 
 
-def wait_for(folder: Path, start: int, process: subprocess.Popen, moment: str, step: int, draw: random.Random) -> None:
-    """Until this start has come to a step and the moment is there; not for ever."""
-    deadline, stale = time.monotonic() + 120, unfinished(folder)
+def await_moment(folder: Path, start: int, process: subprocess.Popen, moment: str, step: int, draw: random.Random,
+                 ) -> None:
+    """Until this start has come to a step and the moment is there."""
+    stale = unfinished(folder)
     (folder / "evaluating").unlink(missing_ok=True)
 
     def there() -> bool:
         return last_of(folder, start) >= step and {"step": True, "checkpoint": unfinished(folder) - stale,
                                                    "evaluation": (folder / "evaluating").exists()}[moment]
 
-    while process.poll() is None and time.monotonic() < deadline and not there():
-        time.sleep(0.002)
+    wait_for(there, f"a {moment} from step {step} on", by=[process], pause=0.002)
     if moment != "checkpoint":
         time.sleep(0.1 * draw.random())
 
@@ -153,9 +154,9 @@ def kill(process: subprocess.Popen, victim: str, draw: random.Random) -> None:
     for one in doomed:
         if one.is_running():
             one.kill()
-    process.communicate(timeout=100)  # whoever is left has to end by itself
-    _, alive = psutil.wait_procs(members, timeout=60)
-    assert not alive, f"still there 60 s after the {victim} was killed: {alive}"
+    process.communicate(timeout=LIMIT)  # whoever is left has to end by itself
+    _, alive = psutil.wait_procs(members, timeout=LIMIT)
+    assert not alive, f"still there {LIMIT:.0f} s after the {victim} was killed: {alive}"
 
 
 def environ(process: psutil.Process) -> dict[str, str]:
@@ -194,7 +195,7 @@ def check(folder: Path, starts: list[int], flags: list[str], ranks: list[int]) -
     epoch = np.concatenate([stream.rows(number) for number in range(stream.epoch // BATCH)])
     assert len(np.unique(epoch)) == len(epoch)  # nor does an epoch have a sample twice
     calm = launch(folder, ranks[0], 10**6, [*flags, "--name", "calm"])
-    said, _ = calm.communicate(timeout=1200)
+    said, _ = calm.communicate(timeout=4 * LIMIT)
     assert calm.returncode == 0, said
     one, other = weights(folder / "runs/calm", STEPS), weights(run, STEPS)
     if len(set(ranks)) == 1:

@@ -13,6 +13,7 @@ import pytest
 
 from tests.proofs.two_hosts import FLAGS, ROOT, STEPS, Story, ip, play
 from tests.support.runs import environment, largest_difference, log_of, weights
+from tests.support.waiting import LIMIT
 
 
 def courses(story: Story) -> dict[int, list[list[list[int]]]]:
@@ -47,7 +48,7 @@ def test_a_run_over_two_hosts_outlives_the_death_of_one_takes_it_back_and_lets_i
     (alone / "notes").mkdir(parents=True)
     subprocess.run([sys.executable, str(ROOT / "tests/proofs/loss_log.py"), *FLAGS, "--shards", "../hosts/shards",
                     "--name", "one"], cwd=alone, env=environment(NOTES=str(alone / "notes")), check=True,
-                   capture_output=True, timeout=200)
+                   capture_output=True, timeout=LIMIT)
     runs = tmp_path / "hosts/runs/elastic", alone / "runs/one"
     every = list(range(1, STEPS + 1))
     for run in runs:

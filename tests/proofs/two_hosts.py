@@ -16,7 +16,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,10 +24,11 @@ if __name__ == "__main__":  # python tests/proofs/NAME.py
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from tests.support.runs import ROOT, environment
+from tests.support.waiting import LIMIT, wait_for
 
 HEAD, OTHER = "10.77.0.2", "10.77.0.1"  # ranks are in the order of addresses, so rank 0 is on the one that dies
 PORT = 29700
-STEPS, PAUSE = 120, 0.4
+STEPS, PAUSE = 120, 1.5  # so that a host has 2 minutes to return while the other goes on
 FLAGS = ["--model", "wgan_gp", "--norm", "group", "--width", "4", "--critic_steps", "2", "--batch_size", "12", "--lr",
          "1e-5", "--steps", str(STEPS), "--sample_every", "0", "--save_every", "10", "--log_every", "1", "--tracker",
          "none", "--mixed_precision", "no", "--threads", "1"]
@@ -110,17 +111,6 @@ def launch(space: str, address: str, folder: Path) -> subprocess.Popen:
         return subprocess.Popen(words, cwd=folder, env=env, stdout=said, stderr=subprocess.STDOUT)
 
 
-def wait_for(what: str, true: Callable[[], object], launchers: list[subprocess.Popen], limit: float) -> None:
-    """Raises RuntimeError when it takes longer, or when a launcher ends before."""
-    began = time.monotonic()
-    while not true():
-        if time.monotonic() - began > limit:
-            raise RuntimeError(f"after {limit:.0f} s still waiting for: {what}")
-        if any(launcher.poll() is not None for launcher in launchers):
-            raise RuntimeError(f"a launcher ended before: {what}")
-        time.sleep(0.2)
-
-
 def alive(process: int) -> bool:
     """Whether a process is there and no zombie."""
     try:
@@ -142,15 +132,15 @@ def play(folder: Path) -> Story:
     """Trains on two hosts, of which one dies, returns, and is then asked to leave as one that is preempted.
 
     Raises:
-        RuntimeError: something that must happen did not.
+        RuntimeError, AssertionError: something that must happen did not.
     """
     (folder / "notes").mkdir(parents=True)
     make_shards(folder / "shards")
     story = Story(folder)
     with network() as spaces:
         head, other = (launch(spaces[address], address, folder) for address in (HEAD, OTHER))
-        wait_for("both hosts train", lambda: [n for n in story.notes() if n["ranks"] == 2 and n["step"] >= 25],
-                 [head, other], 120)
+        wait_for(lambda: [n for n in story.notes() if n["ranks"] == 2 and n["step"] >= 25], "both hosts train",
+                 by=[head, other], pause=0.2)
         story.tell("both hosts have trained 25 steps as two ranks")
         workers = {note["rank"]: note["process"] for note in story.notes()}
 
@@ -158,31 +148,31 @@ def play(folder: Path) -> Story:
         kill_all(spaces[OTHER])
         other.wait()
         died = time.monotonic()
-        wait_for("rank 0 is dead", lambda: not alive(workers[0]), [head], 10)
+        wait_for(lambda: not alive(workers[0]), "rank 0 is dead", by=[head], pause=0.2)
         if not alive(workers[1]):
             raise RuntimeError("rank 1 died with the other host, so nothing can be learnt of silence")
         story.tell(f"the host with rank 0 is dead, after step {story.notes()[-1]['step']}")
-        wait_for("the process on the other host ends", lambda: not alive(workers[1]), [head], 120)
+        wait_for(lambda: not alive(workers[1]), "the process on the other host ends", by=[head], pause=0.2)
         story.silence = time.monotonic() - died
         story.tell(f"the process on the other host has ended, {story.silence:.0f} s later")
-        wait_for("the other host goes on alone", lambda: story.notes()[-1]["ranks"] == 1, [head], 120)
+        wait_for(lambda: story.notes()[-1]["ranks"] == 1, "the other host goes on alone", by=[head], pause=0.2)
         story.tell(f"it goes on alone, with step {story.notes()[-1]['step']}")
 
         ip("-n", spaces[OTHER], "link", "set", "eth0", "up")
         other = launch(spaces[OTHER], OTHER, folder)
-        wait_for("the host returns", lambda: story.notes()[-1]["ranks"] == 2, [head, other], 120)
+        wait_for(lambda: story.notes()[-1]["ranks"] == 2, "the host returns", by=[head, other], pause=0.2)
         story.tell(f"the host is back, two ranks go on with step {story.notes()[-1]['step']}")
 
         stayed = story.notes()[-1]["step"]
-        wait_for("both train on", lambda: story.notes()[-1]["step"] >= stayed + 5, [head, other], 60)
+        wait_for(lambda: story.notes()[-1]["step"] >= stayed + 5, "both train on", by=[head, other], pause=0.2)
         other.terminate()
-        other.wait(timeout=60)
+        other.wait(timeout=LIMIT)
         story.tell(f"the host was asked to leave, and has left after step {story.notes()[-1]['step']}")
-        wait_for("the other host goes on alone", lambda: story.notes()[-1]["ranks"] == 1, [head], 120)
+        wait_for(lambda: story.notes()[-1]["ranks"] == 1, "the other host goes on alone", by=[head], pause=0.2)
         story.left = story.notes()[-1]["step"]
         story.tell(f"the other one goes on alone, with step {story.left}")
         (folder / "notes/hurry").touch()
-        if head.wait(timeout=120):
+        if head.wait(timeout=LIMIT):
             raise RuntimeError(f"the launcher ended with status {head.returncode}")
         story.tell("the run is complete")
     return story

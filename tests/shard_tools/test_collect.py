@@ -10,7 +10,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from functools import partial
 from pathlib import Path
 
@@ -26,6 +25,7 @@ from shard_tools.pack import pack
 from shard_tools.shards.index import open_index
 from tests.support import music, raw_data
 from tests.support.paths import ROOT
+from tests.support.waiting import wait_for
 
 pytest.importorskip("mutagen")
 pytest.importorskip("av")
@@ -142,9 +142,7 @@ def test_kill_9_and_rerun_gives_the_same_bytes_and_hears_nothing_twice(library, 
              "--max_failure_rate", "0.5"]
     process = subprocess.Popen(words, cwd=ROOT, start_new_session=True, stdout=subprocess.DEVNULL,
                                stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 60
-    while len(list(out.glob(".collect/heard/*/*.json"))) < 3 and time.monotonic() < deadline:
-        time.sleep(0.01)
+    wait_for(lambda: len(list(out.glob(".collect/heard/*/*.json"))) >= 3, "three songs", by=[process], pause=0.005)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     heard = {path: path.stat().st_mtime_ns for path in out.glob(".collect/heard/*/*.json")}

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import tarfile
-import time
 from pathlib import Path
 
 import numpy as np
@@ -18,12 +17,14 @@ from shard_tools.dataset.schema import read_schema
 from shard_tools.extractors import load
 from shard_tools.extractors.acousticbrainz import NAMES, NAMES_559
 from shard_tools.extractors.essentia import NAMES as ESSENTIA
+from shard_tools.extractors.tracks import of_archive
 from shard_tools.features import features
 from shard_tools.pack import pack
 from shard_tools.shards.index import open_index
 from tests.shard_tools.extractors.test_extractors import SHARED, document_of, noise, real, walk, wav
 from tests.support import raw_data
 from tests.support.runs import ROOT, environment
+from tests.support.waiting import wait_for
 
 
 def put_json(folder: Path, names: list[str], of: tuple[str, ...] = NAMES) -> Path:
@@ -109,18 +110,16 @@ def test_any_number_of_workers_writes_the_same_bytes(tmp_path):
 
 
 def test_killed_and_run_again_it_goes_on_and_ends_with_the_same_bytes(tmp_path):
-    source = put_json(tmp_path / "in", [f"{i}.json" for i in range(200)])
+    source = put_json(tmp_path / "in", [f"{i}.json" for i in range(400)])
     (source / "cut.json").write_text("{")
     flags = ["--source", str(source), "--extractor", "acousticbrainz", "--out"]
     process = subprocess.Popen([sys.executable, "-m", "shard_tools.features", *flags, str(tmp_path / "killed")],
                                cwd=ROOT, env=environment(), stderr=subprocess.DEVNULL, start_new_session=True)
-    while len(list((tmp_path / "killed").rglob("*.npy"))) < 40:
-        assert process.poll() is None
-        time.sleep(0.01)
+    wait_for(lambda: len(list((tmp_path / "killed").rglob("*.npy"))) >= 40, "40 vectors", by=[process], pause=0.005)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     there = {path: path.stat().st_mtime_ns for path in (tmp_path / "killed").rglob("*.npy")}
-    assert 40 <= len(there) < 200
+    assert 40 <= len(there) < 400
     (tmp_path / "killed/7.npy").write_bytes(b"\x93NUMPY")  # what a crash of the machine may leave
     for out in ("killed", "whole"):
         assert brainz(source, tmp_path / out) == 0
@@ -193,6 +192,16 @@ def test_a_dump_is_read_as_the_folder_that_was_packed_into_it(tmp_path):
     for out in (".tar1", ".tar2", ".tar.bz21"):
         assert expected == {name: value for name, value in raw_data.hashes(tmp_path / out).items()
                             if "quarantine" not in name}
+
+
+@pytest.mark.parametrize("names", [("a.json", "a.npy/b.json"), ("a.npy/b.json", "a.json")])
+def test_of_a_file_and_a_folder_that_need_the_same_name_the_first_in_the_dump_counts(tmp_path, names):
+    put_json(tmp_path / "in", names)
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for name in names:
+            tar.add(tmp_path / "in" / name, name)
+    found = [item for item, _ in of_archive(tmp_path / "a.tar")]
+    assert found[0].name == names[0].removesuffix(".json") and found[1].data.reason == "unwritable name"
 
 
 def test_of_a_dump_that_is_cut_all_before_the_cut_is_done_and_the_status_is_1(tmp_path, capsys):

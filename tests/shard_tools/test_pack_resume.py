@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from shard_tools.pack import pack
 from shard_tools.shards.tasks import SampleFormat
 from tests.support import raw_data
 from tests.support.paths import ROOT
+from tests.support.waiting import wait_for
 
 
 def test_a_kill_before_any_rename_or_deletion_changes_nothing(tmp_path, monkeypatch):
@@ -48,16 +48,15 @@ def kill_and_rerun(tmp_path: Path, pairs: int, kills: int, only_parent: bool = F
     raw_data.messy_pairs(source)
     command = [sys.executable, "-m", "shard_tools.pack", "--source", source, "--samples_per_shard", "20",
                "--workers", "2", "--max_failure_rate", "1", "--out"]
-    started = time.monotonic()
     subprocess.run([*command, tmp_path / "whole"], cwd=ROOT, check=True, capture_output=True)
-    whole = time.monotonic() - started
-    moments = random.Random(0)
+    moments, statuses = random.Random(0), []
     for i in range(kills):
         process = subprocess.Popen([*command, tmp_path / "out"], cwd=ROOT, start_new_session=True,
                                    stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        time.sleep(whole * (0.1 + 0.9 * (i + moments.random()) / kills))
+        await_results(tmp_path / "out", int(pairs / 20 * (i + moments.random()) / kills), process)
         (os.kill if only_parent else os.killpg)(process.pid, signal.SIGKILL)
-        process.wait()
+        statuses.append(process.wait())
+    assert -signal.SIGKILL in statuses
     subprocess.run([*command, tmp_path / "out"], cwd=ROOT, check=True, capture_output=True)
     assert raw_data.hashes(tmp_path / "out") == raw_data.hashes(tmp_path / "whole")
 
@@ -77,14 +76,16 @@ def test_workers_die_with_their_parent(tmp_path):
     source = raw_data.sound_pairs(tmp_path / "source", 600)
     process = subprocess.Popen([sys.executable, "-m", "shard_tools.pack", "--source", source, "--out", tmp_path / "out",
                                 "--workers", "2"], cwd=ROOT, start_new_session=True, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 20
-    while not list((tmp_path / "out").glob(".pack/*.npz")) and time.monotonic() < deadline:
-        time.sleep(0.02)
+    wait_for(lambda: list((tmp_path / "out").glob(".pack/*.npz")), "the workers' first results", by=[process])
     process.kill()
     process.wait()
-    while (left := session_members(process.pid)) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not left
+    wait_for(lambda: not session_members(process.pid), "the workers' death")
+
+
+def await_results(out: Path, count: int, process: subprocess.Popen) -> None:
+    """Until packing has gathered so much, or has ended."""
+    wait_for(lambda: process.poll() is not None or len(list(out.glob(".pack/*.npz"))) >= count, f"{count} results",
+             pause=0.005)
 
 
 def session_members(session: int) -> list[int]:

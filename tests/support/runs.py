@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from tests.support import warm
 from tests.support.paths import ROOT
+from tests.support.waiting import LIMIT
 
 # Small enough for a second of training, odd enough to show mistakes in sharing a batch.
 TINY = ["--width", "4", "--batch_size", "12", "--critic_steps", "2", "--sample_every", "4", "--save_every", "4",
@@ -67,7 +68,7 @@ def run_command(folder: Path, module: str, *flags: str, ranks: int = 1, ok: bool
 
 def _finished(folder: Path, words: list[str], ok: bool = True, **extra: str) -> subprocess.CompletedProcess:
     done = subprocess.run(words, cwd=folder, env=environment(**extra), text=True, stdout=subprocess.PIPE,
-                          stderr=subprocess.STDOUT, timeout=300)
+                          stderr=subprocess.STDOUT, timeout=4 * LIMIT)
     assert not ok or done.returncode == 0, done.stdout
     return done
 

@@ -20,6 +20,7 @@ import pytest
 
 from shard_tools.remote.cache import Cache, Stored, locked
 from shard_tools.remote.filesystem import Remote
+from tests.support.waiting import wait_for
 
 
 def free_port() -> int:
@@ -191,12 +192,11 @@ def upload(url: str, folder: Path, prefix: str) -> None:
 
 
 def _await_port(port: int, process: subprocess.Popen) -> None:
-    for _ in range(100):
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-            return
-        assert process.poll() is None
-        time.sleep(0.05)
-    raise AssertionError("the server does not answer")
+    def answers() -> bool:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 10):
+            return True
+        return False
+    wait_for(answers, "the server's first answer", by=[process])
 
 
 @contextlib.contextmanager

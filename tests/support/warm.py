@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from tests.support.paths import ROOT
+from tests.support.waiting import LIMIT
 
 LIBRARIES = ["torch", "torch._dynamo", "torchvision", "accelerate", "diffusers.models.unets.unet_2d", "wandb", "yaml",
              "matplotlib.pyplot", "sklearn.linear_model", "torchmetrics.image.fid", "safetensors.torch"]
@@ -23,7 +24,7 @@ _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(LIBRARIES)
 
 
-def run(module: str, flags: list[str], folder: Path, env: Mapping[str, str], limit: float = 300.0,
+def run(module: str, flags: list[str], folder: Path, env: Mapping[str, str], limit: float = 4 * LIMIT,
         ) -> subprocess.CompletedProcess:
     """What ``python -m module flags`` does in ``folder``; both its outputs, in the order they came, as ``stdout``."""
     with tempfile.NamedTemporaryFile(prefix="said-") as said:

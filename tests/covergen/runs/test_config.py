@@ -12,11 +12,12 @@ import yaml
 from covergen.models.wgan_gp import WGAN_GP
 from covergen.runs.config import DEMO, differences, resolve
 from tests.support.runs import ROOT, environment
+from tests.support.waiting import LIMIT
 
 
 def run(*flags: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, "-m", "covergen.train", *flags], cwd=cwd, env=environment(),
-                          capture_output=True, text=True, timeout=120)
+                          capture_output=True, text=True, timeout=LIMIT)
 
 
 def test_flags_override_the_file_and_the_file_the_preset(tmp_path: Path) -> None:

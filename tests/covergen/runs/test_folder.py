@@ -20,6 +20,7 @@ from covergen.training import tracking
 from covergen.training.ema import Average
 from shard_tools.core.locks import lock
 from tests.support.runs import TINY, log_of, train
+from tests.support.waiting import LIMIT
 
 TRAINER = {"step": 1, "optimizers": {}, "scaler": None, "average_updates": 0}
 
@@ -78,11 +79,11 @@ def test_a_run_folder_has_one_writer_at_a_time(tmp_path: Path) -> None:
     ready, leave = context.Event(), context.Event()
     other = context.Process(target=hold, args=(str(tmp_path), ready, leave))
     other.start()
-    ready.wait()
+    assert ready.wait(LIMIT)
     with pytest.raises(ValueError, match=f"in use by process {other.pid}"):
         lock(tmp_path, patience=0.1)
     leave.set()
-    lock(tmp_path, patience=30).close()
+    lock(tmp_path, patience=LIMIT).close()
     other.join()
 
 

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,7 @@ import pytest
 from shard_tools.core.parallel import run_tasks
 from tests.support import music, raw_data
 from tests.support.paths import ROOT
+from tests.support.waiting import LIMIT, wait_for
 
 pytest.importorskip("ray")
 PORT = 24_000 + os.getpid() % 8_000
@@ -46,9 +46,8 @@ def machines():
     found = [start("--head", "--port", str(PORT), "--include-dashboard", "false"),
              start("--address", f"127.0.0.1:{PORT}")]
     code = "import ray, sys; ray.init(log_to_driver=False); sys.exit(ray.cluster_resources()['CPU'] != 2)"
-    deadline = time.monotonic() + 90
-    while subprocess.run([sys.executable, "-c", code], env=OWN, capture_output=True).returncode:
-        assert time.monotonic() < deadline, "the cluster does not come up"
+    wait_for(lambda: not subprocess.run([sys.executable, "-c", code], env=OWN, capture_output=True).returncode,
+             "the cluster", by=found)
     yield found
     for machine in found:
         stop(machine)
@@ -66,22 +65,19 @@ def test_two_machines_pack_the_same_bytes_and_finish_though_one_dies_and_the_dri
     subprocess.run(command("pack", *options, "--out", tmp_path / "whole"), env=OWN, check=True, capture_output=True)
     ours = command("pack", *options, "--out", tmp_path / "out", "--distributor", "ray")
     driver = subprocess.Popen(ours, env=OWN, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    wait_for(tmp_path / "out", 5)
+    wait_for(lambda: results(tmp_path / "out", 5), "5 results", by=[driver])
     driver.kill()
     driver.wait()
     driver = subprocess.Popen(ours, env=OWN, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    wait_for(tmp_path / "out", 30)
+    wait_for(lambda: results(tmp_path / "out", 30), "30 results", by=[driver])
     stop(machines[1])
-    said = driver.communicate(timeout=180)[0].decode()
+    said = driver.communicate(timeout=4 * LIMIT)[0].decode()
     assert driver.returncode == 0, said
     assert raw_data.hashes(tmp_path / "out") == raw_data.hashes(tmp_path / "whole")
 
 
-def wait_for(out: Path, results: int) -> None:
-    deadline = time.monotonic() + 60
-    while len(list(out.glob(".pack/gathered-*"))) < results and not list(out.glob("*.index.json")):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+def results(out: Path, count: int) -> bool:
+    return len(list(out.glob(".pack/gathered-*"))) >= count or bool(list(out.glob("*.index.json")))
 
 
 @pytest.mark.slow

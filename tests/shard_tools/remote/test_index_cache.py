@@ -27,6 +27,7 @@ from shard_tools.remote.filesystem import Remote, check_url, redact_url
 from shard_tools.remote.index_cache import resolve
 from shard_tools.shards.index import open_index, splits_in
 from tests.support.servers import Faults, fetch_all, proxy
+from tests.support.waiting import LIMIT, wait_for
 
 pytest.importorskip("fsspec")
 pytest.importorskip("aiohttp")
@@ -80,7 +81,7 @@ def test_a_cache_stays_within_its_bound_and_lets_go_of_what_was_used_longest_ago
     for number in (0, 1, 2, 0, 3):
         with cache.open(Remote(url), stored[number]) as file:
             assert hashlib.sha256(file.read()).hexdigest() == stored[number].sha256
-        time.sleep(0.01)
+        time.sleep(0.01)  # or the clock of files may say the same for two
         assert sizes(cache) <= 3.5 * SIZE
     assert faults.whole == Counter({f"/{number}.tar": 1 for number in range(4)})
     kept = {path.name for path in (tmp_path / "cache" / "shards").iterdir()}
@@ -121,20 +122,27 @@ def test_processes_that_want_the_same_at_once_download_it_once(tmp_path: Path, w
     for process in processes:
         process.start()
     for process in processes:
-        process.join(60)
+        process.join(LIMIT)
         assert process.exitcode == 0
     assert faults.whole == Counter({f"/{number}.tar": 1 for number in range(6)})
 
 
 def test_who_does_not_wait_is_told_that_another_downloads(tmp_path: Path, web) -> None:
-    url, faults, stored = web
-    faults.latency = 0.5
-    cache = Cache(tmp_path / "cache")
-    thread = threading.Thread(target=lambda: cache.open(Remote(url), stored[0]).close())
+    url, _, stored = web
+    cache, slow, begun, told = Cache(tmp_path / "cache"), Remote(url), threading.Event(), threading.Event()
+    fetch = slow.fetch
+
+    def waiting(*rest: object) -> object:
+        begun.set()
+        told.wait(LIMIT)
+        return fetch(*rest)
+    slow.fetch = waiting
+    thread = threading.Thread(target=lambda: cache.open(slow, stored[0]).close())
     thread.start()
-    time.sleep(0.2)
+    assert begun.wait(LIMIT)
     with pytest.raises(BusyError):
         Cache(tmp_path / "cache").open(Remote(url), stored[0], wait=False)
+    told.set()
     thread.join()
 
 
@@ -236,11 +244,12 @@ def test_the_next_window_comes_at_once(window: int, follow: int, many: Path, tmp
     stream.store.at(windows[window].start, 1)
     shards = {shard for part in windows[window:window + 1 + follow] for shard in part.shards}
     expected = {stream.store.stored[shard].sha256 for shard in shards}
-    here, deadline = tmp_path / "cache" / "shards", time.monotonic() + 10
-    while {path.stem for path in here.glob("*.tar")} != expected and time.monotonic() < deadline:
-        time.sleep(0.02)
-    time.sleep(0.2)
-    assert {path.stem for path in here.iterdir()} == expected
+
+    def idle() -> bool:
+        with stream.store._change:
+            return not stream.store._queue and not stream.store._busy
+    wait_for(idle, "all that is fetched ahead")
+    assert {path.stem for path in (tmp_path / "cache" / "shards").iterdir()} == expected
 
 
 def test_a_cache_too_small_for_what_is_mixed_is_refused_with_the_size_it_needs(many: Path, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from shard_tools.remote import upload as staging
 from shard_tools.remote.filesystem import Remote
 from tests.support.raw_data import hashes, sound_pairs
 from tests.support.runs import TINY, log_of, same_bits, train, weights
+from tests.support.waiting import wait_for
 
 pytest.importorskip("fsspec")
 
@@ -89,11 +90,10 @@ def test_shards_are_uploaded_while_others_are_packed(raw: Path, out: str, tmp_pa
             assert [name for name in names if name.endswith(".tar")]  # before the first index is written
             function(*rest)
         return call
-    import time
-
     from shard_tools import pack as room
     monkeypatch.setattr(room, "write_index", stop(room.write_index))
-    monkeypatch.setattr(room, "_copy_truth", lambda *_: time.sleep(0.3))
+    monkeypatch.setattr(room, "_copy_truth", lambda *_: wait_for(
+        lambda: [name for name in names if name.endswith(".tar")], "the first upload"))
     assert packed(raw, out) == 0
 
 
