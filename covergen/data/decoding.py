@@ -104,7 +104,7 @@ class SampleReader:
         """
         failures: Failures = {}
         samples, checked = self.rows[rows], self.checked[rows].tolist()
-        self.store.expect(samples["shard"].tolist())
+        self.store.prefetch(samples["shard"].tolist())
         desk, vectors = JpegBatchDecoder(cover), memoryview(raw.reshape(-1).view(np.uint8))
         places = zip(rows.tolist(), slots.tolist(), checked, *(samples[name].tolist() for name in PLACE), strict=True)
         for row, slot, sound, shard, start, size, audio, length in places:

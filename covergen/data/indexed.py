@@ -97,7 +97,7 @@ class ShardDataset:
         """This rank's rows ``[batch_size / ranks]`` of the global batch with this number."""
         share = self.share
         start = number * self.batch_size + self.first
-        self.store.at(number * self.batch_size, self.batch_size)
+        self.store.advance(number * self.batch_size, self.batch_size)
         blocks = range(start // ORDER_BLOCK, (start + share - 1) // ORDER_BLOCK + 1)
         first = start - blocks.start * ORDER_BLOCK
         return self._chosen(np.concatenate([self._ordered(block) for block in blocks])[first : first + share])
@@ -248,7 +248,7 @@ def open_stream(root: str | Path, split: str, **options: Any) -> Stream:
     if any(folder.glob("*.index.json")) or (folder / ".pack").exists():
         stream = ShardDataset(root, split, window=window, **options)
         largest = stream.order.shards if isinstance(stream.order, WindowOrder) else len(stream.shards)
-        stream.store.plan(lambda at: window_at(stream.order, stream.some, stream.metadata, at), largest)
+        stream.store.set_order(lambda at: window_at(stream.order, stream.some, stream.metadata, at), largest)
         return stream
     from covergen.data.webdataset import WebDatasetStream
     return WebDatasetStream(root, split, **options)

@@ -241,7 +241,7 @@ def test_the_next_window_comes_at_once(window: int, follow: int, many: Path, tmp
     windows = [stream.order.window(0)]
     for _ in range(4):
         windows.append(stream.order.window(windows[-1].stop))
-    stream.store.at(windows[window].start, 1)
+    stream.store.advance(windows[window].start, 1)
     shards = {shard for part in windows[window:window + 1 + follow] for shard in part.shards}
     expected = {stream.store.stored[shard].sha256 for shard in shards}
 
