@@ -82,8 +82,8 @@ def collect(source: str, out: str, extractor: str = "essentia", model: str | Non
     loaded = extractors.load(extractor, **({"model": model} if model else {}))
     if loaded.of_audio is None:
         raise ValueError(f"--extractor {extractor} does not hear audio files; essentia and clap do")
-    heard = {} if excerpt is None else {"excerpt": float(excerpt), "excerpts": excerpts}
-    schema = replace(loaded.schema, heard=heard)
+    part = {} if excerpt is None else {"seconds": float(excerpt), "count": excerpts}
+    schema = replace(loaded.schema, excerpt=part)
     own = read_map(Path(genre_map)) if genre_map else {}
     source_path, root = Path(source).resolve(), Path(out).resolve()
     if not source_path.is_dir():
@@ -101,7 +101,7 @@ def collect(source: str, out: str, extractor: str = "essentia", model: str | Non
             tracks = _without_compilations(tracks, drops)
         task = CoverTask(source_path, work / "covers", (), cover_side, max_pixels)
         samples = _with_covers(tracks, library, task, drops, keep_coverless, pool)
-        memories = {entry.path: cache_folder(work / "heard", entry, schema.sha256, heard) for entry in library.songs}
+        memories = {entry.path: cache_folder(work / "excerpts", entry, schema.sha256, part) for entry in library.songs}
         listen = partial(hear_excerpts, extractor, schema.options, excerpt, excerpts)
         tasks = [ExtractTask(source_path, sample.track.path, listen, memories[sample.track.path]) for sample in samples]
         deaf = [Drop(path, "audio", error.reason, error.detail) for path, error in _hear(tasks, pool)]

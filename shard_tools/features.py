@@ -99,8 +99,8 @@ def features(out: str, source: str | None = None, extractor: str = "essentia", p
             found = vectors.open_sources(source.split(",") if extractor == "concat" else [source])
             plan = _plan_vectors(root, found, extractor, components, pca, standardise)
         else:
-            heard = {} if excerpt is None else {"excerpt": float(excerpt), "excerpts": excerpts}
-            plan = _plan_tracks(root, source, pairs, extractor, {} if model is None else {"model": model}, heard,
+            part = {} if excerpt is None else {"seconds": float(excerpt), "count": excerpts}
+            plan = _plan_tracks(root, source, pairs, extractor, {} if model is None else {"model": model}, part,
                                 keep_json)
         _check_schema(plan.options.vectors, plan.schema)
         written, kept, drops = _run(plan, root / "cover", workers or available_workers(distributor), distributor)
@@ -143,19 +143,19 @@ def _check_schema(folder: Path, schema: Schema) -> None:
     """Writes the schema into a folder of vectors, or raises ValueError where those there are of another."""
     write_schema(folder, schema)
     there = read_schema(folder)
-    if there.heard != schema.heard:
-        raise ValueError(f"{folder} holds vectors for which {there.heard or 'whole tracks'} were heard, not "
-                         f"{schema.heard or 'whole tracks'}; choose another --out")
+    if there.excerpt != schema.excerpt:
+        raise ValueError(f"{folder} holds vectors of {there.excerpt or 'whole tracks'}, not of "
+                         f"{schema.excerpt or 'whole tracks'}; choose another --out")
 
 
 def _plan_tracks(root: Path, source: str | None, pairs: str | None, name: str, options: dict[str, str],
-                 heard: dict[str, float], keep_json: bool) -> Plan:
+                 part: dict[str, float], keep_json: bool) -> Plan:
     make = partial(load, name, **options)
     extractor = make()
     suffixes = (*(AUDIO_SUFFIXES if extractor.of_audio else ()), *([".json"] if extractor.of_json else ()))
     folder = root / "audio" if pairs else root
-    plan = Plan(replace(extractor.schema, heard=heard),
-                Options(make, root, folder, heard.get("excerpt"), heard.get("excerpts", 1), keep_json), iter(()), 0)
+    plan = Plan(replace(extractor.schema, excerpt=part),
+                Options(make, root, folder, part.get("seconds"), part.get("count", 1), keep_json), iter(()), 0)
     path = Path(pairs or source)
     if pairs:
         items = list(sources.of_pairs(path, suffixes))

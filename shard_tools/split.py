@@ -31,9 +31,9 @@ HOW = {"hard": "hard links: the files are those of --source, in a second place",
        "soft": "soft links to the files of --source, which must stay where it is"}
 
 
-def split(source: str, out: str, shares: tuple[float, ...] = (80.0, 10.0, 10.0), seed: int = 0,
+def split(source: str, out: str, ratios: tuple[float, ...] = (80.0, 10.0, 10.0), seed: int = 0,
           by: Literal["group", "artist"] = "group", link: Way = "hard", near: bool = True, distance: int = NEAR,
-          smallest: int = 10, dataset: Literal["auto", "audio-cover", "cover"] = "auto", previous: str | None = None,
+          min_groups: int = 10, dataset: Literal["auto", "audio-cover", "cover"] = "auto", previous: str | None = None,
           remember: bool = True, workers: int | None = None) -> int:
     """Shares the groups (albums) of every genre out to train, val and test, whole groups only, and links their files.
 
@@ -45,15 +45,15 @@ def split(source: str, out: str, shares: tuple[float, ...] = (80.0, 10.0, 10.0),
     Args:
         source: folder or zip, in any layout that shard_tools.pack reads; splits that it has already are forgotten.
         out: new or empty folder, or one left by the same command.
-        shares: of train, val and test, in percent of the groups of each genre.
+        ratios: of train, val and test, in percent of the groups of each genre.
         seed: of the choice.
         by: group, or artist: all groups of an artist (tracks.csv tells) stay together too.
         link: hard links (the same file in two places), soft links, or copy; where the disk can't, the next of these.
         near: groups with covers that look alike stay together; without it they are leaks, if chance parts them.
         distance: bits of 64 in which the dHashes of covers that look alike may differ.
-        smallest: a genre with fewer groups is too small to share out, and stays in train.
+        min_groups: a genre with fewer groups is too small to share out, and stays in train.
         dataset: audio-cover, cover (covers without vectors), or auto: audio-cover where there is one.
-        previous: a splits.csv to go on from; none = those of SOURCE and OUT, if their seed, shares and --by are these.
+        previous: a splits.csv to go on from; none = those of SOURCE and OUT, if their seed, ratios and --by are these.
         remember: write SOURCE/splits.csv (where SOURCE can be written to).
         workers: processes; none = one a core, 12 at most.
 
@@ -62,7 +62,7 @@ def split(source: str, out: str, shares: tuple[float, ...] = (80.0, 10.0, 10.0),
     Raises:
         ValueError: nothing to split, OUT holds something else, or what lies beside the data is damaged.
     """
-    shares = _check(shares, seed=(seed, 0, 2**63), distance=(distance, 0, 16), smallest=(smallest, 1, 10**6))
+    ratios = _check(ratios, seed=(seed, 0, 2**63), distance=(distance, 0, 16), min_groups=(min_groups, 1, 10**6))
     source_path, root = Path(source).resolve(), Path(out).resolve()
     if root == source_path or source_path in root.parents or root in source_path.parents:
         raise ValueError(f"--out {out} and --source {source} lie in each other; choose another folder")
@@ -72,11 +72,11 @@ def split(source: str, out: str, shares: tuple[float, ...] = (80.0, 10.0, 10.0),
         raise ValueError(f"nothing to split: --source {source} holds no cover"
                          + (" with a vector; see --dataset cover" if listing.paired else ""))
     alike, lookalikes = near_pairs(covers, distance)
-    rule = rule_of(by, seed, shares)
+    rule = rule_of(by, seed, ratios)
     known = _known([Path(previous)] if previous else [source_path / FILE, root / FILE], rule, bool(previous))
     torn = _rename(known, samples, covers)
     unit_of, units = make_units(samples, *((alike, lookalikes) if near else (alike[:0], lookalikes[:0])), known)
-    assignment = assign(units, shares, seed, smallest, known)
+    assignment = assign(units, ratios, seed, min_groups, known)
     splits = [assignment.splits[unit] for unit in unit_of]
     way = _write(root, source_path, listing, samples, splits, drops, link)
     known |= {group: name for unit, name in zip(units, assignment.splits, strict=True) for group in unit.groups}
@@ -87,8 +87,8 @@ def split(source: str, out: str, shares: tuple[float, ...] = (80.0, 10.0, 10.0),
     if torn := sorted({*torn, *assignment.reassigned}):
         print(f"warning: {len(torn):,} old group(s) moved, for something new binds them to groups of another split: "
               + ", ".join(torn[:3]))
-    if empty := [name for name, share in zip(SPLITS, shares, strict=True) if share and name not in splits]:
-        print(f"warning: nothing is in {' and '.join(empty)}; with --smallest 1 small genres are shared out too")
+    if empty := [name for name, share in zip(SPLITS, ratios, strict=True) if share and name not in splits]:
+        print(f"warning: nothing is in {' and '.join(empty)}; with --min_groups 1 small genres are shared out too")
     print(f"{root}: {HOW[way]}")
     numbers = {group: number for number, group in enumerate(sorted({sample.group for sample in samples}))}
     leaks = find_leaks(np.array([SPLITS.index(name) for name in splits]),
@@ -98,14 +98,14 @@ def split(source: str, out: str, shares: tuple[float, ...] = (80.0, 10.0, 10.0),
     return status
 
 
-def _check(shares: tuple[float, ...], **numbers: tuple[int, int, int]) -> tuple[float, ...]:
+def _check(ratios: tuple[float, ...], **numbers: tuple[int, int, int]) -> tuple[float, ...]:
     for name, (value, low, high) in numbers.items():
         if not low <= value <= high:
             raise ValueError(f"--{name} {value}: expected {low:,} to {high:,}")
-    if len(shares) != len(SPLITS) or min(shares) < 0 or abs(sum(shares) - 100) > 1e-6:
-        raise ValueError(f"--shares {','.join(f'{share:g}' for share in shares)}: expected three numbers that add up "
+    if len(ratios) != len(SPLITS) or min(ratios) < 0 or abs(sum(ratios) - 100) > 1e-6:
+        raise ValueError(f"--ratios {','.join(f'{share:g}' for share in ratios)}: expected three numbers that add up "
                          "to 100, such as 80,10,10")
-    return tuple(share / 100 for share in shares)
+    return tuple(share / 100 for share in ratios)
 
 
 def _read(listing: Listing, source: Path, by: str, workers: int) -> tuple[list[SplitSample], SplitCovers, list[Drop]]:

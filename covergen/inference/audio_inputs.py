@@ -98,8 +98,8 @@ def _described(file: Path, metadata: dict[str, Any], pca: Sequence[str]) -> np.n
 
 
 def _heard(file: Path, metadata: dict[str, Any], pca: Sequence[str]) -> np.ndarray:
-    """The vector of a song, of which as much is heard as in training, from its middle."""
-    excerpt = metadata["features"]["heard"].get("excerpt")
+    """The vector of a song: of an excerpt from its middle as long as those of training, or of all of it."""
+    excerpt = metadata["features"]["excerpt"].get("seconds")
     seconds = audio.duration(file)
     start, length = (0.0, None) if excerpt is None else audio.starts(seconds, excerpt, 1)[0]
     return _hears(file, metadata, pca)(file, start, length)

@@ -4,7 +4,7 @@ A group's place in [0, 1) is a keyed hash of (seed, group), and thresholds (0.8 
 is not enough: hashes are as good as coin throws, so 50 groups would be off by 4 percentage points as a rule. And any
 rule that sees the whole set, and so can be exact, may move an old group when another is added: were none ever moved
 whatever is added, in whatever order, a group's split would depend on nothing but itself, and be such a hash. So the
-groups nearest the thresholds are moved, only where shares are off and only as many as it takes, and ``splits.csv``
+groups nearest the thresholds are moved, only where ratios are off and only as many as it takes, and ``splits.csv``
 remembers: what an earlier run has assigned stays where it is, and what is new fills what is short.
 """
 
@@ -53,23 +53,23 @@ def position(group: str, seed: int) -> float:
     return (int.from_bytes(digest, "big") >> 11) / 2**53
 
 
-def assign(units: Sequence[Unit], shares: Sequence[float], seed: int, smallest: int,
+def assign(units: Sequence[Unit], ratios: Sequence[float], seed: int, min_groups: int,
            known: Mapping[str, str]) -> Assignment:
-    """Shares units out so that each genre's groups come as near to the shares as whole groups can.
+    """Shares units out so that each genre's groups come as near to the ratios as whole groups can.
 
     Args:
         units: in an order that doesn't matter.
-        shares: of train, val and test, adding up to 1.
+        ratios: of train, val and test, adding up to 1.
         seed: of the hash.
-        smallest: a genre of fewer units stays in train, with all units that have a part in it.
+        min_groups: a genre of fewer units stays in train, with all units that have a part in it.
         known: ``{group: split}`` of an earlier run.
     """
     sizes = Counter(genre for unit in units for genre in unit.genres)
-    small = {genre: size for genre, size in sorted(sizes.items()) if size < smallest}
+    small = {genre: size for genre, size in sorted(sizes.items()) if size < min_groups}
     order = sorted(range(len(units)), key=lambda i: min(units[i].groups))
     splits, free, torn = [0] * len(units), [], []
     places = [position(min(unit.groups), seed) for unit in units]
-    edges = [0.0, *accumulate(shares)]
+    edges = [0.0, *accumulate(ratios)]
     for i in order:
         before = Counter(SPLITS.index(known[group]) for group in units[i].groups if group in known)
         if before:
@@ -78,28 +78,28 @@ def assign(units: Sequence[Unit], shares: Sequence[float], seed: int, smallest: 
         elif not small.keys() & units[i].genres:
             splits[i] = bisect_right(edges[1:-1], places[i])
             free.append(i)
-    _Balance(units, shares, splits, edges, places, [genre for genre in sorted(sizes) if genre not in small]).mend(free)
+    _Balance(units, ratios, splits, edges, places, [genre for genre in sorted(sizes) if genre not in small]).mend(free)
     return Assignment([SPLITS[split] for split in splits], small, sorted(torn))
 
 
 class _Balance:
     """How many groups each genre has in each split, and how many it may have."""
 
-    def __init__(self, units: Sequence[Unit], shares: Sequence[float], splits: list[int], edges: list[float],
+    def __init__(self, units: Sequence[Unit], ratios: Sequence[float], splits: list[int], edges: list[float],
                  places: list[float], genres: list[str]):
         self.units, self.splits, self.edges, self.places, self.genres = units, splits, edges, places, genres
         self.counts = {genre: [0, 0, 0] for genre in genres}
         for unit, split in zip(units, splits, strict=True):
             for genre in self.counts.keys() & unit.genres:
                 self.counts[genre][split] += unit.genres[genre]
-        self.whole, self.allowed, short = {}, {}, [0.0] * len(shares)
+        self.whole, self.allowed, short = {}, {}, [0.0] * len(ratios)
         for genre, counts in self.counts.items():
             total, slack = sum(counts), TOLERANCE * sum(counts)
-            whole = self.whole[genre] = whole_shares(total, shares, short if total < FEW else [0.0] * len(shares))
-            short = [before + share * total - best for before, share, best in zip(short, shares, whole, strict=True)]
+            whole = self.whole[genre] = whole_numbers(total, ratios, short if total < FEW else [0.0] * len(ratios))
+            short = [before + share * total - best for before, share, best in zip(short, ratios, whole, strict=True)]
             self.allowed[genre] = [(min(best, math.ceil(share * total - slack)),
                                     max(best, math.floor(share * total + slack)))
-                                   for best, share in zip(whole, shares, strict=True)]
+                                   for best, share in zip(whole, ratios, strict=True)]
 
     def mend(self, free: list[int]) -> None:
         """Moves units, of ``free`` ones only, until no move brings the genres nearer to what they may have: one by one,
@@ -167,20 +167,20 @@ class _Balance:
         self._shift(move[0], move[2], move[1])
 
 
-def whole_shares(total: int, shares: Sequence[float], short: Sequence[float]) -> list[int]:
-    """Whole numbers that add up to ``total`` and are less than 1 off the shares; the largest remainders are rounded up,
+def whole_numbers(total: int, ratios: Sequence[float], short: Sequence[float]) -> list[int]:
+    """Whole numbers that add up to ``total`` and are less than 1 off the ratios; the largest remainders are rounded up,
     with what has come ``short`` elsewhere counted in."""
-    exact = [share * total for share in shares]
+    exact = [share * total for share in ratios]
     whole = [math.floor(number + 1e-9) for number in exact]
-    for i in sorted(range(len(shares)), key=lambda i: (round(whole[i] - exact[i] - short[i], 9), i)
+    for i in sorted(range(len(ratios)), key=lambda i: (round(whole[i] - exact[i] - short[i], 9), i)
                     )[:total - sum(whole)]:
         whole[i] += 1
     return whole
 
 
-def rule_of(by: str, seed: int, shares: Sequence[float]) -> str:
+def rule_of(by: str, seed: int, ratios: Sequence[float]) -> str:
     """What must be the same for an earlier split to be gone on with."""
-    return f"by {by}, seed {seed}, shares {'/'.join(f'{100 * share:.6g}' for share in shares)}"
+    return f"by {by}, seed {seed}, ratios {'/'.join(f'{100 * share:.6g}' for share in ratios)}"
 
 
 def write_splits(path: Path, splits: Mapping[str, str], rule: str) -> None:

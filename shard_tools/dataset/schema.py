@@ -55,14 +55,14 @@ class Schema:
         version: of the extractor; another version gives other numbers.
         names: of the numbers, in their order.
         options: what else shaped the numbers, as values of JSON (a model's name and hash); part of the hash.
-        heard: what part of each track was listened to, such as ``{"excerpt": 30.0}``; not part of the hash.
+        excerpt: of each track, such as ``{"seconds": 30.0, "count": 1}``; empty = whole tracks; not part of the hash.
     """
 
     features: str
     version: int
     names: tuple[str, ...]
     options: dict[str, Any] = field(default_factory=dict)
-    heard: dict[str, Any] = field(default_factory=dict)
+    excerpt: dict[str, Any] = field(default_factory=dict)
 
     @property
     def sha256(self) -> str:
@@ -72,7 +72,7 @@ class Schema:
     def metadata(self) -> dict[str, Any]:
         """What an index says of its vectors: all but the names, and their number and the hash."""
         return {"features": self.features, "version": self.version, "dimension": len(self.names),
-                "options": self.options, "heard": self.heard, "sha256": self.sha256}
+                "options": self.options, "excerpt": self.excerpt, "sha256": self.sha256}
 
     def __str__(self) -> str:
         return f"{self.features} {self.version} ({len(self.names)} numbers, {self.sha256[:12]})"
@@ -90,7 +90,7 @@ def write_schema(folder: Path, schema: Schema) -> None:
     if there is None:
         folder.mkdir(parents=True, exist_ok=True)
         text = json.dumps({"features": schema.features, "version": schema.version, "options": schema.options,
-                           "heard": schema.heard, "sha256": schema.sha256, "names": list(schema.names)}, indent=1)
+                           "excerpt": schema.excerpt, "sha256": schema.sha256, "names": list(schema.names)}, indent=1)
         write_atomically(folder / FILE, text.encode() + b"\n")
 
 
@@ -114,7 +114,7 @@ def parse_schema(data: bytes, name: str) -> Schema:
             raise ValueError(f"more than {LARGEST:,} bytes")
         found = json.loads(data)
         schema = Schema(str(found["features"]), int(found["version"]), tuple(map(str, found["names"])),
-                        dict(found["options"]), dict(found["heard"]))
+                        dict(found["options"]), dict(found["excerpt"]))
         if schema.sha256 != found["sha256"]:
             raise ValueError("its hash is not that of its names")
     except (ValueError, KeyError, TypeError, RecursionError) as error:

@@ -90,9 +90,9 @@ def from_metadata(metadata: dict[str, Any], pca: Sequence[str | Path] = ()) -> E
     return extractor
 
 
-def without_heard(metadata: dict[str, Any]) -> dict[str, Any]:
+def without_excerpt(metadata: dict[str, Any]) -> dict[str, Any]:
     """The metadata of a schema as options of another: what part of a track was heard is not what the numbers are."""
-    return {name: value for name, value in metadata.items() if name != "heard"}
+    return {name: value for name, value in metadata.items() if name != "excerpt"}
 
 
 def need(extra: str, *modules: str) -> None:

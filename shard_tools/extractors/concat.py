@@ -13,7 +13,7 @@ import numpy as np
 
 from shard_tools.core.errors import BadFileError
 from shard_tools.dataset.schema import Schema
-from shard_tools.extractors import VECTORS, Extractor, from_metadata, without_heard
+from shard_tools.extractors import VECTORS, Extractor, from_metadata, without_excerpt
 
 VERSION = 1
 
@@ -44,7 +44,7 @@ def concat(parts: Sequence[dict[str, Any]] = (), files: Sequence[str] = ()) -> E
 def of_schemas(schemas: tuple[Schema, ...]) -> Extractor:
     """The extractor that joins vectors of these schemas."""
     names = tuple(f"{i}.{part.features}:{name}" for i, part in enumerate(schemas) for name in part.names)
-    schema = Schema("concat", VERSION, names, {"parts": [without_heard(part.metadata()) for part in schemas]})
+    schema = Schema("concat", VERSION, names, {"parts": [without_excerpt(part.metadata()) for part in schemas]})
     return Extractor(schema, of_vectors=partial(join, tuple(len(part.names) for part in schemas)))
 
 

@@ -19,7 +19,7 @@ import numpy as np
 from shard_tools.core.errors import BadFileError
 from shard_tools.core.files import file_sha256
 from shard_tools.dataset.schema import Schema
-from shard_tools.extractors import Extractor, from_metadata, without_heard
+from shard_tools.extractors import Extractor, from_metadata, without_excerpt
 from shard_tools.shards.statistics import Moments
 
 VERSION = 1
@@ -132,7 +132,7 @@ def pca_bytes(fitted: dict[str, np.ndarray], source: Schema, of: str) -> bytes:
         of: what it was fitted on, to tell whether a file belongs to the same work.
     """
     output = io.BytesIO()
-    metadata = json.dumps(without_heard(source.metadata()), sort_keys=True)
+    metadata = json.dumps(without_excerpt(source.metadata()), sort_keys=True)
     np.savez(output, source=np.array(metadata), of=np.array(of), **fitted)
     return output.getvalue()
 

@@ -88,7 +88,7 @@ def read_files(paths: Iterator[Path | None], size: int | None = None) -> Iterato
 
 def concatenation(found: Sources) -> tuple[Schema, partial[Extractor]]:
     """The schema of ``concat`` of the sources, heard as they are, and what makes its extractor."""
-    heard = [known.heard for known in found.schemas]
+    heard = [known.excerpt for known in found.schemas]
     same = all(one == heard[0] for one in heard)
     make = partial(of_schemas, tuple(found.schemas))
     return _heard(make().schema, heard[0] if same else {"parts": heard}), make
@@ -124,7 +124,7 @@ def reduction(found: Sources, out: Path, folder: Path, components: int | None, f
     if before["sha256"] != known.sha256:
         raise ValueError(f"--pca {file} is of vectors of {before['features']} ({before['dimension']} numbers, "
                          f"{before['sha256'][:12]}); {found.roots[0]} holds those of {known}")
-    made = _heard(load("pca", files=(file,)).schema, known.heard)
+    made = _heard(load("pca", files=(file,)).schema, known.excerpt)
     schema.write_schema(folder, made)
     if not target.is_file() or target.read_bytes() != Path(file).read_bytes():
         write_atomically(target, Path(file).read_bytes())

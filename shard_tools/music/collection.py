@@ -1,7 +1,7 @@
 """What ``collect`` leaves: tracks, covers and vectors in; ``{cover,audio}/<genre>/``, tables and a memory of it out.
 
 Everything is built below ``OUT/.collect`` and moved into place at the end, ``tracks.csv`` last: with it, OUT is whole.
-``OUT/.collect/heard`` stays, for the next run.
+``OUT/.collect/excerpts`` stays, for the next run.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from shard_tools.music.excerpt_cache import Excerpt, load
 
 FOLDER, TRACKS = ".collect", "tracks.csv"
 COLUMNS = ("genre", "stem", "path", "artist", "album_artist", "album", "title", "date", "genre_tag",
-           "musicbrainz_albumid", "group", "cover", "cover_path", "seconds", "start", "heard")
+           "musicbrainz_albumid", "group", "cover", "cover_path", "seconds", "excerpt_start", "excerpt_seconds")
 
 
 class CollectedTrack(NamedTuple):
@@ -50,7 +50,7 @@ def begin(root: Path, schema: Schema) -> Path:
     if there is not None and there.sha256 != schema.sha256:
         raise ValueError(f"{root} holds vectors of {there}; these would be of {schema}: choose another --out")
     work = root / FOLDER
-    (work / "heard").mkdir(parents=True, exist_ok=True)
+    (work / "excerpts").mkdir(parents=True, exist_ok=True)
     (work / "covers").mkdir(exist_ok=True)
     return work
 
@@ -95,7 +95,7 @@ def write_collection(root: Path, samples: Iterable[tuple[CollectedTrack, Path]],
     write_atomically(root / TRACKS, text.getvalue().encode("utf-8", "backslashreplace"))  # always UTF-8, for any reader
     os.replace(work / "covers", work / "old" / "covers")  # at once: covers and notes belong together
     _remove(build, work / "old")
-    for path in (work / "heard").glob("*/*"):
+    for path in (work / "excerpts").glob("*/*"):
         if path.suffix != ".json":  # left by a killed run
             path.unlink()
     return rows

@@ -145,7 +145,7 @@ def splits_in(root: str | Path) -> Iterator[str]:
 
 _TYPES = {"samples": int, "groups": int, "resolution": int, "genres": list, "genre_counts": dict, "shards": list,
           "splits": list, "drops": dict, "quarantine_sha256": str, "rows_sha256": str}
-_FEATURES = {"features": str, "version": int, "dimension": int, "options": dict, "heard": dict, "sha256": str}
+_FEATURES = {"features": str, "version": int, "dimension": int, "options": dict, "excerpt": dict, "sha256": str}
 _SHARD = {"name": str, "samples": int, "bytes": int, "sha256": str}
 
 

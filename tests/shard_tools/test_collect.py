@@ -48,7 +48,7 @@ def ears() -> Extractor:
 @pytest.fixture
 def quick(monkeypatch) -> partial:
     """``collect`` in this process with ``ears``."""
-    monkeypatch.setitem(EXTRACTORS, "ears", "test_collect:ears")
+    monkeypatch.setitem(EXTRACTORS, "ears", f"{__name__}:ears")
     monkeypatch.setattr(extractors, "_loaded", {})
     monkeypatch.setattr(os, "fsync", lambda handle: None)  # a busy disk takes 20 ms for one
     monkeypatch.setattr(os, "sync", lambda: None)
@@ -125,9 +125,9 @@ def test_the_vectors_are_what_essentia_hears(library, collected):
     hear = extractors.load("essentia")
     row = table(collected)["y/2.m4a"]
     vector = np.load(collected / "audio" / row["genre"] / f"{row['stem']}.npy")
-    np.testing.assert_array_equal(vector, hear.of_audio(library / "y/2.m4a", 0.0, float(row["heard"])))
+    np.testing.assert_array_equal(vector, hear.of_audio(library / "y/2.m4a", 0.0, float(row["excerpt_seconds"])))
     schema = read_schema(collected / "audio")
-    assert (schema.sha256, schema.heard) == (hear.schema.sha256, {"excerpt": 30.0, "excerpts": 1})
+    assert (schema.sha256, schema.excerpt) == (hear.schema.sha256, {"seconds": 30.0, "count": 1})
 
 
 def test_pack_reads_what_was_collected(collected, tmp_path):
@@ -142,14 +142,14 @@ def test_kill_9_and_rerun_gives_the_same_bytes_and_hears_nothing_twice(library, 
              "--max_failure_rate", "0.5"]
     process = subprocess.Popen(words, cwd=ROOT, start_new_session=True, stdout=subprocess.DEVNULL,
                                stderr=subprocess.DEVNULL)
-    wait_for(lambda: len(list(out.glob(".collect/heard/*/*.json"))) >= 3, "three songs", by=[process], pause=0.005)
+    wait_for(lambda: len(list(out.glob(".collect/excerpts/*/*.json"))) >= 3, "three songs", by=[process], pause=0.005)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    heard = {path: path.stat().st_mtime_ns for path in out.glob(".collect/heard/*/*.json")}
-    assert 3 <= len(heard) < 9
+    cached = {path: path.stat().st_mtime_ns for path in out.glob(".collect/excerpts/*/*.json")}
+    assert 3 <= len(cached) < 9
     done = subprocess.run(words, cwd=ROOT, check=True, capture_output=True, text=True)
     assert hashes(out) == hashes(collected)
-    assert {path: path.stat().st_mtime_ns for path in heard} == heard
+    assert {path: path.stat().st_mtime_ns for path in cached} == cached
     assert "next: python -m shard_tools.dedup" in done.stdout
     assert "<" in done.stderr  # the time left
 
@@ -210,16 +210,16 @@ def test_excerpts_are_samples_and_one_that_cannot_be_heard_is_left_out(quick, tm
     music.song(tmp_path / "music/short.wav", 3.5, title="short")
     quick(str(tmp_path / "music"), str(tmp_path / "out"), excerpt=3, excerpts=5)
     with open(tmp_path / "out/tracks.csv", newline="") as file:
-        rows = sorted((row["path"], row["stem"][36:39], row["seconds"], row["start"], row["heard"])
+        rows = sorted((row["path"], row["stem"][36:39], row["seconds"], row["excerpt_start"], row["excerpt_seconds"])
                       for row in csv.DictReader(file))
     assert rows == [("long.wav", "-0_", "10.000", "0.167", "3.000"), ("long.wav", "-1_", "10.000", "3.500", "3.000"),
                     ("short.wav", "-0_", "3.500", "0.250", "3.000")]
     for kind in ("cover/*/*.jpg", "audio/*/*.npy"):
         assert len(list((tmp_path / "out").glob(kind))) == 3
-    assert read_schema(tmp_path / "out/audio").heard == {"excerpt": 3.0, "excerpts": 5}
+    assert read_schema(tmp_path / "out/audio").excerpt == {"seconds": 3.0, "count": 5}
     quick(str(tmp_path / "music"), str(tmp_path / "all"), excerpt=None)
-    assert {row["heard"] for row in table(tmp_path / "all").values()} == {"10.000", "3.500"}
-    assert read_schema(tmp_path / "all/audio").heard == {}
+    assert {row["excerpt_seconds"] for row in table(tmp_path / "all").values()} == {"10.000", "3.500"}
+    assert read_schema(tmp_path / "all/audio").excerpt == {}
 
 
 def test_compilations_go_on_request_and_tracks_without_a_cover_stay_on_request(quick, tmp_path):

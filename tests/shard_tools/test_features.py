@@ -284,10 +284,10 @@ def test_excerpts_have_numbers_and_a_folder_has_one_kind_of_them(tmp_path):
     options = {"source": str(tmp_path / "in"), "workers": 1}
     assert features(str(tmp_path / "many"), excerpt=4, excerpts=5, **options) == 0
     assert sorted(vectors(tmp_path / "many")) == sorted([f"{album}.npy", "song-0.npy", "song-2.npy"])  # 1 is silent
-    assert read_schema(tmp_path / "many").heard == {"excerpt": 4.0, "excerpts": 5}
+    assert read_schema(tmp_path / "many").excerpt == {"seconds": 4.0, "count": 5}
     hear = load("essentia").of_audio
     np.testing.assert_array_equal(vectors(tmp_path / "many")["song-2.npy"], hear(tmp_path / "in/song.wav", 8.0, 4.0))
-    with pytest.raises(ValueError, match=r"for which \{'excerpt': 4.0, 'excerpts': 5\} were heard, not whole tracks"):
+    with pytest.raises(ValueError, match=r"of \{'seconds': 4.0, 'count': 5\}, not of whole tracks"):
         features(str(tmp_path / "many"), **options)
     (tmp_path / "in/song.wav").unlink()
     assert features(str(tmp_path / "one"), excerpt=4.0, **options) == 0

@@ -188,15 +188,15 @@ def test_small_genres_stay_in_train_and_are_named(tmp_path, capsys):
     assert {name for (genre, _), name in places(tmp_path / "out").items() if genre == "polka"} == {"train"}
     line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("polka"))
     assert line.endswith("too small, kept in train")
-    assert run(source, tmp_path / "all", smallest=9) == 0
+    assert run(source, tmp_path / "all", min_groups=9) == 0
     assert {name for (genre, _), name in places(tmp_path / "all").items() if genre == "polka"} == {"train"}  # memory
-    assert run(source, tmp_path / "anew", smallest=9, seed=1) == 0
+    assert run(source, tmp_path / "anew", min_groups=9, seed=1) == 0
     assert len({name for (genre, _), name in places(tmp_path / "anew").items() if genre == "polka"}) > 1
 
 
 def test_nothing_but_small_genres_is_told(tmp_path, capsys):
     assert run(make(tmp_path / "source", 0, 6), tmp_path / "out") == 0
-    assert "nothing is in val and test; with --smallest 1" in capsys.readouterr().out
+    assert "nothing is in val and test; with --min_groups 1" in capsys.readouterr().out
 
 
 def test_covers_only_zips_and_odd_names(tmp_path):
@@ -235,7 +235,7 @@ def test_what_speaks_of_the_samples_comes_along(tmp_path):
 def test_a_data_set_that_was_split_by_file_is_split_anew(tmp_path, capsys):
     source = raw_data.sound_pairs(tmp_path / "source", 60)
     raw_data.add(source, "val/metal", raw_data.stem(0, 0, 0), raw_data.jpeg(0), raw_data.npy(raw_data.vector(0)))
-    assert run(source, tmp_path / "out", smallest=5) == 0
+    assert run(source, tmp_path / "out", min_groups=5) == 0
     said = capsys.readouterr().out
     assert "split already" in said and "1  duplicate stem" in said
     assert len(places(tmp_path / "out")) == 60
@@ -256,8 +256,8 @@ def test_bad_covers_are_left_to_pack_and_unreadable_ones_out(copy, tmp_path):
 
 
 @pytest.mark.parametrize(("options", "message"), [
-    ({"shares": (80.0, 20.0)}, "three numbers"), ({"shares": (80.0, 10.0, 9.0)}, "add up to 100"),
-    ({"shares": (110.0, -5.0, -5.0)}, "--shares"), ({"seed": -1}, "--seed"), ({"smallest": 0}, "--smallest"),
+    ({"ratios": (80.0, 20.0)}, "three numbers"), ({"ratios": (80.0, 10.0, 9.0)}, "add up to 100"),
+    ({"ratios": (110.0, -5.0, -5.0)}, "--ratios"), ({"seed": -1}, "--seed"), ({"min_groups": 0}, "--min_groups"),
     ({"distance": 99}, "--distance"), ({"previous": "/nowhere"}, "/nowhere")])
 def test_impossible_options_are_refused(source, tmp_path, options, message):
     with pytest.raises(ValueError, match=message):

@@ -93,7 +93,7 @@ def test_real_descriptors_with_their_pictures_become_an_evaluation(tmp_path: Pat
         archive.extractall(tmp_path, filter="data")
     run = "--steps 20 --width 32 --multiples 1,1 --attention 0 --batch_size 16 --tracker none --sample_every 0"
     for words in (f"shard_tools.features --pairs {next(tmp_path.rglob('pairs.csv'))} --out games",
-                  "shard_tools.split --source games --out games_split --smallest 1",
+                  "shard_tools.split --source games --out games_split --min_groups 1",
                   "shard_tools.pack --source games_split --out games_shards --resolution 32",
                   f"covergen.train --model flow --shards games_shards {run}",
                   "covergen.evaluate --run runs/flow --split train --songs 8 --noises 2 --out table.json"):

@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 import numpy as np
 import pytest
 
-from shard_tools.curation.assignment import Unit, assign, whole_shares
+from shard_tools.curation.assignment import Unit, assign, whole_numbers
 from shard_tools.dataset.layout import SPLITS
 
 SHARES = (0.8, 0.1, 0.1)
@@ -49,7 +49,7 @@ def test_whole_numbers_are_off_by_more_than_a_point_only_where_no_others_fit():
     def off(counts: list[int]) -> float:
         return max(abs(count / sum(counts) - share) for count, share in zip(counts, SHARES, strict=True))
 
-    wide = [total for total in range(50, 5000) if off(whole_shares(total, SHARES, (0, 0, 0))) > 0.01]
+    wide = [total for total in range(50, 5000) if off(whole_numbers(total, SHARES, (0, 0, 0))) > 0.01]
     assert wide == [53, 54, 56, 57]
     assert min(off([train, val, total - train - val]) for total in wide
                for train in range(total) for val in range(total - train)) > 0.01

@@ -9,7 +9,7 @@ from sklearn.decomposition import PCA
 
 from shard_tools.core.errors import BadFileError
 from shard_tools.dataset.schema import Schema
-from shard_tools.extractors import Extractor, audio, from_metadata, load, pca
+from shard_tools.extractors import EXTRACTORS, Extractor, audio, from_metadata, load, pca
 from shard_tools.extractors.concat import of_schemas, of_size
 from shard_tools.shards.statistics import detect_blocks
 
@@ -167,8 +167,8 @@ def stand_in(monkeypatch) -> Schema:
     """An extractor that hears 40 numbers in no time: the start, and ones."""
     schema = Schema("stand_in", 1, tuple(map(str, range(40))))
     made = Extractor(schema, of_audio=lambda path, start, seconds: np.float32([start] + [1] * 39))
-    monkeypatch.setitem(pca.from_facts.__globals__["EXTRACTORS"], "stand_in", "test_extract_models:STAND_IN")
-    monkeypatch.setattr("test_extract_models.STAND_IN", lambda: made, raising=False)
+    monkeypatch.setitem(EXTRACTORS, "stand_in", f"{__name__}:STAND_IN")
+    monkeypatch.setattr(f"{__name__}.STAND_IN", lambda: made, raising=False)
     return schema
 
 
