@@ -143,7 +143,7 @@ def train(run: config.Config) -> int:
             patience.validation_pending = False
             if main:
                 tracker.log(begin, begin * images_per_step, {f"val/{name}": value for name, value in losses.items()})
-            if patience.judge(begin, losses["loss"]):
+            if patience.update(begin, losses["loss"]):
                 save(begin, ["best"])
         for step in range(begin + 1, steps + 1):
             last = step == steps
@@ -178,7 +178,7 @@ def train(run: config.Config) -> int:
                 patience.validation_pending = broken_off = losses is None
                 stopping |= broken_off
                 row |= {f"val/{name}": value for name, value in (losses or {}).items()}
-                better = losses is not None and patience.judge(step, losses["loss"], epoch_ends)
+                better = losses is not None and patience.update(step, losses["loss"], epoch_ends)
             if main and (sampling or (stopping and stop.out_of_time)):
                 for grid in preview.grids():
                     tracker.grid(step, step * images_per_step, *grid)

@@ -39,7 +39,7 @@ class CondOptions(Options):
     """And about the conditional one."""
 
     critic_width: int = field(default=64, metadata={"help": "the same of the discriminator"})
-    critic_interval: int = field(default=2, metadata={"help": "steps between updates of the discriminator"})
+    critic_every: int = field(default=2, metadata={"help": "steps between updates of the discriminator"})
 
 
 def assemble(generator: nn.Module, resolution: int, options: Options, interval: int, **more: object) -> Model:
