@@ -1,14 +1,17 @@
-"""Speed as ratios within one run, a file for each thing measured: contenders in, a table and a line of JSON out.
+"""Speed as ratios within one run, a file for each thing that is measured.
 
-Each has a ``run`` whose options are those of ``python -m covergen.bench NAME``. Contenders take turns for several
-rounds and the median counts, so that a busy machine slows all of them alike.
+Each has a ``run`` whose options are those of ``python -m covergen.bench NAME``. Contenders alternate for several rounds
+and the median counts, so that a busy machine slows all of them alike.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import statistics
+import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -36,3 +39,22 @@ def alternate(contenders: dict[str, Callable[[], float]], rounds: int) -> dict[s
             if number:
                 measured[name].append(value)
     return measured
+
+
+def median_seconds(call: Callable[[], Any], clock: Callable[[], float] = time.perf_counter, rounds: int = 5) -> float:
+    """The median time of a call, after one that is not measured."""
+    def seconds() -> float:
+        began = clock()
+        call()
+        return clock() - began
+    return statistics.median(alternate({"": seconds}, rounds)[""])
+
+
+def make_demo_shards(folder: Path, resolution: int, albums: int) -> Path:
+    """A demo world with covers of this side as ``folder/shards``, packed from ``folder/raw``."""
+    from shard_tools.demo import make
+    from shard_tools.pack import pack
+    make(folder / "raw", tier="toy", resolution=resolution, albums=albums)
+    with contextlib.redirect_stdout(None):
+        pack(str(folder / "raw"), str(folder / "shards"))
+    return folder / "shards"

@@ -1,4 +1,4 @@
-"""Opening an index of many rows: a made-up index in, seconds and memory until the first batches are known out."""
+"""Opening an index of many rows: seconds and memory until the rows of the first batches are known."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ import numpy as np
 
 from shard_tools.shards.index import ROW, write_index
 
-BLOCK = 500_000  # rows that are made at once
+BLOCK = 500_000  # rows
 COVER, VECTOR, TAR = 10_700, 4_768, 512  # bytes of a cover, of a vector and of a tar's header
 TRACKS = 10  # of an album, about
 BATCHES, BATCH = 100, 256
 
-LOOK = """
+OPEN = """
 import json, sys, time
-from covergen.data.indexed import IndexedShards
+from covergen.data.indexed import ShardDataset
 def memory():
     lines = open("/proc/self/status").read().splitlines()
     return {line.split(":")[0]: int(line.split()[1]) / 2**20 for line in lines if line.startswith(("VmHWM", "VmRSS"))}
 before, began = memory()["VmHWM"], time.perf_counter()
-stream = IndexedShards(sys.argv[1], "train", batch_size=int(sys.argv[4]), order=sys.argv[2])
+stream = ShardDataset(sys.argv[1], "train", batch_size=int(sys.argv[4]), order=sys.argv[2])
 opened = time.perf_counter()
 for number in range(int(sys.argv[3])):
     stream.rows(10**6 + 97 * number)
@@ -59,7 +59,7 @@ def run(rows: int = 10_000_000, shard_samples: int = 1_000, orders: tuple[str, .
 
 def open_apart(root: Path, order: str) -> dict[str, float]:
     """Seconds and GiB of a fresh process that opens the train split and asks for the rows of some batches."""
-    done = subprocess.run([sys.executable, "-c", LOOK, str(root), order, str(BATCHES), str(BATCH)], check=True,
+    done = subprocess.run([sys.executable, "-c", OPEN, str(root), order, str(BATCHES), str(BATCH)], check=True,
                           capture_output=True, text=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
     return json.loads(done.stdout)
 

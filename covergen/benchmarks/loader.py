@@ -1,4 +1,4 @@
-"""Delivery of batches against torchvision's ImageFolder in a DataLoader and against decoding alone."""
+"""Loading of batches against torchvision's ImageFolder in a DataLoader and against decoding alone."""
 
 from __future__ import annotations
 
@@ -13,15 +13,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.data import DataLoader
+from torchvision.datasets import ImageFolder
+from torchvision.io import ImageReadMode, decode_jpeg
+from torchvision.transforms import PILToTensor
 
-from covergen.benchmarks import alternate, report
-from covergen.data import indexed as data
+from covergen.benchmarks import alternate, make_demo_shards, report
 from covergen.data.decoding import decode
+from covergen.data.indexed import ShardDataset
 from covergen.data.loader import Loader
 from covergen.distributed.environment import keep_memory, use_threads
 
-PASSES = 4  # over the data in each turn: in one, beginning and end would count for much
-MORE = 5  # times as many of the cache, which is that much faster
+EPOCHS = 4  # that are read each time: in one, beginning and end would count for much
+CACHED_EPOCHS = 20  # of the cache, which is that much faster
 
 
 def run(resolution: int = 128, batch_size: int = 32, rounds: int = 3, threads: tuple[int, ...] = (1, 2, 4),
@@ -31,7 +35,7 @@ def run(resolution: int = 128, batch_size: int = 32, rounds: int = 3, threads: t
     Args:
         resolution: side of the covers in pixels.
         batch_size: covers in a batch.
-        rounds: how often every contender takes its turn.
+        rounds: how often every contender is measured.
         threads: numbers of threads that decode, as 1,2,4.
         workers: processes of the DataLoader, and threads of covergen where only one number is measured.
         samples: covers and vectors in the data set made for it.
@@ -40,10 +44,10 @@ def run(resolution: int = 128, batch_size: int = 32, rounds: int = 3, threads: t
     keep_memory()  # as training does
     rates = time_loaders(resolution, batch_size, samples, rounds, threads, workers)
     median = {name: statistics.median(values) for name, values in rates.items()}
-    shares = {}
-    for alone in ("decoding alone", "torchvision's decoder"):
-        shares[alone] = {count: median[f"covergen, {of(count)}"] / median[f"{alone}, {of(count)}"] for count in threads}
-        print("covergen reaches " + ", ".join(f"{share:.0%} with {of(count)}" for count, share in shares[alone].items())
+    shares = {alone: {count: median[f"covergen, {named(count)}"] / median[f"{alone}, {named(count)}"]
+                      for count in threads} for alone in ("decoding alone", "torchvision's decoder")}
+    for alone, share in shares.items():
+        print("covergen reaches " + ", ".join(f"{value:.0%} with {named(count)}" for count, value in share.items())
               + f" of the speed of {alone}")
     report("loader", rates, unit="samples/s", base="ImageFolder + DataLoader", faster_is="more",
            about={"resolution": resolution, "batch_size": batch_size, "workers": workers,
@@ -52,32 +56,21 @@ def run(resolution: int = 128, batch_size: int = 32, rounds: int = 3, threads: t
     return 0
 
 
-def of(count: int) -> str:
-    return f"{count} thread{'s' if count > 1 else ''}"
+def named(threads: int) -> str:
+    return f"{threads} thread{'s' if threads > 1 else ''}"
 
 
 def time_loaders(resolution: int, batch_size: int, samples: int, rounds: int, threads: tuple[int, ...],
                  workers: int) -> dict[str, list[float]]:
-    """Samples a second of every contender, over one pass of a data set that is made for it."""
-    from torch.utils.data import DataLoader
-    from torchvision.datasets import ImageFolder
-    from torchvision.io import ImageReadMode, decode_jpeg
-    from torchvision.transforms import PILToTensor
-
-    from shard_tools.demo import make
-    from shard_tools.pack import pack
+    """Samples a second of every contender, on a data set that is made for it."""
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
-        raw, shards = Path(folder) / "raw", Path(folder) / "shards"
-        make(raw, tier="toy", resolution=resolution, albums=max(40, int(samples / 1.9)))
-        with contextlib.redirect_stdout(None):
-            pack(str(raw), str(shards))
-        stream = data.ShardDataset(shards, "train", batch_size=batch_size)
+        shards = make_demo_shards(Path(folder), resolution, max(40, int(samples / 1.9)))
+        raw = Path(folder) / "raw/audio-cover_dataset/cover/train"
+        stream = ShardDataset(shards, "train", batch_size=batch_size)
         batches = stream.metadata["samples"] // batch_size
-        jpegs = [bytearray(path.read_bytes())
-                 for path in sorted(raw.glob("audio-cover_dataset/cover/train/*/*.jpg"))]
+        jpegs = [bytearray(path.read_bytes()) for path in sorted(raw.glob("*/*.jpg"))]
         print(f"{len(jpegs):,} covers of {resolution} px, {sum(map(len, jpegs)) / len(jpegs) / 1000:.1f} kB each, "
               f"with vectors of {stream.dimension}")
-        portions = [jpegs[i:i + 64] for i in range(0, len(jpegs), 64)]
 
         def loader(count: int, cache: str = "none") -> Loader:
             made = Loader(stream, 0, device=torch.device("cpu"), resolution=resolution, threads=count, cache=cache)
@@ -86,36 +79,37 @@ def time_loaders(resolution: int, batch_size: int, samples: int, rounds: int, th
 
         def decode_all(pool: ThreadPoolExecutor, decoder: Callable[[bytearray], Any]) -> float:
             began = time.perf_counter()
-            for _ in pool.map(lambda some: [decoder(jpeg) for jpeg in some], PASSES * portions):
-                pass
-            return PASSES * len(jpegs) / (time.perf_counter() - began)
+            portions = [jpegs[i:i + 64] for i in range(0, len(jpegs), 64)]
+            list(pool.map(lambda some: len([decoder(jpeg) for jpeg in some]), EPOCHS * portions))
+            return EPOCHS * len(jpegs) / (time.perf_counter() - began)
 
-        def general(jpeg: bytearray) -> torch.Tensor:
+        def torchvision(jpeg: bytearray) -> torch.Tensor:
             return decode_jpeg(torch.frombuffer(jpeg, dtype=torch.uint8), ImageReadMode.RGB)
 
-        def read_first(batches_of: Loader) -> float:
+        def read_first(unread: Loader) -> float:
             stream.reader.checked[:] = False
-            return rate(batches_of, batches, batch_size)  # once over the data
+            return rate(unread, batches, batch_size)
 
-        folders = ImageFolder(str(raw / "audio-cover_dataset/cover/train"), transform=PILToTensor(), allow_empty=True)
+        folders = ImageFolder(str(raw), transform=PILToTensor(), allow_empty=True)
         baseline = DataLoader(folders, batch_size=batch_size, shuffle=True, drop_last=True, num_workers=workers,
                               persistent_workers=True)
-        contenders = {"ImageFolder + DataLoader": lambda: rate(again(baseline), PASSES * batches, batch_size)}
+        contenders = {"ImageFolder + DataLoader": lambda: rate(endless(baseline), EPOCHS * batches, batch_size)}
         for count in threads:
-            mine, pool = loader(count), stack.enter_context(ThreadPoolExecutor(count))
-            contenders |= {f"covergen, {of(count)}": lambda mine=mine: rate(mine, PASSES * batches, batch_size),
-                           f"decoding alone, {of(count)}": lambda pool=pool: decode_all(pool, decode),
-                           f"torchvision's decoder, {of(count)}": lambda pool=pool: decode_all(pool, general)}
-        first, kept = loader(workers), loader(workers, "ram")
-        for _ in itertools.islice(kept, 2 * batches):  # fills it
-            pass
+            ours, pool = loader(count), stack.enter_context(ThreadPoolExecutor(count))
+            contenders |= {
+                f"covergen, {named(count)}": lambda ours=ours: rate(ours, EPOCHS * batches, batch_size),
+                f"decoding alone, {named(count)}": lambda pool=pool: decode_all(pool, decode),
+                f"torchvision's decoder, {named(count)}": lambda pool=pool: decode_all(pool, torchvision)}
+        first, cached = loader(workers), loader(workers, "ram")
+        rate(cached, 2 * batches, batch_size)  # fills it
         return alternate(contenders | {
-            f"first reading, {of(workers)}": lambda: read_first(first),
-            f"--decoded_cache ram, {of(workers)}": lambda: rate(kept, MORE * PASSES * batches, batch_size)}, rounds)
+            f"first reading, {named(workers)}": lambda: read_first(first),
+            f"--decoded_cache ram, {named(workers)}": lambda: rate(cached, CACHED_EPOCHS * batches, batch_size),
+        }, rounds)
 
 
-def again(batches: Iterable) -> Iterator:
-    """One pass after the other."""
+def endless(batches: Iterable) -> Iterator:
+    """One epoch after the other."""
     while True:
         yield from batches
 
@@ -126,5 +120,5 @@ def rate(batches: Iterator, count: int, batch_size: int) -> float:
     for _ in itertools.islice(batches, warm):
         pass
     began = time.perf_counter()
-    seen = sum(1 for _ in itertools.islice(batches, count - warm))
-    return seen * batch_size / (time.perf_counter() - began)
+    read = sum(1 for _ in itertools.islice(batches, count - warm))
+    return read * batch_size / (time.perf_counter() - began)

@@ -1,4 +1,4 @@
-"""Packing of covers and vectors, byte for byte, against ``tar -cf`` over the same files, and its memory."""
+"""Speed of packing covers and vectors against ``tar -cf`` over the same files, and its memory."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from PIL import Image
 from covergen.benchmarks import alternate, report
 from shard_tools.dataset.vectors import vector_header
 
-DRAWN = 300  # pictures; every cover is one of them with a few bits of its own
+PICTURES = 300  # every cover is one of them with a few bits of its own
 DIMENSION = 1160
-_EVERY = 0.05  # seconds between two looks at the memory
+INTERVAL = 0.05  # seconds between two readings of the memory
 
 
 def run(samples: int = 20_000, resolution: int = 128, workers: tuple[int, ...] = (1, 2), rounds: int = 3,
@@ -34,12 +34,12 @@ def run(samples: int = 20_000, resolution: int = 128, workers: tuple[int, ...] =
         samples: pairs of a cover and a vector of 1160 numbers, as files in the thesis's layout.
         resolution: side of the covers in pixels.
         workers: numbers of processes to pack with.
-        rounds: how often every contender takes its turn.
+        rounds: how often every contender is measured.
         quality: of the covers' JPEG, 12 kB each at 128 px by default.
         folder: where to make the files and archives; none = the folder for temporary files.
     """
-    with tempfile.TemporaryDirectory(dir=folder) as place:
-        root = Path(place)
+    with tempfile.TemporaryDirectory(dir=folder) as temporary:
+        root = Path(temporary)
         size = make_files(root / "raw", samples, resolution, quality)
         print(f"{samples:,} covers of {resolution} px, vectors of {DIMENSION}, {size / samples / 1000:.1f} kB a pair")
         contenders = {"tar -cf": lambda: tar(root, False), "tar -cf, sha256sum": lambda: tar(root, True)}
@@ -62,15 +62,17 @@ def run(samples: int = 20_000, resolution: int = 128, workers: tuple[int, ...] =
 
 def make_files(root: Path, samples: int, resolution: int, quality: int) -> int:
     """Writes valid covers, no two alike, and vectors of two blocks; returns their bytes."""
-    drawn = [_cover(seed, resolution, quality) for seed in range(min(DRAWN, samples))]
+    pictures = [_cover(seed, resolution, quality) for seed in range(min(PICTURES, samples))]
     random, size, header = np.random.default_rng(0), 0, vector_header(DIMENSION)
     for number in range(samples):
         stem = f"TR{number:016d}__{number:08x}-0000-0000-0000-000000000000-0__{number:08x}-1000-0000-0000-000000000000"
-        place = f"{'val' if number % 10 == 9 else 'train'}/genre{number % 16:02d}"
+        genre = f"{'val' if number % 10 == 9 else 'train'}/genre{number % 16:02d}"
         vector = random.normal(3, 1, DIMENSION).astype("<f4")
         vector[:DIMENSION // 2] *= number % 3 > 0
-        for part, data in (("cover", _own(drawn[number % len(drawn)], number)), ("audio", header + vector.tobytes())):
-            path = root / "audio-cover_dataset" / part / place / (stem + (".jpg" if part == "cover" else ".npy"))
+        files = {f"cover/{genre}/{stem}.jpg": _numbered(pictures[number % len(pictures)], number),
+                 f"audio/{genre}/{stem}.npy": header + vector.tobytes()}
+        for name, data in files.items():
+            path = root / "audio-cover_dataset" / name
             if number < 160:
                 path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(data)
@@ -87,11 +89,11 @@ def _cover(seed: int, resolution: int, quality: int) -> bytes:
     return output.getvalue()
 
 
-def _own(cover: bytes, number: int) -> bytes:
+def _numbered(cover: bytes, number: int) -> bytes:
     """A cover with the bits of a number in the last bits of some bytes of its scan, where that makes no marker."""
     data, start = bytearray(cover), cover.index(b"\xff\xda") + 14
-    places = [at for at in range(start + 9, min(start + 200, len(data) - 3)) if max(data[at - 1:at + 2]) < 0xFE][:24]
-    for bit, at in enumerate(places):
+    offsets = [at for at in range(start + 9, min(start + 200, len(data) - 3)) if max(data[at - 1:at + 2]) < 0xFE][:24]
+    for bit, at in enumerate(offsets):
         data[at] = data[at] & 0xFE | number >> bit & 1
     return bytes(data)
 
@@ -110,15 +112,15 @@ def tar(root: Path, hashed: bool) -> float:
 
 
 def pack(source: Path, out: Path, workers: int, watch: bool = False) -> tuple[float, int]:
-    """(seconds, most bytes of memory that all its processes had at once) of packing in a process of its own; the memory
-    only of one that is watched, which slows it."""
+    """Seconds of packing in a process of its own, and the most bytes of memory that all its processes had at once; the
+    latter only of one that is watched, which slows it."""
     shutil.rmtree(out, ignore_errors=True)
     began, most = time.perf_counter(), 0
     process = subprocess.Popen([sys.executable, "-m", "shard_tools.pack", "--source", source, "--out", out,
                                 "--workers", str(workers)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     while watch and process.poll() is None:
         most = max(most, _memory(process.pid))
-        time.sleep(_EVERY)
+        time.sleep(INTERVAL)
     said = process.communicate()[0].decode()
     seconds = time.perf_counter() - began
     if process.returncode:

@@ -1,4 +1,4 @@
-"""Speed of an all-reduce among processes of this machine, as of gradients: bytes and processes in, GB/s out."""
+"""Speed of an all-reduce, as of gradients, among processes of this machine."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ def run(processes: int = 2, mbyte: float = 25.0, rounds: int = 5) -> int:
         mbyte: what is reduced, in MB; DDP reduces gradients in pieces of 25 MiB.
         rounds: of which the median counts.
     """
-    bandwidth, latency = time_reduce(processes, mbyte, rounds)
+    with tempfile.TemporaryDirectory() as folder:
+        mp.start_processes(_reduce, (processes, mbyte, rounds, Path(folder)), processes, start_method="spawn")
+        large, latency = json.loads((Path(folder) / "seconds.json").read_text())
+    bandwidth = 2 * (processes - 1) / processes * mbyte * 1e6 / large
     print(f"{processes} processes over the loopback: {bandwidth / 1e9:.2f} GB/s bus bandwidth for {mbyte:g} MB, "
           f"{latency * 1e6:.0f} us for one number")
     print(json.dumps({"bench": "reduce", "processes": processes, "mbyte": mbyte, "bytes_per_second": bandwidth,
@@ -29,15 +32,8 @@ def run(processes: int = 2, mbyte: float = 25.0, rounds: int = 5) -> int:
     return 0
 
 
-def time_reduce(processes: int, mbyte: float, rounds: int) -> tuple[float, float]:
-    """Bus bandwidth in bytes a second, and seconds for a single number."""
-    with tempfile.TemporaryDirectory() as folder:
-        mp.start_processes(_reduce, (processes, mbyte, rounds, folder), processes, start_method="spawn")
-        large, small = json.loads((Path(folder) / "seconds.json").read_text())
-    return 2 * (processes - 1) / processes * mbyte * 1e6 / large, small
-
-
-def _reduce(rank: int, processes: int, mbyte: float, rounds: int, folder: str) -> None:
+def _reduce(rank: int, processes: int, mbyte: float, rounds: int, folder: Path) -> None:
+    """One of the processes; the first writes the median seconds for all numbers and for a single one."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=processes)
     medians = []
@@ -50,6 +46,6 @@ def _reduce(rank: int, processes: int, mbyte: float, rounds: int, folder: str) -
             seconds.append(time.perf_counter() - began)
         medians.append(statistics.median(seconds[1:]))
     if rank == 0:
-        (Path(folder) / "seconds.json").write_text(json.dumps(medians))
+        (folder / "seconds.json").write_text(json.dumps(medians))
     dist.barrier()
     dist.destroy_process_group()

@@ -1,4 +1,4 @@
-"""Whole training runs, eager against compiled: runs of ``covergen.train`` as processes in, images a second out."""
+"""Whole training runs as processes, eager against compiled."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def run(model: str = "r3gan", steps: int = 400, rounds: int = 1, shards: str | N
     Args:
         model: that is trained.
         steps: of every run.
-        rounds: how many runs of either kind, in turns.
+        rounds: how many runs of either kind, in alternation.
         shards: folder of shards; default: the demo world.
         mixed_precision: no, bf16 or fp16.
         threads: that compute; 0: the machine's cores.
@@ -47,9 +47,7 @@ def run(model: str = "r3gan", steps: int = 400, rounds: int = 1, shards: str | N
              "width": width or demo.get("width"), "resolution": resolution or None,
              "batch_size": batch_size or demo.get("batch_size"), "log_every": max(1, steps // (5 * WARM)),
              "sample_every": 0, "save_every": steps, "tracker": "none", "minutes": 0}
-    rates: dict[str, list[float]] = {"eager": [], "compiled": []}
-    walls: dict[str, list[float]] = {"eager": [], "compiled": []}
-    cost: dict[str, float] = {}
+    rates, walls, cost = {"eager": [], "compiled": []}, {"eager": [], "compiled": []}, {}
     with tempfile.TemporaryDirectory() as folder:
         for number in range(rounds):
             for kind in rates:
