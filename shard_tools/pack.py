@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,7 +27,7 @@ from shard_tools.dataset.layout import Listing, open_layout
 from shard_tools.dataset.schema import find_schema
 from shard_tools.dataset.source import open_source
 from shard_tools.remote.filesystem import is_remote
-from shard_tools.remote.upload import pack_to
+from shard_tools.remote.upload import Upload
 from shard_tools.shards import state as job
 from shard_tools.shards.index import write_index
 from shard_tools.shards.packing import (
@@ -51,8 +52,8 @@ def pack(source: str, out: str, dataset: Literal["auto", "audio-cover", "cover"]
 
     Args:
         source: folder or zip (read in place): the thesis' data sets, <split>/<genre>/, <genre>/, or plain files.
-        out: folder to write to; new, empty, or left by the same command. A URL (s3://, gs://): shards are uploaded as
-            each is finished, the index last.
+        out: folder to write to; new, empty, or left by the same command. To a URL (s3://, gs://) shards are packed in
+            the user's cache, whose disk must hold them all, then uploaded, the index last, and removed.
         dataset: audio-cover, cover (covers without vectors), or auto: audio-cover where there is one.
         resolution: side of the covers in pixels; none = as found, the commonest size of square ones.
         samples_per_shard: at most so many samples in a shard.
@@ -68,9 +69,6 @@ def pack(source: str, out: str, dataset: Literal["auto", "audio-cover", "cover"]
     Raises:
         ValueError: nothing to pack, or OUT holds something else.
     """
-    if is_remote(out):
-        asked = dict(locals())
-        return pack_to(out, overwrite, lambda folder: pack(**{**asked, "out": str(folder)}))
     started = time.monotonic()
     for name, value, low, high in (
             ("samples_per_shard", samples_per_shard, 1, 10**6), ("resolution", resolution, 1, 8192),
@@ -80,16 +78,21 @@ def pack(source: str, out: str, dataset: Literal["auto", "audio-cover", "cover"]
             raise ValueError(f"--{name} {value}: expected {low:,} to {high:,}")
     options = {"dataset": dataset, "resolution": resolution, "samples_per_shard": samples_per_shard, "seed": seed,
                "audio_blocks": list(audio_blocks) if audio_blocks else None, "max_pixels": max_pixels}
-    source_path, root = Path(source).resolve(), Path(out).resolve()
+    upload = Upload(out, overwrite) if is_remote(out) else None
+    source_path, root = Path(source).resolve(), upload.folder if upload else Path(out).resolve()
     if root == source_path or source_path in root.parents:
         raise ValueError(f"--out {out} lies in --source {source}: shards would become input; choose another folder")
     listing = open_layout(open_source(source_path), dataset)
     schema = find_schema(listing.source, listing.top, listing.audio_folders())
     root.mkdir(parents=True, exist_ok=True)
-    with locked(root):
+    with upload or nullcontext(), locked(root):
+        if upload and (metadata := upload.published()):
+            job.check_same(out, upload.remote.sizes(), metadata, options, listing)
+            print(f"{out} is already packed")
+            return _verdict(sum(metadata[0]["drops"].values()), sum(f["samples"] for f in metadata), max_failure_rate)
         metadata = [] if overwrite else job.finished(root)
         if metadata:
-            job.check_same(root, metadata, options, listing)
+            job.check_same(root, {path.name: path.stat().st_size for path in root.iterdir()}, metadata, options, listing)
             added = _copy_truth(source_path, listing, root)
             print(f"{root} is already packed" + (f"; {TRUTH} was added" if added else ""))
             return _verdict(sum(metadata[0]["drops"].values()), sum(f["samples"] for f in metadata), max_failure_rate)
@@ -123,7 +126,8 @@ def pack(source: str, out: str, dataset: Literal["auto", "audio-cover", "cover"]
         for split, shards in packed.tasks.items():
             write_index(root, split, metadata[split], len(groups[split]), split_rows(shards, groups[split]))
         job.commit(root)
-        _report(root, metadata, groups, drops, time.monotonic() - started)
+        _report(out if upload else root, metadata, groups, drops, (root / TRUTH).is_file(),
+                time.monotonic() - started)
         return _verdict(len(drops), sum(map(len, groups.values())), max_failure_rate)
 
 
@@ -136,8 +140,8 @@ def _copy_truth(source: Path, listing: Listing, root: Path) -> bool:
         return False
 
 
-def _report(root: Path, metadata: dict[str, dict[str, Any]], groups: dict[str, np.ndarray], drops: list[Drop],
-            seconds: float) -> None:
+def _report(out: Path | str, metadata: dict[str, dict[str, Any]], groups: dict[str, np.ndarray], drops: list[Drop],
+            truth: bool, seconds: float) -> None:
     for split, known in metadata.items():
         size = sum(shard["bytes"] for shard in known["shards"])
         print(f"{split:5} {known['samples']:9,} samples  {known['groups']:9,} groups  "
@@ -149,22 +153,22 @@ def _report(root: Path, metadata: dict[str, dict[str, Any]], groups: dict[str, n
               + (f"; {audio['features']['features']}" if "features" in audio else ""))
         if audio["statistics_of"] != "train":
             print(f"warning: there is no train split; the audio statistics are those of {audio['statistics_of']}")
-    if (root / TRUTH).is_file():
+    if truth:
         print(f"truth  {TRUTH}: what the demo's covers show")
     per_group = np.unique(np.concatenate([np.unique(part) for part in groups.values()]), return_counts=True)[1]
     if leaks := int((per_group > 1).sum()):
         print(f"warning: {leaks:,} groups (albums) are in more than one split; scores on val and test will flatter")
-    _report_drops(root, drops)
+    _report_drops(out, drops)
     count = sum(map(len, groups.values()))
     print(f"{count:,} samples in {seconds:.1f} s, {count / seconds:,.0f} a second")
     nearest = 2 ** (resolution.bit_length() - 1)  # models are built for powers of two
     smaller = "" if nearest == resolution else f" --resolution {nearest}"
-    print(f"next: accelerate launch -m covergen.train --model wgan_gp --shards {root}{smaller}")
+    print(f"next: accelerate launch -m covergen.train --model wgan_gp --shards {out}{smaller}")
 
 
-def _report_drops(root: Path, drops: list[Drop]) -> None:
+def _report_drops(out: Path | str, drops: list[Drop]) -> None:
     small = any(drop.reason == "wrong cover size" for drop in drops)
-    show_reasons(root, drops, hint="--resolution N crops and resizes covers of every size to N x N" if small else "")
+    show_reasons(out, drops, hint="--resolution N crops and resizes covers of every size to N x N" if small else "")
 
 
 def _verdict(dropped: int, packed: int, max_failure_rate: float) -> int:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from covergen.data.sampling import ShardWindow
-from shard_tools.remote.cache import GIGABYTE, BusyError, Cache, FullError, stored_shard, wait_a_little
+from shard_tools.remote.cache import GIGABYTE, BusyError, Cache, FullError, shard_file
 from shard_tools.remote.filesystem import Remote
 from shard_tools.remote.index_cache import source_url
 from shard_tools.shards.index import Index
@@ -96,9 +96,10 @@ def open_shard_store(index: Index) -> tuple[ShardStore, list[Path] | list[str]]:
 
 THREADS = 8  # that fetch: shards of a few MB need several at a time where an answer takes long
 MAX_OPEN, MAX_OPEN_OUTSIDE = 256, 2  # copies held open at most: in all; of shards that are not of the current window
-ROOM_TIMEOUT = 300.0  # seconds that a needed shard waits for others to let go of room
+FULL_TIMEOUT = 300.0  # seconds that a needed shard waits for other processes to let go of space
 EVICT_AHEAD_AFTER = 0.1  # seconds that a needed shard waits before one that was fetched ahead goes for it
-RETRY = 0.2  # seconds until another try where there was no room, or where another process downloads it
+RETRY = 0.2  # seconds until another try to fetch ahead what found no space, or what another process downloads
+POLL = 0.05  # the same of what is needed
 RELEASE_BATCHES = 16  # batches into a window after which the one before is released
 
 
@@ -119,7 +120,7 @@ class RemoteShardStore(ShardStore):
             ValueError: these are no names, sizes and hashes of shards.
         """
         self.remote, self.cache = Remote(url), cache
-        self.stored = [stored_shard(shard, url) for shard in metadata["shards"]]
+        self.files = [shard_file(shard, url) for shard in metadata["shards"]]
         self._window_at: Callable[[int], ShardWindow] | None = None
         self._largest = self._release_at = 0
         self._window: ShardWindow | None = None
@@ -131,7 +132,7 @@ class RemoteShardStore(ShardStore):
         self._change, self._threads = threading.Condition(), 0
 
     def set_order(self, window_at: Callable[[int], ShardWindow], largest: int) -> None:
-        sizes = sorted((stored.bytes for stored in self.stored), reverse=True)
+        sizes = sorted((file.bytes for file in self.files), reverse=True)
         need = sum(sizes[:largest]) + 2 * sizes[0] + self.cache.used_by_indexes()
         if need > self.cache.bound():
             gigabytes = -(-need // (GIGABYTE // 1000)) / 1000
@@ -177,7 +178,7 @@ class RemoteShardStore(ShardStore):
             self._need([shard for shard in shards if shard not in self._settled])
 
     def read(self, shard: int, offset: int, size: int) -> bytearray:
-        return _read(self._file(shard), offset, size, self.remote.at(self.stored[shard].name))
+        return _read(self._file(shard), offset, size, self.remote.url_of(self.files[shard].name))
 
     def _file(self, shard: int) -> BinaryIO:
         with self._change:
@@ -185,7 +186,7 @@ class RemoteShardStore(ShardStore):
                 self._open.move_to_end(shard)
                 return file
             settled = shard in self._settled
-        if settled and (file := self.cache.copy(self.stored[shard])):  # more shards than can be held open
+        if settled and (file := self.cache.open_copy(self.files[shard])):  # more shards than can be held open
             with self._change:
                 self._hold(shard, file)
             return file
@@ -203,7 +204,7 @@ class RemoteShardStore(ShardStore):
             self._start_threads()
 
     def _to_fetch(self) -> list[int]:
-        """What may be fetched now: nothing ahead before all of the window is here, lest it take the room."""
+        """What may be fetched now: nothing ahead before all of the window is here, lest it take the space."""
         current = [shard for shard in self._window.shards if shard not in self._settled] if self._window else []
         ahead = [] if current else [shard for shard in self._next if shard not in self._settled]
         return [shard for shard in dict.fromkeys([*self._needed, *current, *ahead]) if shard not in self._fetching]
@@ -245,17 +246,17 @@ class RemoteShardStore(ShardStore):
                 self._start_threads()
 
     def _fetch(self, shard: int) -> BinaryIO:
-        """The opened copy; one that is needed gets room at the cost of what is needed later.
+        """The opened copy; one that is needed gets space at the cost of what is needed later.
 
         Raises:
-            BusyError: nobody needs it yet, and there is no room or another process downloads it.
+            BusyError: nobody needs it yet, and there is no space or another process downloads it.
             ValueError, OSError: it can't be had.
         """
-        stored, began = self.stored[shard], time.monotonic()
+        wanted, began = self.files[shard], time.monotonic()
         while True:
             needed = shard in self._needed
             try:
-                return self.cache.open(self.remote, stored, spare=lambda: self._protected(True), wait=needed)
+                return self.cache.open(self.remote, wanted, protected=lambda: self._protected(True), wait=needed)
             except FullError as full:
                 if not needed:
                     raise
@@ -264,15 +265,18 @@ class RemoteShardStore(ShardStore):
                         del self._open[other]
                 early = time.monotonic() - began < EVICT_AHEAD_AFTER
                 with contextlib.suppress(FullError):
-                    return self.cache.open(self.remote, stored,
-                                           spare=lambda early=early: self._protected(False) if early else [])
-                wait_a_little(began, ROOM_TIMEOUT, full)
+                    return self.cache.open(self.remote, wanted,
+                                           protected=lambda early=early: self._protected(False) if early else [])
+                if time.monotonic() - began > FULL_TIMEOUT:
+                    raise ValueError(f"{full}, all of it in use for {FULL_TIMEOUT:.0f} s; give a larger "
+                                     "--shard_cache_gb, or another --shard_cache_dir than the other processes") from None
+                time.sleep(POLL)
 
     def _protected(self, previous: bool) -> list[str]:
         """Hashes of the shards that should stay: of this window, the next, and if asked for the previous one."""
         with self._change:
             shards = self._current.union(self._next, self._previous if previous else ())
-            return [self.stored[shard].sha256 for shard in shards]
+            return [self.files[shard].sha256 for shard in shards]
 
     def _hold(self, shard: int, file: BinaryIO) -> None:
         """Holds a copy open, and closes others where these are too many."""

@@ -96,7 +96,7 @@ class RunSync:
 
         A damaged one is passed over with a warning.
         """
-        names = self.remote.names()
+        names = list(self.remote.sizes())
         self.folder.mkdir(parents=True, exist_ok=True)
         with locked(self.folder / ".fetch"):
             fresh, places = False, {name.removeprefix(f"{CHECKPOINTS}/").removesuffix(f"/{WHOLE}") for name in names}
@@ -111,7 +111,7 @@ class RunSync:
                     try:
                         self._fetch_checkpoint(name)
                     except (ValueError, OSError, KeyError) as error:
-                        warnings.warn(f"{redact_url(self.remote.at(name))} is passed over: {error}", stacklevel=2)
+                        warnings.warn(f"{redact_url(self.remote.url_of(name))} is passed over: {error}", stacklevel=2)
                         continue
                     fresh = True
                     break
@@ -192,7 +192,7 @@ class RunSync:
     def _prune(self) -> None:
         """Removes old checkpoints elsewhere, first what says that they are whole."""
         found: dict[str, list[str]] = {}
-        for name in self.remote.names():
+        for name in list(self.remote.sizes()):
             if name.startswith(f"{CHECKPOINTS}/"):
                 found.setdefault(name.split("/")[1], []).append(name)
         whole = sorted(name for name, files in found.items() if f"{CHECKPOINTS}/{name}/{WHOLE}" in files)

@@ -29,7 +29,7 @@ def write_quarantine(root: Path, drops: Sequence[Drop]) -> str:
     return hashlib.sha256(lines).hexdigest()
 
 
-def show_reasons(root: Path, drops: Sequence[Drop], word: str = "dropped", hint: str = "") -> None:
+def show_reasons(root: Path | str, drops: Sequence[Drop], word: str = "dropped", hint: str = "") -> None:
     """Prints how many drops have each reason, commonest first, a hint, and where they are named; nothing for none."""
     for reason, count in sorted(Counter(drop.reason for drop in drops).items(), key=lambda pair: (-pair[1], pair[0])):
         print(f"{word} {count:9,}  {reason}")
@@ -37,7 +37,7 @@ def show_reasons(root: Path, drops: Sequence[Drop], word: str = "dropped", hint:
     if drops and hint:
         print(indent + hint)
     if drops:
-        print(f"{indent}each is named in {root / QUARANTINE}")
+        print(f"{indent}each is named in {root}/{QUARANTINE}")
 
 
 def verdict(lost: int, kept: int, limit: float, what: str, end: str) -> int:

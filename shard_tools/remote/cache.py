@@ -1,9 +1,9 @@
-"""Copies of files from elsewhere, on this machine: a file's name, size and hash in; the opened copy of it out.
+"""A bounded folder of this machine with copies of files behind URLs.
 
 All processes of a machine share a cache without talking to each other. A copy's name is its hash. Who downloads holds
-an exclusive lock on the unfinished file, whose full size is set aside beforehand, so that the folder never grows beyond
-its bound; who reads holds a shared lock on the copy; and what nobody holds goes when room is needed, the least recently
-used first. Locks end with their process, so a killed one leaves nothing that has to be cleaned up by hand.
+an exclusive lock on the unfinished file, whose full size is reserved beforehand, so that the folder never grows beyond
+its bound; who reads holds a shared lock on the copy; and copies that nobody holds go when space is needed, the least
+recently used first. Locks end with their process, so a killed one leaves nothing that has to be cleaned up by hand.
 """
 
 from __future__ import annotations
@@ -26,36 +26,36 @@ from shard_tools.shards.index import SHARD_NAME
 
 GIGABYTE = 10**9
 DEFAULT_GB = 50.0
-SHARDS, INDEXES, BOUND = "shards", "indexes", "bound"
-WHOLE, PART = ".tar", ".part"
-POLL = 0.05  # seconds between looks at a lock or for room
+SHARDS, INDEXES, BOUND = "shards", "indexes", "bound"  # names in the folder
+COPY, PART = ".tar", ".part"
+POLL = 0.05  # seconds between looks at what another process downloads
 
 
 @dataclass(frozen=True)
-class Stored:
-    """A file elsewhere: its name there, size in bytes and SHA-256."""
+class RemoteFile:
+    """A file behind a URL: its name there, size in bytes and SHA-256."""
 
     name: str
     bytes: int
     sha256: str
 
 
-def stored_shard(shard: dict[str, Any], url: str) -> Stored:
+def shard_file(shard: dict[str, Any], url: str) -> RemoteFile:
     """A shard as an index names it; ValueError for what no index of ours says, for it becomes the name of a file."""
     name, size, sha256 = (shard.get(key) for key in ("name", "bytes", "sha256"))
     if not (SHARD_NAME.fullmatch(str(name)) and isinstance(size, int) and 0 < size < 2**50
             and re.fullmatch("[0-9a-f]{64}", str(sha256))):
         raise ValueError(f"{url}: its index names a shard {str(name)[:80]!r} of {str(size)[:20]} bytes with SHA-256 "
                          f"{str(sha256)[:70]!r}, which packing does not write; pack again")
-    return Stored(name, size, sha256)
+    return RemoteFile(name, size, sha256)
 
 
 class BusyError(Exception):
-    """Not now: another process downloads it, or there is no room for it."""
+    """Not now: another process downloads it, or there is no space for it."""
 
 
 class FullError(BusyError):
-    """There is no room: what lies in the cache is in use or spared."""
+    """There is no space: what lies in the cache is in use or protected."""
 
 
 class Cache:
@@ -73,7 +73,7 @@ class Cache:
         if gigabytes is not None and int(gigabytes * GIGABYTE) != self.bound():
             with locked(self.folder / ".lock"):
                 write_atomically(self.folder / BOUND, str(int(gigabytes * GIGABYTE)).encode())
-        self._sound: set[str] = set()  # copies that this process has seen whole
+        self._verified: set[str] = set()  # hashes of copies that this process has checked
 
     def bound(self) -> int:
         """Bytes that the folder may hold."""
@@ -82,97 +82,91 @@ class Cache:
         return int(DEFAULT_GB * GIGABYTE)
 
     def used(self) -> int:
-        """Bytes that it holds, with what is set aside."""
-        return sum(_size(entry) for part in (self.shards, self.folder / INDEXES) for entry in _files(part))
+        """Bytes that it holds, with what is reserved."""
+        return sum(info.st_size for folder in (SHARDS, INDEXES) for info in _files(self.folder / folder).values())
 
     def used_by_indexes(self) -> int:
         """Bytes of them that are indexes, which nothing pushes out."""
-        return sum(map(_size, _files(self.folder / INDEXES)))
+        return sum(info.st_size for info in _files(self.folder / INDEXES).values())
 
-    def open(self, remote: Remote, stored: Stored, *, spare: Callable[[], Collection[str]] = tuple,
+    def open(self, remote: Remote, wanted: RemoteFile, *, protected: Callable[[], Collection[str]] = tuple,
              wait: bool = True) -> BinaryIO:
         """The copy, opened, downloaded first where need be; it stays in the cache for as long as it is open.
 
         Args:
             remote: where the file is.
-            stored: which.
-            spare: gives the hashes of copies that must not go for it.
+            wanted: which.
+            protected: gives the hashes of copies that must not go for it.
             wait: for another process that downloads it.
 
         Raises:
-            BusyError: another process downloads it and ``wait`` is false; FullError: there is no room.
+            BusyError: another process downloads it and ``wait`` is false; FullError: there is no space.
             ValueError, OSError: it can't be had, see ``Remote.fetch``.
         """
-        whole = self._place(stored)
+        copy = self._path(wanted)
+        path = copy.with_suffix(PART)
         while True:
-            if file := self.copy(stored):
+            if file := self.open_copy(wanted):
                 return file
-            part = open(whole.with_suffix(PART), "a+b")
-            try:
+            with open(path, "a+b") as part:
                 try:
                     fcntl.flock(part, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
                     if not wait:
-                        raise BusyError(stored.name) from None
-                    time.sleep(POLL)  # not in the lock: what is waited for becomes the copy, which readers hold
+                        raise BusyError(wanted.name) from None
+                    time.sleep(POLL)  # not in the lock: what is waited for becomes the copy, which readers lock
                     continue
-                if not _is(part, whole.with_suffix(PART)):  # somebody was faster
+                if not _is(part, path):  # somebody was faster
                     continue
-                if whole.exists():
-                    os.unlink(part.name)
+                if copy.exists():
+                    path.unlink()
                     continue
                 try:
-                    self.set_aside(part, stored.bytes, spare)
-                    with open(part.name, "r+b") as file:
-                        remote.fetch(stored.name, stored.bytes, stored.sha256, file)
-                    with locked(self.folder / ".lock"):  # whoever counts sees it once
-                        os.replace(part.name, whole)
+                    self.reserve(part, wanted.bytes, protected)
+                    with open(path, "r+b") as file:
+                        remote.fetch(wanted.name, wanted.bytes, wanted.sha256, file)
+                    with locked(self.folder / ".lock"):  # whoever counts counts it once
+                        os.replace(path, copy)
                 except BaseException:
-                    with contextlib.suppress(FileNotFoundError):
-                        os.unlink(part.name)
+                    path.unlink(missing_ok=True)
                     raise
-                self._sound.add(stored.sha256)
-            finally:
-                part.close()
+                self._verified.add(wanted.sha256)
 
-    def _place(self, stored: Stored) -> Path:
-        return self.shards / f"{stored.sha256}{WHOLE}"
+    def _path(self, wanted: RemoteFile) -> Path:
+        return self.shards / f"{wanted.sha256}{COPY}"
 
-    def copy(self, stored: Stored) -> BinaryIO | None:
-        """The opened copy under a shared lock; None where there is no sound one, and a damaged one is removed."""
-        whole = self._place(stored)
+    def open_copy(self, wanted: RemoteFile) -> BinaryIO | None:
+        """The opened copy under a shared lock; None where there is no valid one, and a damaged one is removed."""
+        path = self._path(wanted)
         try:
-            file = open(whole, "rb", buffering=0)
+            file = open(path, "rb", buffering=0)
         except FileNotFoundError:
             return None
         fcntl.flock(file, fcntl.LOCK_SH)
-        if not _is(file, whole):  # removed before it was locked
-            file.close()
-            return None
-        sound = os.fstat(file.fileno()).st_size == stored.bytes
-        if sound and stored.sha256 not in self._sound:
-            sound = file_sha256(whole) == stored.sha256
-        if not sound:
-            with contextlib.suppress(FileNotFoundError):
-                whole.unlink()
-            file.close()
-            return None
-        self._sound.add(stored.sha256)
-        os.utime(file.fileno())
-        return file
+        if _is(file, path):  # else it was removed before it was locked
+            valid = os.fstat(file.fileno()).st_size == wanted.bytes
+            if valid and (wanted.sha256 in self._verified or file_sha256(path) == wanted.sha256):
+                self._verified.add(wanted.sha256)
+                os.utime(file.fileno())
+                return file
+            path.unlink(missing_ok=True)
+        file.close()
+        return None
 
-    def set_aside(self, part: BinaryIO, size: int, spare: Callable[[], Collection[str]] = tuple) -> None:
-        """Makes room for a file, and takes it at once by the file's own length."""
+    def reserve(self, part: BinaryIO, size: int, protected: Callable[[], Collection[str]] = tuple) -> None:
+        """Makes space for a file, and takes it at once by the file's own length.
+
+        Raises:
+            FullError: there is too little that may go.
+        """
         with locked(self.folder / ".lock"):
             missing = self.used() - os.fstat(part.fileno()).st_size + size - self.bound()
             if missing > 0:
-                held = {f"{name}{ending}" for name in spare() for ending in (WHOLE, PART)}
-                idle = [entry for entry in _files(self.shards) if entry.name not in held]
-                for entry in sorted(idle, key=_last_used):
-                    if entry.path != part.name:
-                        missing -= _drop(entry)
-                    if missing <= 0:
-                        break
+                stay = {f"{sha256}{ending}" for sha256 in protected() for ending in (COPY, PART)} | {Path(part.name).name}
+                files = _files(self.shards)
+                for path in sorted(files, key=lambda path: files[path].st_mtime_ns):
+                    if missing > 0 and path.name not in stay:
+                        missing -= _remove_idle(path)
             if missing > 0:
                 raise FullError(f"{self.folder} holds {self.used() / GIGABYTE:.3g} GB of {self.bound() / GIGABYTE:.3g}")
             os.ftruncate(part.fileno(), 0)
@@ -188,53 +182,28 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
-def wait_a_little(since: float, patience: float, why: object) -> None:
-    """Sleeps for a moment; ValueError when ``patience`` seconds have passed since."""
-    if time.monotonic() - since > patience:
-        raise ValueError(f"{why}, all of it in use for {patience:.0f} s; give a larger --shard_cache_gb, or another "
-                         "--shard_cache_dir than the other processes")
-    time.sleep(POLL)
+def _files(folder: Path) -> dict[Path, os.stat_result]:
+    """The files in and below a folder, which others may remove meanwhile."""
+    found = {}
+    for top, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                found[Path(top, name)] = os.stat(os.path.join(top, name))
+    return found
 
 
-def _files(folder: Path) -> Iterator[os.DirEntry]:
-    if not folder.is_dir():
-        return
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.is_dir(follow_symlinks=False):
-                yield from _files(Path(entry.path))
-            else:
-                yield entry
-
-
-def _size(entry: os.DirEntry) -> int:
-    with contextlib.suppress(FileNotFoundError):
-        return os.stat(entry.path).st_size
-    return 0
-
-
-def _last_used(entry: os.DirEntry) -> int:
-    with contextlib.suppress(FileNotFoundError):
-        return os.stat(entry.path).st_mtime_ns
-    return 0
-
-
-def _drop(entry: os.DirEntry) -> int:
+def _remove_idle(path: Path) -> int:
     """Removes a file that nobody holds; the bytes that this gave."""
-    try:
-        with open(entry.path, "rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if not _is(file, Path(entry.path)):
-                return 0
-            os.unlink(entry.path)
+    with contextlib.suppress(FileNotFoundError, BlockingIOError), open(path, "rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if _is(file, path):
+            os.unlink(path)
             return os.fstat(file.fileno()).st_size
-    except (FileNotFoundError, BlockingIOError):
-        return 0
+    return 0
 
 
 def _is(file: BinaryIO, path: Path) -> bool:
     """Whether an open file is still the one of that name."""
-    try:
+    with contextlib.suppress(FileNotFoundError):
         return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
-    except FileNotFoundError:
-        return False
+    return False

@@ -1,7 +1,7 @@
-"""The index of shards that lie elsewhere: a URL in; a folder of this machine with all but the shards themselves out.
+"""The index of shards behind a URL, as a folder of this machine that holds all but the shards themselves.
 
-The folder is part of the cache, named after the URL, and remembers it (``source_url.json``), so that whatever opens it
-finds the shards. The JSON is compared with the one elsewhere once in every process; rows are fetched when it changed.
+The folder is part of the cache, named after the URL, and remembers it (``origin.json``), so that whatever opens it
+finds the shards. The JSON is compared with the one at the URL once in every process; rows are fetched when it changed.
 """
 
 from __future__ import annotations
@@ -12,41 +12,43 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import BinaryIO
 
 from shard_tools.core.files import write_atomically
 from shard_tools.dataset.demo_truth import TRUTH
 from shard_tools.dataset.layout import SPLITS
 from shard_tools.remote.cache import GIGABYTE, INDEXES, Cache, FullError, locked
-from shard_tools.remote.filesystem import Remote, check_url, redact_url
+from shard_tools.remote.filesystem import Remote, check_url, is_remote, redact_url
 from shard_tools.shards.index import read_metadata
-
-
-def resolve(root: str | Path, cache: str | Path | None = None, shard_cache_gb: float | None = None) -> Path:
-    """The folder where an index is: as given, or where that of a URL is kept, see ``local_index``."""
-    if "://" not in str(root):
-        return Path(root)
-    return local_index(str(root), cache, shard_cache_gb)
-
 
 ORIGIN = "origin.json"
 
 
-def local_index(url: str, folder: str | Path | None = None, gigabytes: float | None = None) -> Path:
-    """The folder that stands for a URL.
+def resolve(root: str | Path, cache: str | Path | None = None, gigabytes: float | None = None) -> Path:
+    """The folder where the index of shards is: a path as it is, of a URL the folder in the cache.
 
     Args:
-        url: of a folder that ``shard_tools.pack`` wrote.
-        folder: of the cache; None = in the user's cache folder.
-        gigabytes: bound of the cache, None = as it is.
+        root: folder or URL that ``shard_tools.pack`` wrote.
+        cache: folder of the cache; None = in the user's cache folder.
+        gigabytes: bound of the cache; None = as it is.
 
     Raises:
-        ValueError: no extra for it, credentials in it, or a damaged index.
+        ValueError: no extra for the URL, credentials in it, a damaged index, or no space in the cache.
         FileNotFoundError, OSError: no index there, or out of reach.
     """
+    if not is_remote(root):
+        return Path(root)
+    url = str(root).rstrip("/")
     check_url("shards", url)
-    return _fetched(url.rstrip("/"), Cache(folder, gigabytes))
+    bounded = Cache(cache, gigabytes)
+    try:
+        return _fetch_index(url, bounded.folder)
+    except FullError as error:
+        raise ValueError(f"the index of {url} does not fit in the cache ({error}); give a larger --shard_cache_gb than "
+                         f"{bounded.bound() / GIGABYTE:.3g}") from None
 
 
 def source_url(root: Path) -> tuple[str, Cache] | None:
@@ -63,16 +65,17 @@ def folder_name(url: str) -> str:
 
 
 @functools.cache
-def _fetched_once(url: str, folder: Path) -> Path:
-    cache, remote = Cache(folder), Remote(url, attempts=6)  # a wrong address is soon told
+def _fetch_index(url: str, folder: Path) -> Path:
+    cache, remote = Cache(folder), Remote(url, attempts=6)  # a wrong address is soon reported
     root = folder / INDEXES / folder_name(url)
-    found = _facts_at(remote)
+    found = read_indexes(remote)
     with locked(root / ".lock"):
-        changed = [split for split, data in found.items() if not _is_there(root / f"{split}.index.json", data)]
+        changed = [split for split, data in found.items()
+                   if not (path := root / f"{split}.index.json").is_file() or path.read_bytes() != data]
         if changed:
-            _take_truth(cache, remote, root)
+            _fetch_truth(cache, remote, root)
         with ThreadPoolExecutor(len(found)) as threads:
-            list(threads.map(lambda split: _take_split(cache, remote, root, split, found[split]), changed))
+            list(threads.map(lambda split: _fetch_split(cache, remote, root, split, found[split]), changed))
         for path in root.glob("*.index.json"):
             if path.name.removesuffix(".index.json") not in found:
                 path.unlink()
@@ -80,87 +83,62 @@ def _fetched_once(url: str, folder: Path) -> Path:
     return root
 
 
-def _fetched(url: str, cache: Cache) -> Path:
-    try:
-        return _fetched_once(url, cache.folder)
-    except FullError as error:
-        raise ValueError(f"the index of {redact_url(url)} has no room in the cache ({error}); give a larger --shard_cache_gb than "
-                         f"{cache.bound() / GIGABYTE:.3g}") from None
+def read_indexes(remote: Remote) -> dict[str, bytes]:
+    """The index JSON of every split: of the usual ones, and of those that these name; web servers list no files.
 
-
-def _facts_at(remote: Remote) -> dict[str, bytes]:
-    """The JSON of every split; plain web servers can't be asked which there are."""
-    found: dict[str, bytes] = {}
-    failed: OSError | None = None
-
-    def ask(split: str) -> bytes | OSError:
+    Raises:
+        FileNotFoundError: there is none.
+        OSError: out of reach.
+    """
+    def read(split: str) -> bytes | OSError:
         try:
             return remote.read(f"{split}.index.json")
         except (FileNotFoundError, PermissionError) as error:  # S3 denies what is not there to who may not list
             return error
 
-    asked: list[str] = []
-    names = list(SPLITS)
-    while names:
-        with ThreadPoolExecutor(len(names)) as threads:
-            answers = list(zip(names, threads.map(ask, names), strict=True))
-        asked, names = asked + names, []
-        for split, answer in answers:
-            if isinstance(answer, OSError):
-                failed = answer if failed is None or isinstance(answer, PermissionError) else failed
-                continue
-            found[split] = answer
-            with contextlib.suppress(ValueError, KeyError, TypeError):  # damaged ones are told by who reads them
-                names += [name for name in json.loads(answer)["splits"]
-                          if name not in asked + names and re.fullmatch("[a-z]+", name)]
-    if not found:
-        if isinstance(failed, PermissionError):
-            raise failed
-        raise FileNotFoundError(f"{redact_url(remote.url)}: no shards with an index there (train.index.json, "
-                                "val.index.json or test.index.json); make them with shard_tools.pack")
-    return found
+    with ThreadPoolExecutor(8) as threads:
+        answers = dict(zip(SPLITS, threads.map(read, SPLITS), strict=True))
+        others = set()
+        for answer in answers.values():
+            with contextlib.suppress(ValueError, KeyError, TypeError):  # whoever opens a damaged one reports it
+                others |= {split for split in json.loads(answer)["splits"] if re.fullmatch("[a-z]+", split)}
+        others = sorted(others - answers.keys())
+        answers |= zip(others, threads.map(read, others), strict=True)
+    if found := {split: answer for split, answer in answers.items() if isinstance(answer, bytes)}:
+        return found
+    for answer in answers.values():
+        if isinstance(answer, PermissionError):
+            raise answer
+    raise FileNotFoundError(f"{remote.url}: no shards with an index there (train.index.json, val.index.json or "
+                            "test.index.json); make them with shard_tools.pack")
 
 
-def _is_there(path: Path, data: bytes) -> bool:
-    return path.is_file() and path.read_bytes() == data
-
-
-def _take_split(cache: Cache, remote: Remote, root: Path, split: str, data: bytes) -> None:
-    path = root / f"{split}.index.json"
+def _fetch_split(cache: Cache, remote: Remote, root: Path, split: str, data: bytes) -> None:
+    """Fetches the rows of a split, then writes its JSON."""
+    path, rows = root / f"{split}.index.json", f"{split}.index.npy"
     path.unlink(missing_ok=True)  # from here on it is not finished
-    temporary = root / f".{path.name}.tmp"
-    _take(cache, temporary, data)
-    metadata = read_metadata(temporary)
-    _take_rows(cache, remote, root, split, metadata["rows_sha256"])
-    os.replace(temporary, path)
-
-
-def _take(cache: Cache, path: Path, data: bytes) -> None:
-    with open(path, "a+b") as file:
-        cache.set_aside(file, len(data))
-        file.truncate(0)
-        file.write(data)
-
-
-def _take_rows(cache: Cache, remote: Remote, root: Path, split: str, sha256: str) -> None:
-    name = f"{split}.index.npy"
-    size = remote.size(name)
+    sha256 = read_metadata(remote.url_of(path.name), data)["rows_sha256"]
+    size = remote.size(rows)
     if size is None:
-        raise FileNotFoundError(f"{redact_url(remote.at(name))}: no such file, but {split}.index.json is there; pack again")
-    temporary = root / f".{name}.tmp"
-    with open(temporary, "a+b") as file:
-        cache.set_aside(file, size)
-    with open(temporary, "r+b") as file:
-        remote.fetch(name, size, sha256, file)
-    os.replace(temporary, root / name)
+        raise FileNotFoundError(f"{remote.url_of(rows)}: no such file, but {path.name} is there; pack again")
+    _save(cache, root / rows, size, lambda file: remote.fetch(rows, size, sha256, file))
+    _save(cache, path, len(data), lambda file: file.write(data))
 
 
-def _take_truth(cache: Cache, remote: Remote, root: Path) -> None:
-    """What only demo shards have: the attributes that their covers show."""
+def _fetch_truth(cache: Cache, remote: Remote, root: Path) -> None:
+    """Fetches what only demo shards have: the attributes that their covers show."""
     try:
         data = remote.read(TRUTH)
     except (FileNotFoundError, PermissionError):
         (root / TRUTH).unlink(missing_ok=True)
         return
-    _take(cache, root / f".{TRUTH}.tmp", data)
-    os.replace(root / f".{TRUTH}.tmp", root / TRUTH)
+    _save(cache, root / TRUTH, len(data), lambda file: file.write(data))
+
+
+def _save(cache: Cache, path: Path, size: int, write: Callable[[BinaryIO], object]) -> None:
+    """Writes a file, whole or absent, whose space is reserved in the cache."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with open(temporary, "w+b") as file:
+        cache.reserve(file, size)
+        write(file)
+    os.replace(temporary, path)

@@ -94,14 +94,14 @@ def metadata_bytes(metadata: dict[str, Any]) -> bytes:
     return (json.dumps(metadata, indent=1, sort_keys=True) + "\n").encode()
 
 
-def read_metadata(path: Path) -> dict[str, Any]:
-    """The checked JSON of an index.
+def read_metadata(path: Path | str, data: bytes | None = None) -> dict[str, Any]:
+    """The checked JSON of an index: of a file, or ``data`` that were read already and come from there.
 
     Raises:
         ValueError: damaged, or written by another version.
     """
     try:
-        metadata = json.loads(read_bounded(path))
+        metadata = json.loads(read_bounded(path) if data is None else data)
         whole = metadata["self_sha256"] == _digest(metadata)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{path} is not a shard index ({error}); pack the shards again") from None

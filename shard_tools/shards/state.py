@@ -74,19 +74,28 @@ def finished(root: Path) -> list[dict[str, Any]]:
     return metadata
 
 
-def check_same(root: Path, metadata: list[dict[str, Any]], options: dict[str, Any], listing: Listing) -> None:
-    """Raises ValueError unless finished shards are those that this command would make."""
+def check_same(out: Path | str, sizes: dict[str, int], metadata: list[dict[str, Any]], options: dict[str, Any],
+               listing: Listing) -> None:
+    """Raises ValueError unless finished shards are those that this command would make.
+
+    Args:
+        out: folder or URL.
+        sizes: bytes of its files.
+        metadata: of all its splits.
+        options: of this command, those that shape bytes.
+        listing: of the source.
+    """
     for name, value in options.items():
         if metadata[0]["options"].get(name) != value:
-            raise ValueError(f"{root} was packed with --{name} {metadata[0]['options'].get(name)}, not {value}; "
+            raise ValueError(f"{out} was packed with --{name} {metadata[0]['options'].get(name)}, not {value}; "
                              "choose another --out, or give --overwrite")
     for shard in (shard for split in metadata for shard in split["shards"]):
-        path = root / shard["name"]
-        if not path.is_file() or path.stat().st_size != shard["bytes"]:
-            raise ValueError(f"{path} is missing or damaged (see shard_tools.verify); give --overwrite to pack again")
+        if sizes.get(shard["name"]) != shard["bytes"]:
+            raise ValueError(f"{out}/{shard['name']} is missing or damaged (see shard_tools.verify); give --overwrite to "
+                             "pack again")
     with open(os.devnull, "wb") as nowhere:
-        if _spool(PackState(root / FOLDER), listing, nowhere).source_sha256 != metadata[0]["source_sha256"]:
-            raise ValueError(f"--source is not what {root} was packed from (other names or sizes of files); "
+        if _spool(PackState(Path()), listing, nowhere).source_sha256 != metadata[0]["source_sha256"]:
+            raise ValueError(f"--source is not what {out} was packed from (other names or sizes of files); "
                              "choose another --out, or give --overwrite")
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from shard_tools.remote.cache import Cache, Stored, locked
+from shard_tools.remote.cache import Cache, RemoteFile, locked
 from shard_tools.remote.filesystem import Remote
 from tests.support.waiting import wait_for
 
@@ -171,7 +171,7 @@ def s3() -> Iterator[str]:
         server.stop()
 
 
-def fetch_all(folder: str, url: str, stored: list[Stored]) -> None:
+def fetch_all(folder: str, url: str, stored: list[RemoteFile]) -> None:
     """Has every file in a cache."""
     cache = Cache(folder)
     for one in stored:

@@ -22,7 +22,7 @@ from covergen.data.shard_store import RemoteShardStore
 from shard_tools.inspect import inspect
 from shard_tools.pack import pack
 from shard_tools.remote import filesystem as far
-from shard_tools.remote.cache import BusyError, Cache, FullError, Stored, locked
+from shard_tools.remote.cache import BusyError, Cache, FullError, RemoteFile, locked
 from shard_tools.remote.filesystem import Remote, check_url, redact_url
 from shard_tools.remote.index_cache import resolve
 from shard_tools.shards.index import open_index, splits_in
@@ -50,14 +50,14 @@ def serve(folder: Path) -> ThreadingHTTPServer:
 
 
 @pytest.fixture
-def web(tmp_path: Path) -> Iterator[tuple[str, Faults, list[Stored]]]:
+def web(tmp_path: Path) -> Iterator[tuple[str, Faults, list[RemoteFile]]]:
     """Six files of random bytes behind a proxy; its URL, what it does, and the files."""
     (tmp_path / "web").mkdir()
     stored = []
     for number in range(6):
         data = np.random.default_rng(number).bytes(SIZE)
         (tmp_path / "web" / f"{number}.tar").write_bytes(data)
-        stored.append(Stored(f"{number}.tar", SIZE, hashlib.sha256(data).hexdigest()))
+        stored.append(RemoteFile(f"{number}.tar", SIZE, hashlib.sha256(data).hexdigest()))
     faults, server = Faults(), serve(tmp_path / "web")
     with proxy(f"http://127.0.0.1:{server.server_address[1]}", faults) as url:
         yield url, faults, stored
@@ -94,7 +94,7 @@ def test_what_is_open_or_spared_is_not_removed(tmp_path: Path, web) -> None:
     with cache.open(remote, stored[0]) as held:
         cache.open(remote, stored[1]).close()
         with pytest.raises(FullError):
-            cache.open(remote, stored[2], spare=lambda: [stored[1].sha256])
+            cache.open(remote, stored[2], protected=lambda: [stored[1].sha256])
         cache.open(remote, stored[2]).close()
         assert os.fstat(held.fileno()).st_nlink == 1
         with Cache(tmp_path / "cache").open(remote, stored[2]), pytest.raises(FullError):
@@ -156,11 +156,11 @@ def test_failures_and_cut_bodies_are_tried_again(tmp_path: Path, web, hasty: Non
 
 def test_a_wrong_hash_is_tried_again_and_then_refused(tmp_path: Path, web, hasty: None) -> None:
     url, faults, stored = web
-    wrong = Stored("0.tar", SIZE, stored[1].sha256)
+    wrong = RemoteFile("0.tar", SIZE, stored[1].sha256)
     with pytest.raises(ValueError, match=r"0\.tar: its SHA-256 is not that of the index, 3 times"):
         Cache(tmp_path / "cache").open(Remote(url), wrong)
     assert faults.whole["/0.tar"] == 3 and not list((tmp_path / "cache" / "shards").iterdir())
-    longer = Stored("0.tar", SIZE - 1, stored[0].sha256)
+    longer = RemoteFile("0.tar", SIZE - 1, stored[0].sha256)
     with pytest.raises(OSError, match="longer than the 49,999 bytes"):
         Cache(tmp_path / "cache").open(Remote(url, attempts=2), longer)
 
@@ -243,11 +243,11 @@ def test_the_next_window_comes_at_once(window: int, follow: int, many: Path, tmp
         windows.append(stream.order.window(windows[-1].stop))
     stream.store.advance(windows[window].start, 1)
     shards = {shard for part in windows[window:window + 1 + follow] for shard in part.shards}
-    expected = {stream.store.stored[shard].sha256 for shard in shards}
+    expected = {stream.store.files[shard].sha256 for shard in shards}
 
     def idle() -> bool:
         with stream.store._change:
-            return not stream.store._queue and not stream.store._busy
+            return not stream.store._threads
     wait_for(idle, "all that is fetched ahead")
     assert {path.stem for path in (tmp_path / "cache" / "shards").iterdir()} == expected
 
@@ -268,6 +268,6 @@ def test_a_url_has_splits_and_rows_and_is_packed_anew_when_it_changed(many: Path
     assert (open_index(resolve(url), "train").rows == open_index(many, "train").rows).all()
     assert inspect(url) == 0
     put(shards, url)
-    elsewhere._fetched_once.cache_clear()  # as another process
+    elsewhere._fetch_index.cache_clear()  # as another process
     assert open_index(resolve(url), "train").metadata == open_index(shards, "train").metadata
     assert (open_index(resolve(url), "train").rows == open_index(shards, "train").rows).all()

@@ -142,7 +142,7 @@ def test_packing_to_s3_gives_the_bytes_of_packing_to_a_disk(tmp_path: Path, monk
         raw, remote = str(sound_pairs(tmp_path / "raw", 24)), Remote("s3://covers/packed")
         for out in (remote.url, str(tmp_path / "near")):
             assert pack(raw, out, samples_per_shard=6, workers=1) == 0
-        assert {name: remote.read(name) for name in remote.names()} == {
+        assert {name: remote.read(name) for name in remote.sizes()} == {
             path.name: path.read_bytes() for path in (tmp_path / "near").iterdir()}
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,11 +11,9 @@ import pytest
 from covergen.inference.trained_model import open_model
 from covergen.runs.sync import RunSync, connect, fetched_run
 from shard_tools.pack import pack
-from shard_tools.remote import upload as staging
 from shard_tools.remote.filesystem import Remote
 from tests.support.raw_data import hashes, sound_pairs
 from tests.support.runs import TINY, log_of, same_bits, train, weights
-from tests.support.waiting import wait_for
 
 pytest.importorskip("fsspec")
 
@@ -56,7 +53,8 @@ def test_packing_to_a_url_writes_the_same_bytes_the_index_last(raw: Path, out: s
     assert packed(raw, str(tmp_path / "near")) == packed(raw, out) == 0
     assert hashes(tmp_path / "far") == hashes(tmp_path / "near")
     assert names[-1] == "train.index.json" and names[-3:].count("train.index.npy") == 0
-    assert f"--shards {out}" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"--shards {out}" in said and f"uploaded {len(names)} files to {out}" in said
     assert not list((tmp_path / "cache").rglob("*.tar"))  # nothing stays here
     assert packed(raw, out) == 0 and f"{out} is already packed" in capsys.readouterr().out
     with pytest.raises(ValueError, match=rf"{out} was packed with --seed 0, not 1"):
@@ -69,7 +67,7 @@ def test_packing_to_a_url_writes_the_same_bytes_the_index_last(raw: Path, out: s
 @pytest.mark.parametrize("fails_at", [0, 3, 8, 13])
 def test_an_interrupted_upload_goes_on_and_sends_nothing_twice(raw: Path, out: str, tmp_path: Path, fails_at: int,
                                                                monkeypatch: pytest.MonkeyPatch) -> None:
-    with monkeypatch.context() as patch, pytest.raises(OSError, match="the network is gone"):
+    with monkeypatch.context() as patch, pytest.raises(OSError, match=f"gone; .* the same command goes on .* to {out}"):
         first = counted(patch, fails_at)
         packed(raw, out)
     far = tmp_path / "far"
@@ -80,21 +78,20 @@ def test_an_interrupted_upload_goes_on_and_sends_nothing_twice(raw: Path, out: s
     assert not {name for name in first if name.endswith(".tar")} & set(names)
 
 
-def test_shards_are_uploaded_while_others_are_packed(raw: Path, out: str, tmp_path: Path,
-                                                     monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_shard_that_is_gone_or_cut_at_the_url_is_uploaded_again(raw: Path, out: str, tmp_path: Path,
+                                                                  monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="the network is gone"):
+        counted(patch, 7)
+        packed(raw, out)
+    first, second, *_ = sorted((tmp_path / "far").glob("*.tar"))
+    first.unlink()
+    second.write_bytes(b"cut")
     names = counted(monkeypatch)
-    monkeypatch.setattr(staging, "PAUSE", 0.02)
-
-    def stop(function: Callable) -> Callable:
-        def call(*rest: object) -> None:
-            assert [name for name in names if name.endswith(".tar")]  # before the first index is written
-            function(*rest)
-        return call
-    from shard_tools import pack as room
-    monkeypatch.setattr(room, "write_index", stop(room.write_index))
-    monkeypatch.setattr(room, "_copy_truth", lambda *_: wait_for(
-        lambda: [name for name in names if name.endswith(".tar")], "the first upload"))
-    assert packed(raw, out) == 0
+    assert packed(raw, out) == 0 and {first.name, second.name} <= set(names)
+    assert packed(raw, str(tmp_path / "near")) == 0 and hashes(tmp_path / "far") == hashes(tmp_path / "near")
+    second.write_bytes(b"cut")
+    with pytest.raises(ValueError, match=rf"{out}/{second.name} is missing or damaged .*give --overwrite"):
+        packed(raw, out)
 
 
 def test_a_folder_elsewhere_that_holds_something_else_is_refused(raw: Path, out: str, tmp_path: Path) -> None:
