@@ -6,6 +6,7 @@ in ``training.engine``, which covers it sees in ``data.indexed``.
 
 from __future__ import annotations
 
+import contextlib
 import sys
 
 import torch
@@ -32,7 +33,7 @@ from covergen.training.setup import check, demo_shards, load_pretrained_audio_en
 from covergen.training.tracking import Tracker
 from covergen.training.validation import EarlyStopping, validate
 from shard_tools import cli
-from shard_tools.core.locks import lock
+from shard_tools.core.locks import lock_folder
 from shard_tools.remote.index_cache import resolve
 
 EXAMPLES = 32  # covers of the validation split that grids show
@@ -77,9 +78,11 @@ def train(run: config.Config) -> int:
     stream.ends(steps * images_per_step)
 
     known = describe_data(shards, stream, resolution)
+    held = contextlib.ExitStack()
     with engine.main_first():
         mirror = open_sync(training.out, training.name, training.keep, main)
-        held = lock(folder) if main else None
+        if main:
+            held.enter_context(lock_folder(folder))
         start = resolve_resume(run, log_main)
         complete = start is not None and checkpoint.step_of(start) >= steps
         if main and not complete:
@@ -226,8 +229,7 @@ def train(run: config.Config) -> int:
         log_main(f"stopped: {saver.failure}. {checkpoint.last_good(folder)}. Make room; the same command goes on from there")
         status = 1
     engine.close()
-    if held:
-        held.close()
+    held.close()
     return status
 
 

@@ -7,28 +7,57 @@ itself would call the function first and complain about a misspelt flag afterwar
 from __future__ import annotations
 
 import difflib
+import functools
 import inspect
+import operator
 import re
 import sys
 import types
 import typing
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeVar
 
 import fire
 from fire import decorators
 
 LONGEST, WORD = 2000, 500  # characters of a message, and of a word in it
+Result = TypeVar("Result")
 BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 
+@dataclass(frozen=True)
+class Range:
+    """The numbers that an option can be: ``Annotated[int, Range(1, 64)]``, bounds as pydantic names them.
+
+    Attributes:
+        ge, le: inclusive bounds; gt, lt: exclusive ones; None = none.
+    """
+
+    ge: float | None = None
+    le: float | None = None
+    gt: float | None = None
+    lt: float | None = None
+
+    def __contains__(self, number: float) -> bool:
+        checks = ((self.ge, operator.ge), (self.le, operator.le), (self.gt, operator.gt), (self.lt, operator.lt))
+        return number == number and all(check(number, bound) for bound, check in checks if bound is not None)
+
+    def __str__(self) -> str:
+        low = f"above {self.gt:,}" if self.gt is not None else f"{self.ge:,}" if self.ge is not None else ""
+        high = f"below {self.lt:,}" if self.lt is not None else f"{self.le:,}" if self.le is not None else ""
+        return f"{low} to {high}" if low and high else f"at most {high}" if high else (
+            low if self.gt is not None else f"{low} or more")
+
+
 class Option(NamedTuple):
-    """One flag: its name, type annotation, default (``inspect.Parameter.empty`` when required) and help line."""
+    """One flag: its name, type annotation, default (``inspect.Parameter.empty`` when required), help line and range."""
 
     name: str
     type: Any
     default: Any
     help: str
+    range: Range | None = None
 
 
 def read_words(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
@@ -91,6 +120,25 @@ def coerce(name: str, value: Any, annotation: Any) -> Any:
     raise ValueError(f"--{name}: expected {kind}, found {'nothing' if value in ('True', None) else repr(value)}")
 
 
+def check_range(name: str, value: Any, allowed: Range | None) -> None:
+    """Raises ValueError for a number, or one of several, that an option can't be."""
+    for number in value if isinstance(value, (list, tuple)) else (value,):
+        if allowed is not None and number is not None and number not in allowed:
+            raise ValueError(f"--{name} {number}: expected {allowed}")
+
+
+def checked(command: Callable[..., Result]) -> Callable[..., Result]:
+    """A command that checks the numbers it is called with against the ranges of its annotations, before anything else.
+    """
+    @functools.wraps(command)
+    def call(*args: Any, **kwargs: Any) -> Result:
+        given = inspect.signature(command).bind(*args, **kwargs).arguments
+        for option in options_of(command):
+            check_range(option.name, given.get(option.name), option.range)
+        return command(*args, **kwargs)
+    return call
+
+
 def check_names(given: Iterable[str], allowed: Iterable[str]) -> None:
     """Raises ValueError for the first name that is not an option, with the nearest one."""
     allowed = list(allowed)
@@ -110,19 +158,28 @@ def options_of(function: Callable) -> list[Option]:
             helps[current] = match[2]
         elif current and line.strip():
             helps[current] += " " + line.strip()
-    hints = typing.get_type_hints(function)
+    hints = typing.get_type_hints(function, include_extras=True)
     parameters = inspect.signature(function).parameters.values()
-    return [Option(p.name, hints[p.name], p.default, helps.get(p.name, "")) for p in parameters]
+    return [Option(p.name, *_split_range(hints[p.name], p.default, helps.get(p.name, ""))) for p in parameters]
+
+
+def _split_range(hint: Any, *between: Any) -> tuple[Any, ...]:
+    """A type annotation, ``Annotated`` or not, as the type, what comes between, and the range."""
+    if typing.get_origin(hint) is not typing.Annotated:
+        return hint, *between, None
+    kind, *extras = typing.get_args(hint)
+    return kind, *between, next((extra for extra in extras if isinstance(extra, Range)), None)
 
 
 def describe(options: Iterable[Option]) -> str:
     """The options as text, one a paragraph: flag, type, help and default."""
     lines = []
-    for name, kind, default, text in options:
+    for name, kind, default, text, allowed in options:
         shown = "|".join(map(str, typing.get_args(kind))) if typing.get_origin(kind) is typing.Literal else (
             getattr(kind, "__name__", None) if not typing.get_args(kind) else str(kind).replace(" | None", ""))
         required = default is inspect.Parameter.empty
-        lines.append(f"  --{name} {shown}{'  (required)' if required else ''}")
+        numbers = f" ({allowed})" if allowed else ""
+        lines.append(f"  --{name} {shown}{numbers}{'  (required)' if required else ''}")
         lines.append(f"        {text}{'' if required else f' [default: {default}]'}")
     return "\n".join(lines)
 

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from shard_tools import extractors
 from shard_tools.core.errors import BadFileError
-from shard_tools.core.locks import locked
+from shard_tools.core.locks import lock_output
 from shard_tools.core.parallel import Distributor, Pool, available_workers
 from shard_tools.core.quarantine import Drop, show_reasons, verdict, write_quarantine
 from shard_tools.dataset.genres import read_map
@@ -91,7 +91,7 @@ def collect(source: str, out: str, extractor: str = "essentia", model: str | Non
     if root == source_path or source_path in root.parents:
         raise ValueError(f"--out {out} lies in --source {source}, which is never written to; choose another folder")
     root.mkdir(parents=True, exist_ok=True)
-    with locked(root):
+    with lock_output(root):
         work = begin(root, schema)
         pool = Pool(workers or available_workers(distributor), distributor, (source_path, work))
         library = walk(source_path, AUDIO_SUFFIXES)

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from shard_tools import __version__
 from shard_tools.core.errors import BadFileError
 from shard_tools.core.files import place_link, write_atomically
-from shard_tools.core.locks import locked
+from shard_tools.core.locks import lock_output
 from shard_tools.core.parallel import available_workers, run_tasks
 from shard_tools.core.quarantine import Drop, show_reasons, write_quarantine
 from shard_tools.dataset.source import Entry, read_entry
@@ -85,7 +85,7 @@ def coverart(source: str, out: str, contact: str, size: Literal["250", "500", "1
     if dry_run:
         return 0
     shelf.mkdir(parents=True, exist_ok=True)
-    with locked(root):
+    with lock_output(root):
         _check_size(shelf, size)
         for mbid, found in there.items():
             _link(root, found, releases[mbid])

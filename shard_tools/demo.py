@@ -29,7 +29,7 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
 from tqdm import tqdm
@@ -46,12 +46,16 @@ TIERS = {
     "std": {"resolution": 64, "albums": 20_000, "noise": 1.0},
     "hard": {"resolution": 64, "albums": 20_000, "noise": 2.0},
 }
+Resolution = Annotated[int | None, cli.Range(16, 256)]
+Albums = Annotated[int | None, cli.Range(1, 10**7)]
+Seed = Annotated[int, cli.Range(0, 2**63 - 1)]
 DONE, BEGUN = "demo.json", ".demo.begun.json"
 NPY_HEAD = io.BytesIO()  # of every vector's file: writing the same header 48,000 times costs as much as the vectors
 np.lib.format.write_array_header_1_0(NPY_HEAD, {"descr": "<f4", "fortran_order": False, "shape": (2 * worlds.BLOCK,)})
 
 
-def options_of(tier: Tier = "toy", resolution: int | None = None, albums: int | None = None, seed: int = 0) -> dict:
+@cli.checked
+def options_of(tier: Tier = "toy", resolution: Resolution = None, albums: Albums = None, seed: Seed = 0) -> dict:
     """What decides the bytes of a demo: the tier's options with the given ones in their place.
 
     Raises:
@@ -62,9 +66,6 @@ def options_of(tier: Tier = "toy", resolution: int | None = None, albums: int | 
     options = {**TIERS[tier], "seed": seed, "version": VERSION}
     options["resolution"] = options["resolution"] if resolution is None else resolution
     options["albums"] = options["albums"] if albums is None else albums
-    for name, low, high in (("resolution", 16, 256), ("albums", 1, 10**7), ("seed", 0, 2**63 - 1)):
-        if not low <= options[name] <= high:
-            raise ValueError(f"--{name}: expected a whole number from {low} to {high}, found {options[name]}")
     return options
 
 
@@ -186,7 +187,7 @@ def _truth(world: worlds.World, rows: list[dict[str, Any]]) -> bytes:
     return buffer.getvalue()
 
 
-def main(out: str, tier: Tier = "toy", resolution: int | None = None, albums: int | None = None, seed: int = 0) -> None:
+def main(out: str, tier: Tier = "toy", resolution: Resolution = None, albums: Albums = None, seed: Seed = 0) -> None:
     """Makes demo data: a procedural world whose covers follow their audio in eight known attributes.
 
     The same options give the same bytes. OUT gets the thesis's folders (audio-cover_dataset, cover_dataset) and

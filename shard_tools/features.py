@@ -19,7 +19,7 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from shard_tools.core.files import place_link
-from shard_tools.core.locks import locked
+from shard_tools.core.locks import OUTPUT_LOCK, lock_output
 from shard_tools.core.parallel import Distributor, available_workers, run_tasks
 from shard_tools.core.quarantine import Drop, show_reasons, verdict, write_quarantine
 from shard_tools.dataset.layout import AUDIO_SUFFIXES
@@ -123,8 +123,9 @@ def _under_way(root: Path) -> Iterator[None]:
         ValueError: something else left the folder so, or another process is at it.
     """
     root.mkdir(parents=True, exist_ok=True)
-    with locked(root):
-        names = sorted(path.name for path in root.iterdir())
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(lock_output(root))
+        names = sorted(path.name for path in root.iterdir() if path.name != OUTPUT_LOCK)
         if names and FOLDER not in names and not (root / FILE).is_file() and not (root / "audio" / FILE).is_file():
             raise ValueError(f"{root} is not empty (found {', '.join(names[:3])}), and this command did not leave it "
                              "so; choose another --out")
@@ -133,6 +134,7 @@ def _under_way(root: Path) -> Iterator[None]:
             yield
         except ValueError:
             shutil.rmtree(root / FOLDER)
+            stack.close()
             with contextlib.suppress(OSError):
                 root.rmdir()  # where it is empty
             raise

@@ -12,13 +12,14 @@ import time
 from collections import Counter
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 
-from shard_tools import __version__
+from shard_tools import __version__, cli
+from shard_tools.cli import Range, checked
 from shard_tools.core.errors import SourceChangedError
-from shard_tools.core.locks import locked
+from shard_tools.core.locks import lock_output
 from shard_tools.core.parallel import Distributor, Pool, available_workers
 from shard_tools.core.quarantine import Drop, show_reasons, verdict, write_quarantine
 from shard_tools.dataset.demo_truth import TRUTH, copy_truth
@@ -40,10 +41,14 @@ from shard_tools.shards.packing import (
 )
 
 
+@checked
 def pack(source: str, out: str, dataset: Literal["auto", "audio-cover", "cover"] = "auto",
-         resolution: int | None = None, samples_per_shard: int = 1000, seed: int = 0,
-         audio_blocks: tuple[int, ...] | None = None, max_failure_rate: float = 0.05, max_pixels: int = MAX_PIXELS,
-         workers: int | None = None, distributor: Distributor = "processes", overwrite: bool = False) -> int:
+         resolution: Annotated[int | None, Range(1, 8192)] = None,
+         samples_per_shard: Annotated[int, Range(1, 10**6)] = 1000, seed: Annotated[int, Range(0, 2**63)] = 0,
+         audio_blocks: tuple[int, ...] | None = None, max_failure_rate: Annotated[float, Range(0, 1)] = 0.05,
+         max_pixels: Annotated[int, Range(1, 178_000_000)] = MAX_PIXELS,
+         workers: Annotated[int | None, Range(1, 1024)] = None, distributor: Distributor = "processes",
+         overwrite: bool = False) -> int:
     """Packs covers and audio vectors into WebDataset shards with an index; bad files go to OUT/quarantine.jsonl.
 
     The same command after an interruption goes on where it stopped. Returns 1 when too many files were bad, else 0.
@@ -70,12 +75,6 @@ def pack(source: str, out: str, dataset: Literal["auto", "audio-cover", "cover"]
         ValueError: nothing to pack, or OUT holds something else.
     """
     started = time.monotonic()
-    for name, value, low, high in (
-            ("samples_per_shard", samples_per_shard, 1, 10**6), ("resolution", resolution, 1, 8192),
-            ("seed", seed, 0, 2**63), ("workers", workers, 1, 1024), ("max_pixels", max_pixels, 1, 178_000_000),
-            ("max_failure_rate", max_failure_rate, 0, 1)):
-        if value is not None and not low <= value <= high:
-            raise ValueError(f"--{name} {value}: expected {low:,} to {high:,}")
     options = {"dataset": dataset, "resolution": resolution, "samples_per_shard": samples_per_shard, "seed": seed,
                "audio_blocks": list(audio_blocks) if audio_blocks else None, "max_pixels": max_pixels}
     upload = Upload(out, overwrite) if is_remote(out) else None
@@ -85,7 +84,7 @@ def pack(source: str, out: str, dataset: Literal["auto", "audio-cover", "cover"]
     listing = open_layout(open_source(source_path), dataset)
     schema = find_schema(listing.source, listing.top, listing.audio_folders())
     root.mkdir(parents=True, exist_ok=True)
-    with upload or nullcontext(), locked(root):
+    with upload or nullcontext(), lock_output(root):
         if upload and (metadata := upload.published()):
             job.check_same(out, upload.remote.sizes(), metadata, options, listing)
             print(f"{out} is already packed")
@@ -176,6 +175,4 @@ def _verdict(dropped: int, packed: int, max_failure_rate: float) -> int:
 
 
 if __name__ == "__main__":
-    from shard_tools import cli
-
     cli.run(pack)

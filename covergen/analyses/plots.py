@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from torch import Tensor
 
-from shard_tools.core.files import whole_file
+from shard_tools.core.files import atomic_path
 
 if TYPE_CHECKING:  # imported where it is used: it takes half a second, and most commands draw nothing
     from matplotlib.figure import Figure
@@ -27,7 +27,7 @@ SMOOTHED_FROM = 80  # points from which on a curve is also shown smoothed
 
 def save(figure: Figure, path: Path) -> None:
     """Writes a figure as a PNG, whole or not at all."""
-    with whole_file(path) as temporary:
+    with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", dpi=DPI)
 
 
@@ -42,7 +42,7 @@ def animate(figures: Sequence[Figure], path: Path, milliseconds: int = 120) -> N
     there_and_back = [*range(len(frames)), *range(len(frames) - 2, 0, -1)]
     durations = [5 * milliseconds if place in (0, len(frames) - 1) else milliseconds for place in there_and_back]
     first, *rest = (frames[place] for place in there_and_back)
-    with whole_file(path) as temporary:
+    with atomic_path(path) as temporary:
         first.save(temporary, format="GIF", save_all=True, append_images=rest, duration=durations, loop=0)
 
 

@@ -12,7 +12,7 @@ from covergen.analyses import names_of, plots
 from covergen.inference.cover_inputs import Pictures, Samples, find_split
 from covergen.inference.trained_model import TrainedModel
 from covergen.nn.losses import psnr
-from shard_tools.core.files import whole_file
+from shard_tools.core.files import atomic_path
 
 COLUMNS = 8
 SPLITS = ("val", "test", "train")
@@ -61,7 +61,7 @@ def errors(covers: Tensor, versions: Tensor) -> Tensor:
 def write_array(run: TrainedModel, source: Samples | Pictures, rows: Sequence[int], path: Path) -> float:
     """Writes reconstructions of rows as a .npy, in their order, as they are made; returns the mean PSNR."""
     total = 0.0
-    with whole_file(path) as temporary:
+    with atomic_path(path) as temporary:
         array = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32,
                                           shape=(len(rows), 3, run.resolution, run.resolution))
         start = 0

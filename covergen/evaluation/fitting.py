@@ -18,7 +18,7 @@ from safetensors.torch import save as save_weights
 from torch import Tensor, nn
 
 from shard_tools.core.files import write_atomically
-from shard_tools.core.locks import lock
+from shard_tools.core.locks import lock_folder
 from shard_tools.shards.index import metadata_bytes
 
 KEEP = "COVERGEN_READERS"  # environment: a folder for trained networks instead of the user's cache; none = keep none
@@ -119,7 +119,7 @@ def cached_network(folder: str, name: str, made_of: dict[str, Any], empty: Calla
         return train()
     root, made_of = Path(where) / folder, json.loads(json.dumps(made_of | {"version": VERSION}))
     weights, metadata = root / f"{name}.safetensors", root / f"{name}.json"
-    with lock(root, patience=LOCK_PATIENCE):  # who comes second finds what the first has trained
+    with lock_folder(root, patience=LOCK_PATIENCE):  # who comes second finds what the first has trained
         if metadata.is_file():
             with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RuntimeError):  # damaged: trained again
                 known, data = json.loads(metadata.read_bytes()), weights.read_bytes()

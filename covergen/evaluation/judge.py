@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from covergen.data.batch import Batch, downscale
 from covergen.data.indexed import ShardDataset
 from covergen.inference.trained_model import AT_ONCE, TrainedModel, open_model
-from shard_tools.core.locks import lock
+from shard_tools.core.locks import lock_folder
 
 VERSION = 1  # of the training of default judges: raise it when contrast or its preset changes
 MINUTES = 5.0  # that a judge is trained where none is given
@@ -55,7 +55,7 @@ def default_judge(shards: str, identity: str, resolution: int, tick: Callable[[]
     words = [sys.executable, "-m", "covergen.train", "--model", "contrast", "--album_subset", "judge", "--shards", shards,
              "--out", str(root), "--name", name, "--resolution", str(resolution), "--minutes", str(MINUTES),
              "--tracker", "none"]
-    with lock(root / "locks" / name, patience=120 * MINUTES):
+    with lock_folder(root / "locks" / name, patience=120 * MINUTES):
         if finished.is_file():
             return root / name
         print(f"no --judge: training one for these shards in {root / name}, {MINUTES:g} minutes at most; the next "

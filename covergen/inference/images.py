@@ -12,7 +12,7 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from shard_tools import __version__
-from shard_tools.core.files import whole_file
+from shard_tools.core.files import atomic_path
 
 SHOWN_SIDE = 64  # pixels that a cover in a grid has at least
 GAP = 2  # pixels between covers
@@ -60,5 +60,5 @@ def save(path: Path, picture: Image.Image, about: dict[str, Any] | None = None) 
     if about is not None:
         text.add_text("Software", f"covergen {__version__}")
         text.add_text("covergen", json.dumps(about))
-    with whole_file(path) as temporary:
+    with atomic_path(path) as temporary:
         picture.save(temporary, format="PNG", pnginfo=text)

@@ -19,7 +19,7 @@ from pathlib import Path
 from platformdirs import user_cache_path
 
 from shard_tools.core.files import file_sha256, read_bounded, write_atomically
-from shard_tools.remote.cache import locked
+from shard_tools.core.locks import lock
 from shard_tools.remote.filesystem import Remote, check_url, is_remote, redact_url
 from shard_tools.remote.index_cache import folder_name
 
@@ -98,7 +98,7 @@ class RunSync:
         """
         names = list(self.remote.sizes())
         self.folder.mkdir(parents=True, exist_ok=True)
-        with locked(self.folder / ".fetch"):
+        with lock(self.folder / ".fetch"):
             fresh, places = False, {name.removeprefix(f"{CHECKPOINTS}/").removesuffix(f"/{WHOLE}") for name in names}
             if gone := self._notes().keys() - places:  # elsewhere all may have been removed
                 kept = {name: note for name, note in self._notes().items() if name not in gone}

@@ -18,7 +18,7 @@ from covergen.inference.trained_model import open_model
 from covergen.models.base import Model
 from covergen.nn.layers import AudioEncoder
 from covergen.runs.config import Training
-from shard_tools.core.locks import lock
+from shard_tools.core.locks import lock_folder
 from shard_tools.shards.index import splits_in
 
 
@@ -30,7 +30,7 @@ def demo_shards(say: Callable[[str], None], tier: str = "toy") -> str:
     from shard_tools.demo import TIERS, VERSION, make
     from shard_tools.pack import pack
     root = user_cache_path("covergen") / f"demo-{tier}-{VERSION}"
-    with lock(root, patience=3600):
+    with lock_folder(root, patience=3600):
         packed = (root / "shards" / "train.index.json").is_file()
         if not packed:
             say(f"No --shards given: making the {tier} demo world ({TIERS[tier]['resolution']} px, known audio -> "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import filecmp
 import hashlib
 import os
@@ -10,20 +11,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
-
-
-@contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """A temporary name to write a file under, which is renamed to ``path`` when that went well, else removed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
+from typing import BinaryIO, Literal
 
 GROUPS_BYTES = 2**30  # of a table of samples or groups; a line is 60 bytes or so
 METADATA_BYTES = 2**27  # most bytes of a JSON that are read; 100,000 shards have 20 million
@@ -39,29 +27,52 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def read_bounded(path: Path, limit: int = METADATA_BYTES) -> bytes:
-    """The bytes of a regular file, which a FIFO or a device is not.
+def open_regular(path: str | Path, buffering: int = -1) -> BinaryIO:
+    """Opens a regular file for reading; never a FIFO, which would be waited for, or a device, which may do anything.
 
     Raises:
-        OSError: it can't be read.
-        ValueError: no regular file, or larger than the limit.
+        OSError: it can't be opened, or is no regular file.
     """
-    info = os.stat(path)
-    if not stat.S_ISREG(info.st_mode):  # a FIFO would be waited for
-        raise ValueError("not a file")
-    if info.st_size > limit:
-        raise ValueError(f"{info.st_size:,} bytes, the limit is {limit:,}")
-    return path.read_bytes()
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return open(path, "rb", buffering=buffering)
+
+
+def read_bounded(path: str | Path, limit: int = METADATA_BYTES) -> bytes:
+    """The bytes of a regular file.
+
+    Raises:
+        OSError: as ``open_regular``.
+        ValueError: larger than the limit.
+    """
+    with open_regular(path) as file:
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise ValueError(f"more than {limit:,} bytes, which is the limit")
+    return data
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """A temporary name to write a file under; it is synced and renamed to ``path`` when that went well, else removed.
+
+    Folders that are missing are made.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        yield temporary
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Writes a file under a temporary name, syncs it and renames it into place: it is whole or absent."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with open(temporary, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    """Writes a file by ``atomic_path``: it is whole or absent."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(data)
 
 
 Way = Literal["hard", "soft", "copy"]
@@ -108,6 +119,4 @@ def place_bytes(data: bytes, target: Path) -> None:
     """Makes ``target`` a file of these bytes, unless it is one."""
     if target.is_file() and not target.is_symlink() and target.read_bytes() == data:
         return
-    temporary = target.with_name(TEMPORARY)
-    temporary.write_bytes(data)
-    os.replace(temporary, target)
+    write_atomically(target, data)

@@ -1,75 +1,80 @@
-"""Locks that processes of one or several machines hold on a folder."""
+"""Locks among processes of one or several machines: each ends with the process that holds it."""
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
-import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
 
-LOCK_PATIENCE = 60.0
+from filelock import FileLock, Timeout
+
+LOCK_PATIENCE, POLL = 60.0, 0.02
+OUTPUT_LOCK = ".lock"
 
 
-def lock(folder: Path, patience: float = LOCK_PATIENCE) -> IO[str]:
-    """Makes this process the only writer of a folder until it closes the file returned or ends, however it ends.
+@contextlib.contextmanager
+def lock(path: Path, what: str = "", remedy: str = "", patience: float = -1) -> Iterator[None]:
+    """Holds a lock file, alone among processes and threads. Where a file system has no locks, goes on without.
 
-    Waits up to ``patience`` seconds, for a predecessor may still be saving.
+    Args:
+        path: of the lock file, which is made and stays.
+        what: it protects, for messages; "" = nobody asks who holds it.
+        remedy: what to do about a lock that another process holds.
+        patience: seconds to wait for it; -1 = as long as it takes.
+
+    Raises:
+        ValueError: another process still holds it.
+        OSError: the lock file can't be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()  # what keeps a file from being written is an error; that it can't be locked is none
+    held = FileLock(path, thread_local=False)
+    try:
+        if what and patience > 0:
+            with contextlib.suppress(Timeout):
+                held.acquire(timeout=0)
+            if not held.is_locked:
+                print(f"waiting for process {_holder(path)}, which writes in {what}", flush=True)
+        if not held.is_locked:
+            held.acquire(timeout=patience, poll_interval=POLL)
+        if what and _holder(path) != str(os.getpid()):  # a lock that filelock emulates has it already
+            path.write_text(str(os.getpid()))
+    except Timeout:
+        raise ValueError(f"{what} is in use by process {_holder(path)}; {remedy}") from None
+    except OSError:
+        pass  # a network file system without locks: alone as nearly always
+    try:
+        yield
+    finally:
+        held.release()
+
+
+def lock_folder(folder: Path, patience: float = LOCK_PATIENCE) -> contextlib.AbstractContextManager[None]:
+    """Makes this process the only writer of a run's folder; waits, for a predecessor may still be saving.
 
     Raises:
         ValueError: another process keeps writing there.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    file = open(folder / ".lock", "a+")
-    began, waiting = time.monotonic(), False
-    while True:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            break
-        except BlockingIOError:
-            if not waiting:
-                file.seek(0)
-                print(f"waiting for process {file.read().strip() or '?'}, which writes in {folder}", flush=True)
-                waiting = True
-            if time.monotonic() - began > patience:
-                file.seek(0)
-                raise ValueError(f"{folder} is in use by process {file.read().strip() or '?'}; stop that one, "
-                                 "or give this run another --name") from None
-            time.sleep(0.5)
-    file.truncate(0)
-    file.write(str(os.getpid()))
-    file.flush()
-    return file
+    return lock(folder / ".lock", str(folder), "stop that one, or give this run another --name", patience)
 
 
 @contextlib.contextmanager
-def _alone(path: Path, url: str) -> Iterator[None]:
-    with open(path, "a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"another process is packing to {url}; wait for it, or choose another --out") from None
-        yield
-
-
-@contextlib.contextmanager
-def locked(root: Path) -> Iterator[None]:
-    """Keeps a second process from packing into the same folder.
+def lock_output(root: Path) -> Iterator[None]:
+    """Keeps a second process from writing into the same ``--out``; its lock file is there only meanwhile.
 
     Raises:
         ValueError: one is at it.
     """
-    handle = os.open(root, os.O_RDONLY)  # the folder itself: a lock file would have to be deleted under its lock
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(handle)
-        raise ValueError(f"another process is writing into {root}; wait for it, or choose another --out") from None
-    except OSError:
-        pass  # a network file system without locks: go on, alone as nearly always
-    try:
-        yield
-    finally:
-        os.close(handle)
+    path = root / OUTPUT_LOCK
+    with lock(path, str(root), "wait for it, or choose another --out", patience=0):
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)  # under the lock: who waits for a lock file that is gone makes a new one
+
+
+def _holder(path: Path) -> str:
+    with contextlib.suppress(OSError, UnicodeDecodeError, IndexError):
+        return path.read_text().split()[0]
+    return "?"

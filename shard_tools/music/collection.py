@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from shard_tools.core.files import write_atomically
+from shard_tools.core.locks import OUTPUT_LOCK
 from shard_tools.dataset.genres import to_genre
 from shard_tools.dataset.schema import Schema, read_schema, write_schema
 from shard_tools.dataset.vectors import write_vector
@@ -42,7 +43,7 @@ def begin(root: Path, schema: Schema) -> Path:
     Raises:
         ValueError: it is of others, or holds vectors of another schema.
     """
-    found = sorted(path.name for path in root.iterdir())
+    found = sorted(path.name for path in root.iterdir() if path.name != OUTPUT_LOCK)
     if found and FOLDER not in found:
         raise ValueError(f"{root} is not empty (found {', '.join(found[:3])}), and collect has not left it so; choose "
                          "another --out")

@@ -12,7 +12,7 @@ from typing import Any
 
 from PIL import Image
 
-from shard_tools.core.files import whole_file
+from shard_tools.core.files import atomic_path
 from shard_tools.dataset.layout import AUDIO_SUFFIXES
 
 FRONT = 3  # the number of a front cover among the kinds of pictures of ID3, which FLAC and Ogg have taken over
@@ -62,7 +62,7 @@ def embed(source: Path, target: Path, picture: Image.Image) -> None:
     """
     jpeg = io.BytesIO()
     picture.save(jpeg, format="JPEG", quality=QUALITY)
-    with whole_file(target) as temporary:
+    with atomic_path(target) as temporary:
         shutil.copyfile(source, temporary)
         audio = _opened(temporary, source)
         try:

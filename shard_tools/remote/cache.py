@@ -13,7 +13,7 @@ import fcntl
 import os
 import re
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -21,6 +21,7 @@ from typing import Any, BinaryIO
 from platformdirs import user_cache_path
 
 from shard_tools.core.files import file_sha256, write_atomically
+from shard_tools.core.locks import lock
 from shard_tools.remote.filesystem import Remote
 from shard_tools.shards.index import SHARD_NAME
 
@@ -71,7 +72,7 @@ class Cache:
         self.shards = self.folder / SHARDS
         self.shards.mkdir(parents=True, exist_ok=True)
         if gigabytes is not None and int(gigabytes * GIGABYTE) != self.bound():
-            with locked(self.folder / ".lock"):
+            with lock(self.folder / ".lock"):
                 write_atomically(self.folder / BOUND, str(int(gigabytes * GIGABYTE)).encode())
         self._verified: set[str] = set()  # hashes of copies that this process has checked
 
@@ -125,7 +126,7 @@ class Cache:
                     self.reserve(part, wanted.bytes, protected)
                     with open(path, "r+b") as file:
                         remote.fetch(wanted.name, wanted.bytes, wanted.sha256, file)
-                    with locked(self.folder / ".lock"):  # whoever counts counts it once
+                    with lock(self.folder / ".lock"):  # whoever counts counts it once
                         os.replace(path, copy)
                 except BaseException:
                     path.unlink(missing_ok=True)
@@ -159,7 +160,7 @@ class Cache:
         Raises:
             FullError: there is too little that may go.
         """
-        with locked(self.folder / ".lock"):
+        with lock(self.folder / ".lock"):
             missing = self.used() - os.fstat(part.fileno()).st_size + size - self.bound()
             if missing > 0:
                 stay = {f"{sha256}{ending}" for sha256 in protected() for ending in (COPY, PART)} | {Path(part.name).name}
@@ -171,15 +172,6 @@ class Cache:
                 raise FullError(f"{self.folder} holds {self.used() / GIGABYTE:.3g} GB of {self.bound() / GIGABYTE:.3g}")
             os.ftruncate(part.fileno(), 0)
             os.ftruncate(part.fileno(), size)
-
-
-@contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """This process, and this thread of it, alone."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _files(folder: Path) -> dict[Path, os.stat_result]:

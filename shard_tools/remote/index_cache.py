@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import BinaryIO
 
 from shard_tools.core.files import write_atomically
+from shard_tools.core.locks import lock
 from shard_tools.dataset.demo_truth import TRUTH
 from shard_tools.dataset.layout import SPLITS
-from shard_tools.remote.cache import GIGABYTE, INDEXES, Cache, FullError, locked
+from shard_tools.remote.cache import GIGABYTE, INDEXES, Cache, FullError
 from shard_tools.remote.filesystem import Remote, check_url, is_remote, redact_url
 from shard_tools.shards.index import read_metadata
 
@@ -69,7 +70,7 @@ def _fetch_index(url: str, folder: Path) -> Path:
     cache, remote = Cache(folder), Remote(url, attempts=6)  # a wrong address is soon reported
     root = folder / INDEXES / folder_name(url)
     found = read_indexes(remote)
-    with locked(root / ".lock"):
+    with lock(root / ".lock"):
         changed = [split for split, data in found.items()
                    if not (path := root / f"{split}.index.json").is_file() or path.read_bytes() != data]
         if changed:

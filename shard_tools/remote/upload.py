@@ -15,8 +15,8 @@ from typing import Any
 from platformdirs import user_cache_path
 
 from shard_tools.core.files import file_sha256
-from shard_tools.core.locks import _alone
-from shard_tools.remote.filesystem import Remote
+from shard_tools.core.locks import lock
+from shard_tools.remote.filesystem import Remote, redact_url
 from shard_tools.remote.index_cache import folder_name, read_indexes
 from shard_tools.shards.index import SHARD_NAME, read_metadata
 from shard_tools.shards.state import finished
@@ -67,7 +67,8 @@ class Upload:
     def __enter__(self) -> Upload:
         self._work.mkdir(parents=True, exist_ok=True)
         self._held = contextlib.ExitStack()
-        self._held.enter_context(_alone(self._work.with_name(f"{self._work.name}.lock"), self.remote.url))
+        self._held.enter_context(lock(self._work.with_name(f"{self._work.name}.lock"), redact_url(self.remote.url),
+                                      "wait for it, or choose another --out", patience=0))
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:

@@ -23,6 +23,7 @@ import numpy as np
 
 from shard_tools import __version__
 from shard_tools.core.files import read_bounded, write_atomically
+from shard_tools.core.locks import OUTPUT_LOCK
 from shard_tools.core.quarantine import QUARANTINE, Drop
 from shard_tools.dataset.demo_truth import TRUTH
 from shard_tools.dataset.layout import SPLITS, Candidate, Listing
@@ -113,7 +114,7 @@ def open_state(root: Path, listing: Listing, options: dict[str, Any], overwrite:
     """
     folder = root / FOLDER
     restart = overwrite and not (folder / "state.json").exists()
-    before = sorted(entry.name for entry in root.iterdir())
+    before = sorted(entry.name for entry in root.iterdir() if entry.name != OUTPUT_LOCK)
     foreign = [name for name in before if not _OURS.fullmatch(name) and not _OUR_TEMPORARY.fullmatch(name)]
     if foreign or (before and not folder.exists() and not restart):
         raise ValueError(f"{root} is not empty (found {', '.join((foreign or before)[:3])}), and no unfinished packing "

@@ -233,10 +233,10 @@ def test_minorities_of_size_are_dropped_with_the_remedy_and_resolution_mends_the
 
 
 def test_a_second_process_in_the_same_folder_is_refused(source, tmp_path):
-    from shard_tools.core.locks import locked
+    from shard_tools.core.locks import lock_output
 
     (tmp_path / "out").mkdir()
-    with locked(tmp_path / "out"), pytest.raises(ValueError, match="another process"):
+    with lock_output(tmp_path / "out"), pytest.raises(ValueError, match="in use by process"):
         pack(str(source), str(tmp_path / "out"), workers=1)
 
 

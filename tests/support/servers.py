@@ -18,7 +18,8 @@ from pathlib import Path
 
 import pytest
 
-from shard_tools.remote.cache import Cache, RemoteFile, locked
+from shard_tools.core.locks import lock
+from shard_tools.remote.cache import Cache, RemoteFile
 from shard_tools.remote.filesystem import Remote
 from tests.support.waiting import wait_for
 
@@ -207,7 +208,7 @@ def watched(folder: Path) -> Iterator[list[int]]:
 
     def watch() -> None:
         while not done.wait(0.01):
-            with locked(folder / ".lock"):  # or what goes and what comes for it would both be counted
+            with lock(folder / ".lock"):  # or what goes and what comes for it would both be counted
                 total = 0
                 for path in folder.rglob("*"):
                     with contextlib.suppress(FileNotFoundError):

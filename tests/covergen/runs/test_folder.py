@@ -18,7 +18,7 @@ from covergen.runs import checkpoint
 from covergen.runs.log import cut_log
 from covergen.training import tracking
 from covergen.training.ema import Average
-from shard_tools.core.locks import lock
+from shard_tools.core.locks import lock_folder
 from tests.support.runs import TINY, log_of, train
 from tests.support.waiting import LIMIT
 
@@ -68,10 +68,9 @@ def test_a_damaged_or_foreign_checkpoint_is_named(tmp_path: Path) -> None:
 
 
 def hold(folder: str, ready: multiprocessing.Event, leave: multiprocessing.Event) -> None:
-    file = lock(Path(folder))
-    ready.set()
-    leave.wait()
-    file.close()
+    with lock_folder(Path(folder)):
+        ready.set()
+        leave.wait()
 
 
 def test_a_run_folder_has_one_writer_at_a_time(tmp_path: Path) -> None:
@@ -81,9 +80,10 @@ def test_a_run_folder_has_one_writer_at_a_time(tmp_path: Path) -> None:
     other.start()
     assert ready.wait(LIMIT)
     with pytest.raises(ValueError, match=f"in use by process {other.pid}"):
-        lock(tmp_path, patience=0.1)
+        lock_folder(tmp_path, patience=0.1).__enter__()
     leave.set()
-    lock(tmp_path, patience=LIMIT).close()
+    with lock_folder(tmp_path, patience=LIMIT):
+        pass
     other.join()
 
 

@@ -19,10 +19,11 @@ import torch
 
 from covergen.data.indexed import open_stream
 from covergen.data.shard_store import RemoteShardStore
+from shard_tools.core.locks import lock
 from shard_tools.inspect import inspect
 from shard_tools.pack import pack
 from shard_tools.remote import filesystem as far
-from shard_tools.remote.cache import BusyError, Cache, FullError, RemoteFile, locked
+from shard_tools.remote.cache import BusyError, Cache, FullError, RemoteFile
 from shard_tools.remote.filesystem import Remote, check_url, redact_url
 from shard_tools.remote.index_cache import resolve
 from shard_tools.shards.index import open_index, splits_in
@@ -71,7 +72,7 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def sizes(cache: Cache) -> int:
-    with locked(cache.folder / ".lock"):  # or what goes and what comes for it would both be counted
+    with lock(cache.folder / ".lock"):  # or what goes and what comes for it would both be counted
         return sum(path.stat().st_size for path in cache.folder.rglob("*") if path.is_file() and path.name != "bound")
 
 
