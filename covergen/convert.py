@@ -236,7 +236,7 @@ def import_weights(file: Mapping[Any, Any], run: config.Config, model: Model) ->
                training.batch_size * max(turn.repeats for turn in model.phases))
     patience = EarlyStopping(training.patience)
     for row, loss in zip(log, validation, strict=False):
-        patience.judge(row["step"], loss)
+        patience.update(row["step"], loss)
     if validation and patience.best_step < step:
         notes.append(f"the best validation loss was at step {patience.best_step}; the file has the weights of {step}")
     trainer = {"step": step, "optimizers": optimizers, "scaler": None, "average_updates": step if training.ema else 0,

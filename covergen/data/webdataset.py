@@ -108,7 +108,7 @@ class WebDatasetStream:
     def mismatch(self) -> None:
         """Raises ValueError: audio of another album can't be found in a stream that has no index."""
         raise ValueError("mismatched pairs need shards with an index; pack the covers with shard_tools.pack, or train "
-                         "without them (of r3gan: --mismatch 0)")
+                         "without them (of r3gan: --mismatch_weight 0)")
 
     def ends(self, position: int) -> None:
         """Nothing to do."""

@@ -143,11 +143,11 @@ def _build(folder: Path, chosen: Path, run: config.Config, sizes: InputSpec) -> 
 
 
 def _with_options(run: config.Config, options: dict[str, Any]) -> config.Config:
-    known = {field.name for field in dataclasses.fields(run.options)}
+    known = {field.name: field.metadata for field in dataclasses.fields(run.options)}
     for name in options:
         if name not in known:
             raise ValueError(f"--{name}: the run is a {run.model}, which has no such option; leave it away")
-        config.check_range(name, options[name])
+        config.check_range(name, options[name], known[name])
     return dataclasses.replace(run, options=dataclasses.replace(run.options, **options))
 
 

@@ -23,6 +23,6 @@ MODELS = {
 
 
 def load(name: str) -> ModelSpec:
-    """The recipe of a model in the table; KeyError for any other name."""
-    module, _, place = MODELS[name].partition(":")
-    return getattr(importlib.import_module(module), place)
+    """The spec of a model in the table; KeyError for any other name."""
+    module, _, attribute = MODELS[name].partition(":")
+    return getattr(importlib.import_module(module), attribute)

@@ -1,13 +1,12 @@
-"""Autoencoders of covers that differ in how they grow back: by resizing (``ae_resize``) or by unpooling
-(``ae_transpose``, whose transposed convolutions leave checkerboards).
+"""Autoencoders of covers whose decoders grow by resizing (``ae_resize``) or by unpooling (``ae_transpose``).
 
-Source: J. Bustos 2020, "Towards album artwork generation based on audio"; each 260,867 parameters. They reconstruct and
-encode; there is nothing to sample from.
+The transposed convolutions of ``ae_transpose`` leave checkerboards. Both reconstruct and encode; there is nothing to
+sample from. Source: J. Bustos 2020, "Towards album artwork generation based on audio"; each 260,867 parameters.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from covergen.models.base import InputSpec, Model, ModelSpec, Phase, to_zero_one
+from covergen.models.base import InputSpec, Model, ModelSpec, Phase, option, to_zero_one
 from covergen.nn.autoencoders import Decoder, Encoder
 from covergen.nn.layers import check_resolution
 from covergen.nn.losses import psnr
@@ -23,13 +22,13 @@ from covergen.nn.losses import psnr
 
 @dataclass(frozen=True)
 class Options:
-    """What can be set about the model; the defaults are the thesis's."""
+    """Options of both models; the defaults are the thesis's."""
 
-    width: int = field(default=32, metadata={"help": "channels of the first layer; the others have 2, 2 and 4 times"})
+    width: int = option(32, "channels of the first layer; the others have 2, 2 and 4 times as many", gt=0)
 
 
 class Resize(nn.Module):
-    """Images ``[B, 3, R, R]`` -> latents ``[B, 4 * width, R/8, R/8]`` -> images in [0, 1]."""
+    """Encodes images ``[B, 3, R, R]`` to ``[B, 4 * width, R/8, R/8]`` and decodes them to images in [0, 1]."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -43,7 +42,7 @@ class Resize(nn.Module):
 
 
 class Transpose(nn.Module):
-    """Images ``[B, 3, R, R]`` -> latents ``[B, 4 * width, R/8, R/8]`` and places of maxima -> images in [0, 1]."""
+    """The same by max-pooling; the decoder gets the positions of the maxima as well."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -54,27 +53,27 @@ class Transpose(nn.Module):
         self.back = nn.ModuleList(nn.ConvTranspose2d(size, out, 3, 1, 1) for size, out in pairwise(back))
         self.back_norms = nn.ModuleList(nn.BatchNorm2d(size) for size in back[1:4])
 
-    def pooled(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """The latents, and for each pooling where its maxima were."""
-        maps, places = images, []
+    def encode_with_indices(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """The latents, and the positions of the maxima of each pooling."""
+        maps, indices = images, []
         for conv, norm in zip(self.convs[:-1], self.norms, strict=True):
-            maps, place = F.max_pool2d(conv(maps), 2, return_indices=True)
+            maps, maxima = F.max_pool2d(conv(maps), 2, return_indices=True)
             maps = F.leaky_relu(norm(maps))
-            places.append(place)
-        return F.leaky_relu(self.convs[-1](maps)), places
+            indices.append(maxima)
+        return F.leaky_relu(self.convs[-1](maps)), indices
 
     def encode(self, images: Tensor) -> Tensor:
-        return self.pooled(images)[0]
+        return self.encode_with_indices(images)[0]
 
     def forward(self, images: Tensor) -> Tensor:
-        maps, places = self.pooled(images)
-        for conv, norm, place in zip(self.back[:-1], self.back_norms, reversed(places), strict=True):
-            maps = F.leaky_relu(norm(F.max_unpool2d(conv(maps), place, 2)))
+        maps, indices = self.encode_with_indices(images)
+        for conv, norm, maxima in zip(self.back[:-1], self.back_norms, reversed(indices), strict=True):
+            maps = F.leaky_relu(norm(F.max_unpool2d(conv(maps), maxima, 2)))
         return torch.sigmoid(self.back[-1](maps).float())
 
 
 class ReconstructionPhase(Phase):
-    """Trains an autoencoder: the mean squared error of an image's values, averaged over images."""
+    """Trains an autoencoder by the mean squared error of an image's values, averaged over images."""
 
     name = "autoencoder"
 
@@ -89,12 +88,12 @@ class ReconstructionPhase(Phase):
         return loss, {"mse": loss.detach(), "psnr": psnr(errors.detach()).mean()}
 
 
-def assemble(autoencoder: nn.Module, sizes: InputSpec) -> Model:
-    """One network, one turn; validated by that turn's loss."""
-    check_resolution(sizes.resolution)
-    turn = ReconstructionPhase(autoencoder)
+def assemble(autoencoder: nn.Module, inputs: InputSpec) -> Model:
+    """One network with one phase, whose loss also validates it."""
+    check_resolution(inputs.resolution)
+    phase = ReconstructionPhase(autoencoder)
     return Model(
-        {"autoencoder": autoencoder}, [turn], validation_phase=turn,
+        {"autoencoder": autoencoder}, [phase], validation_phase=phase,
         reconstruct=lambda networks, batch: networks["autoencoder"](to_zero_one(batch.cover)),
         encode=lambda networks, batch: networks["autoencoder"].encode(to_zero_one(batch.cover)).flatten(1).float())
 
@@ -105,7 +104,7 @@ PRESET = {"batch_size": 32, "lr": 1e-3, "betas": (0.9, 0.999), "weight_decay": 1
 DEMO = {"epochs": 10}
 
 RESIZE = ModelSpec("autoencoder that resizes and convolves (thesis)", Options,
-                lambda options, sizes: assemble(Resize(options.width), sizes), preset=PRESET, demo=DEMO)
+                   lambda options, inputs: assemble(Resize(options.width), inputs), preset=PRESET, demo=DEMO)
 
 TRANSPOSE = ModelSpec("autoencoder with unpooling and transposed convolutions (thesis)", Options,
-                   lambda options, sizes: assemble(Transpose(options.width), sizes), preset=PRESET, demo=DEMO)
+                      lambda options, inputs: assemble(Transpose(options.width), inputs), preset=PRESET, demo=DEMO)

@@ -1,2 +1,1 @@
-"""Pure torch: layers, losses and the contract of a turn."""
-
+"""Pure torch: layers, losses, augmentation and schedules."""

@@ -1,7 +1,7 @@
-"""Differentiable augmentation: images and the draws of an augmentation in, augmented images out.
+"""Differentiable augmentation of images.
 
-The draws are made apart from their use, so that real and generated images are changed alike, and so that the number of
-processes changes nothing. Source: Zhao et al. 2020, "Differentiable Augmentation for Data-Efficient GAN Training".
+Random draws are separate from their use, so that real and generated images change alike and the number of processes
+changes nothing. Source: Zhao et al. 2020, "Differentiable Augmentation for Data-Efficient GAN Training".
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ HOLE = 1 / 4  # side of the square that cutout clears; the paper's 1/2 hides too
 
 
 def check_kinds(kinds: tuple[str, ...]) -> None:
-    """Raises ValueError for a kind that there isn't; ``none`` alone stands for none of them."""
+    """Raises ValueError for an unknown kind; ``none`` alone means no augmentation."""
     for kind in kinds:
         if kind not in KINDS and kinds != ("none",):
             raise ValueError(f"--augment: {kind!r} is not a choice, expected some of {', '.join(KINDS)}, or none")
 
 
 def draw_augmentation(count: int, generator: torch.Generator) -> dict[str, Tensor]:
-    """What ``augment`` needs for ``count`` images: ``augmentation`` ``[count, 7]``, uniform in [-1, 1]."""
+    """Draws the noise of ``augment`` for ``count`` images: ``augmentation`` ``[count, 7]``, uniform in [-1, 1]."""
     return {"augmentation": torch.rand(count, 7, generator=generator, device=generator.device) * 2 - 1}
 
 
 def augment(images: Tensor, kinds: tuple[str, ...], draws: Tensor) -> Tensor:
-    """Images ``[B, 3, R, R]`` changed as their draws ``[B, 7]`` say, in the kinds that are named."""
+    """Augments images ``[B, 3, R, R]`` by their draws ``[B, 7]``, in the kinds that are named."""
     if "color" in kinds:
         images = recolor(images, *draws[:, :3].T[..., None, None, None])
     if "translation" in kinds:
@@ -38,7 +38,7 @@ def augment(images: Tensor, kinds: tuple[str, ...], draws: Tensor) -> Tensor:
 
 
 def recolor(images: Tensor, brightness: Tensor, saturation: Tensor, contrast: Tensor) -> Tensor:
-    """Images lighter by up to 0.5, with up to twice the saturation, and 0.5 to 1.5 times the contrast."""
+    """Changes brightness by up to 0.5, saturation by 0 to 2 times, contrast by 0.5 to 1.5 times."""
     images = images + brightness / 2
     grey = images.mean(1, keepdim=True)
     images = grey + (images - grey) * (1 + saturation)
@@ -47,20 +47,20 @@ def recolor(images: Tensor, brightness: Tensor, saturation: Tensor, contrast: Te
 
 
 def translate(images: Tensor, down: Tensor, right: Tensor) -> Tensor:
-    """Images moved by up to ``SHIFT`` of their side (draws ``[B]`` in [-1, 1]), with 0 where nothing is left."""
+    """Shifts images by up to ``SHIFT`` of their side (draws ``[B]`` in [-1, 1]) and fills with 0."""
     side = images.shape[-1]
     for axis, draw in ((2, down), (3, right)):
         shift = (draw * SHIFT * side).round().long()
-        places = torch.arange(side, device=images.device) - shift[:, None]
-        inside = (places >= 0) & (places < side)
+        source = torch.arange(side, device=images.device) - shift[:, None]
+        inside = (source >= 0) & (source < side)
         shape = [len(images), 1, 1, 1]
         shape[axis] = side
-        images = images.gather(axis, places.clamp(0, side - 1).view(shape).expand_as(images)) * inside.view(shape)
+        images = images.gather(axis, source.clamp(0, side - 1).view(shape).expand_as(images)) * inside.view(shape)
     return images
 
 
 def outside_hole(side: int, down: Tensor, right: Tensor) -> Tensor:
-    """0 in a square of ``HOLE`` of the side around a place (draws ``[B]`` in [-1, 1]), else 1, ``[B, 1, R, R]``."""
-    at = (torch.arange(side, device=down.device) + 0.5) * 2 / side - 1
-    rows, columns = ((at - draw[:, None]).abs() < HOLE for draw in (down, right))
+    """A mask ``[B, 1, R, R]``: 0 in a square of ``HOLE`` of the side around the draws ``[B]`` in [-1, 1], else 1."""
+    centres = (torch.arange(side, device=down.device) + 0.5) * 2 / side - 1
+    rows, columns = ((centres - draw[:, None]).abs() < HOLE for draw in (down, right))
     return 1 - (rows[:, None, :, None] & columns[:, None, None, :]).float()

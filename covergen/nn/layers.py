@@ -1,4 +1,4 @@
-"""Blocks that more than one model is built from: norms by name, initial weights, trunks of GANs, how audio conditions.
+"""Blocks that several models are built from: norms by name, initial weights, trunks of GANs, conditioning on audio.
 
 Covers of another side than 128 px get blocks added or dropped nearest the image; every level keeps its width.
 """
@@ -54,7 +54,7 @@ def instance_norm(channels: int) -> nn.Module:
 
 
 def activation(norm: str, slope: float = 0.0) -> nn.Module:
-    """ReLU (LeakyReLU with a slope) beside batch norm; SiLU beside group norm, where a batch's split shall not matter.
+    """ReLU (LeakyReLU with a slope) beside batch norm; SiLU beside group norm, where a batch's split must not matter.
 
     A unit within rounding of a kink falls to one side or the other depending on how a sum was split over processes, and
     each such unit changes an Adam update by tenths of a percent: after 100 updates the weights differ by 0.2%. Without
@@ -79,9 +79,9 @@ def init_gan_weights(network: nn.Module) -> None:
 
 
 def zero_gradient(parameter: nn.Parameter) -> None:
-    """Sets the gradient of a parameter to 0, of one whose true gradient is 0 and whose computed one is rounding.
+    """Sets to 0 the gradient of a parameter whose true gradient is 0, so that Adam does not blow rounding up.
 
-    Adam would blow it up. A compiled turn that only reads the parameter's network hands on None.
+    A compiled phase that only reads the parameter's network passes None.
     """
     parameter.register_hook(lambda gradient: None if gradient is None else torch.zeros_like(gradient))
 
@@ -90,22 +90,22 @@ def zero_gradient(parameter: nn.Parameter) -> None:
 
 
 class Upsampler(nn.Module):
-    """Latents ``[B, latent]`` -> images ``[B, 3, R, R]`` in [-1, 1]: linear to 4x4, then doublings with norms."""
+    """Turns latents ``[B, latent]`` into images ``[B, 3, R, R]`` in [-1, 1]: linear to 4x4, then doublings."""
 
     def __init__(self, latent: int, widths: Sequence[int], norm: str = "batch", refined: int = 0) -> None:
         """Args:
             latent: size of the noise vector.
             widths: channels at 4, 8, ... R/2 pixels.
             norm: kind of ``feature_norm``.
-            refined: how many doublings, from the first, are followed by a convolution of 3x3.
+            refined: the first so many doublings are followed by a 3x3 convolution.
         """
         super().__init__()
         self.project = nn.Linear(latent, widths[0] * 4 * 4)
         self.project_norm = feature_norm(norm, widths[0])
         layers: list[nn.Module] = []
-        for place, (channels, out) in enumerate(pairwise(widths)):
+        for level, (channels, out) in enumerate(pairwise(widths)):
             layers += [nn.ConvTranspose2d(channels, out, 4, 2, 1), feature_norm(norm, out), activation(norm)]
-            if place < refined:
+            if level < refined:
                 layers += [nn.ConvTranspose2d(out, out, 3, 1, 1), feature_norm(norm, out), activation(norm)]
         self.blocks = nn.Sequential(*layers)
         self.to_rgb = nn.ConvTranspose2d(widths[-1], 3, 4, 2, 1)
@@ -117,10 +117,10 @@ class Upsampler(nn.Module):
 
 
 class ConvDiscriminator(nn.Module):
-    """Images ``[B, 3, R, R]`` -> scores ``[B]``: halvings down to 4x4, a norm and LeakyReLU(0.2) after each; linear."""
+    """Scores images ``[B, 3, R, R]``: halvings down to 4x4, a norm and LeakyReLU(0.2) after each; linear."""
 
     def __init__(self, resolution: int, width: int, norm: Callable[[int], nn.Module], kind: str = "batch") -> None:
-        """Args: resolution: R; width: see ``trunk_widths``; norm: channels -> layer; kind: see ``activation``."""
+        """Args: width: see ``trunk_widths``; norm: channels -> layer; kind: see ``activation``."""
         super().__init__()
         layers: list[nn.Module] = []
         channels = 3
@@ -135,11 +135,11 @@ class ConvDiscriminator(nn.Module):
         return self.score(self.blocks(images).flatten(1)).squeeze(1)
 
 
-# -- conditioning as the thesis had it ---
+# -- conditioning of the thesis ---
 
 
 def audio_layers(sizes: Sequence[int]) -> list[nn.Module]:
-    """Linear layers from size to size, each with batch norm, and LeakyReLU(0.2) between them."""
+    """Linear layers of these sizes, each with batch norm, and LeakyReLU(0.2) between them."""
     layers: list[nn.Module] = []
     for size, out in pairwise(sizes):
         layers += [nn.Linear(size, out), nn.BatchNorm1d(out), nn.LeakyReLU(0.2)]
@@ -147,16 +147,16 @@ def audio_layers(sizes: Sequence[int]) -> list[nn.Module]:
 
 
 class AudioTrunk(nn.Sequential):
-    """Audio ``[B, A]`` -> features ``[B, out]`` in three equal steps of size (1160, 944, 728, 512 in the thesis)."""
+    """Turns audio ``[B, A]`` into features ``[B, out]`` in three equal steps of size (thesis: 1160, 944, 728, 512)."""
 
     def __init__(self, audio: int, out: int) -> None:
         super().__init__(*audio_layers([audio + (out - audio) * i // 3 for i in range(4)]))
 
     def forward(self, audio: Tensor) -> Tensor:
-        """In fp32 whatever the precision of the rest: raw descriptors reach 1e13.
+        """Computes in fp32 at any precision of the rest, for raw descriptors reach 1e13.
 
         Raises:
-            ValueError: a single vector in training, which batch norm can't do.
+            ValueError: a single vector in training, which batch norm can't normalise.
         """
         if self.training and len(audio) < 2:
             raise ValueError("--batch_size: the batch norm over audio needs at least 2 covers in every process")
@@ -165,9 +165,9 @@ class AudioTrunk(nn.Sequential):
 
 
 class Film(nn.Module):
-    """Feature maps ``[B, width, H, W]`` scaled and shifted per channel, as audio features ``[B, size]`` say.
+    """Scales and shifts the channels of maps ``[B, width, H, W]`` by functions of audio features ``[B, size]``.
 
-    As in the thesis: each head ends in batch norm, so its outputs' variance over a batch is forced; see ``init_film``.
+    As in the thesis each head ends in batch norm, which fixes the variance of its outputs; see ``init_film``.
     Source of FiLM: Perez et al. 2018, "FiLM: Visual Reasoning with a General Conditioning Layer", eq. 2.
     """
 
@@ -182,8 +182,11 @@ class Film(nn.Module):
 
 
 def init_film(network: nn.Module) -> None:
-    """Starts audio layers as the thesis did: all norms over audio with scales and shifts from N(0, 1), but for the
-    heads' last ones, whose scales are from N(0, 0.02) where they multiply and from N(1, 0.02) where they add."""
+    """Initialises audio layers as the thesis did.
+
+    Norms over audio have scales and shifts from N(0, 1), but the scales of the heads' last norms are from N(0, 0.02)
+    where they multiply and from N(1, 0.02) where they add.
+    """
     for module in network.modules():
         if isinstance(module, nn.BatchNorm1d):
             nn.init.normal_(module.weight)
@@ -195,13 +198,10 @@ def init_film(network: nn.Module) -> None:
 
 
 class FilmUpsampler(nn.Module):
-    """Latents ``[B, latent]`` and audio ``[B, A]`` -> images ``[B, 3, R, R]`` in [-1, 1]; FiLM at every norm.
-
-    9,782,043 parameters with a latent of 100, audio of 1160 and the thesis's widths at 128 px.
-    """
+    """Turns latents ``[B, latent]`` and audio ``[B, A]`` into images in [-1, 1], with FiLM at every norm."""
 
     def __init__(self, latent: int, audio: int, widths: Sequence[int], features: int = 512) -> None:
-        """Args: latent, audio: sizes; widths: channels at 4, 8, ... R/2 pixels; features: what audio becomes."""
+        """Args: latent, audio, features: sizes; widths: channels at 4, 8, ... R/2 pixels."""
         super().__init__()
         self.project = nn.Linear(latent, widths[0] * 4 * 4)
         self.doublings = nn.ModuleList(nn.ConvTranspose2d(size, out, 4, 2, 1) for size, out in pairwise(widths))
@@ -213,19 +213,19 @@ class FilmUpsampler(nn.Module):
         init_film(self)
 
     def forward(self, latents: Tensor, audio: Tensor) -> Tensor:
-        heard = self.audio(audio)
+        features = self.audio(audio)
         maps = self.project(latents).unflatten(1, (-1, 4, 4))
-        for place, (norm, film) in enumerate(zip(self.norms, self.films, strict=True)):
-            maps = self.doublings[place - 1](maps) if place else maps
-            maps = F.relu(film(norm(maps), heard))
+        for level, (norm, film) in enumerate(zip(self.norms, self.films, strict=True)):
+            maps = self.doublings[level - 1](maps) if level else maps
+            maps = F.relu(film(norm(maps), features))
         return torch.tanh(self.to_rgb(maps))
 
 
-# -- conditioning done right ---
+# -- conditioning of the other models ---
 
 
 class ResidualMlp(nn.Module):
-    """Features ``[B, size]`` plus what LayerNorm, linear, GELU, linear make of them."""
+    """Adds LayerNorm, linear, GELU, linear of features ``[B, size]`` to them."""
 
     def __init__(self, size: int) -> None:
         super().__init__()
@@ -236,43 +236,42 @@ class ResidualMlp(nn.Module):
 
 
 class AudioEncoder(nn.Module):
-    """Standardised audio with its presence bits ``[B, A]`` -> embeddings ``[B, size]`` of mean 0 and variance 1 each.
+    """Embeds standardised audio with its presence bits ``[B, A]`` as ``[B, size]``, each of mean 0 and variance 1.
 
     No layer mixes the tracks of a batch. 1,714,816 parameters for 1,162 numbers.
     """
 
     def __init__(self, audio: int, size: int = EMBEDDING, hidden: int = 512) -> None:
-        """Args: audio: A; size: of an embedding; hidden: of the layers between."""
+        """Args: audio: A; size: of an embedding; hidden: size of the layers between."""
         super().__init__()
         self.layers = nn.Sequential(nn.Linear(audio, hidden), ResidualMlp(hidden), ResidualMlp(hidden),
                                     nn.LayerNorm(hidden), nn.Linear(hidden, size))
 
     def forward(self, audio: Tensor, noise: dict[str, Tensor] | None = None) -> Tensor:
-        """With ``noise`` as ``audio_noise`` draws it: with features dropped and the embedding blurred by it."""
-        if noise:
-            audio = audio * noise["kept"]
-        embedding = self.layers(audio)
+        """Embeddings; in training with the dropout and the noise that ``audio_noise`` draws."""
+        embedding = self.layers(audio * noise["dropout_mask"] if noise else audio)
         embedding = F.layer_norm(embedding.float(), embedding.shape[1:])
-        return embedding + noise["blur"] if noise else embedding
+        return embedding + noise["embedding_noise"] if noise else embedding
 
 
-def audio_noise(count: int, audio: int, generator: torch.Generator, sigma: float, dropped: float) -> dict[str, Tensor]:
-    """What keeps training from learning tracks by heart, for ``AudioEncoder``: ``kept`` ``[count, A]``, ``blur``.
+def audio_noise(count: int, audio: int, generator: torch.Generator, embedding_noise: float,
+                audio_dropout: float) -> dict[str, Tensor]:
+    """The noise that keeps ``AudioEncoder`` from memorising tracks: ``dropout_mask`` and ``embedding_noise``.
 
     Args:
         count, audio: tracks and the numbers of each.
-        generator: that draws, on its device.
-        sigma: standard deviation of what is added to each number of an embedding.
-        dropped: the share of an audio vector's numbers that are set to 0; the others are scaled up for it.
+        generator: it draws, on its device.
+        embedding_noise: standard deviation of what is added to each number of an embedding.
+        audio_dropout: share of an audio vector's numbers that are set to 0; the others are scaled up.
     """
     device = generator.device
-    kept = torch.rand(count, audio, generator=generator, device=device) >= dropped
-    return {"kept": kept.float() / (1 - dropped),
-            "blur": sigma * torch.randn(count, EMBEDDING, generator=generator, device=device)}
+    mask = torch.rand(count, audio, generator=generator, device=device) >= audio_dropout
+    normal = torch.randn(count, EMBEDDING, generator=generator, device=device)
+    return {"dropout_mask": mask.float() / (1 - audio_dropout), "embedding_noise": embedding_noise * normal}
 
 
 class Modulation(nn.Module):
-    """Feature maps ``[B, width, H, W]`` times 1 + scale plus shift, both linear in a condition ``[B, size]``.
+    """Multiplies maps ``[B, width, H, W]`` by 1 + scale and adds a shift, both linear in a condition ``[B, size]``.
 
     Starts as the identity. Source: Perez et al. 2018, "FiLM", section 7.2, which finds 1 + scale the better form.
     """

@@ -1,4 +1,4 @@
-"""Losses as pure functions of tensors: they know nothing of networks' names, ranks, precision settings or logging."""
+"""Losses as pure functions of tensors, without knowledge of networks, ranks, precision settings or logging."""
 
 from __future__ import annotations
 
@@ -17,30 +17,34 @@ def wasserstein_critic(real: Tensor, fake: Tensor) -> Tensor:
     return fake.float().mean() - real.float().mean()
 
 
-def gradient_penalty(
-    critic: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor, mix: Tensor
-) -> tuple[Tensor, Tensor]:
-    """How far the critic's slope between real and fake images is from 1, and that slope.
+def squared_gradient_norms(critic: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+    """Squared norms ``[B]`` of the scores' gradients with respect to their images.
 
-    The gradient is ``torch.func.grad`` inside the forward, so the whole turn stays one graph. It is taken of the scores
-    times the square root of the number of input values, which keeps the gradients of a critic with slope 1 near unit
-    size per value (in fp16 they would underflow otherwise), and the norm is taken in fp32.
+    Their mean is R1 on real images and R2 on generated ones (Mescheder et al. 2018, "Which Training Methods for GANs do
+    actually Converge?", eq. 9 and 10). The gradient is ``torch.func.grad`` inside the forward, so the whole phase stays
+    one graph. Scores are multiplied by the square root of the number of input values first, which keeps the gradients
+    of a critic with norm 1 near unit size per value (in fp16 they would underflow otherwise); the norm is in fp32.
 
     Args:
         critic: images ``[B, 3, R, R]`` -> scores ``[B]``; must not mix the images of a batch.
-        real: images ``[B, 3, R, R]``.
-        fake: images ``[B, 3, R, R]``, without gradient.
-        mix: one interpolation weight per image in [0, 1], ``[B, 1, 1, 1]``.
+        images: ``[B, 3, R, R]``, without gradient.
+    """
+    scale = images[0].numel() ** 0.5
+    gradient = torch.func.grad(lambda inputs: critic(inputs).float().sum() * scale)(images)
+    return (gradient.float() / scale).flatten(1).square().sum(1)
 
-    Returns:
-        mean of (norm - 1)^2 and the detached mean norm, scalars.
+
+def gradient_penalty(critic: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor,
+                     mix: Tensor) -> tuple[Tensor, Tensor]:
+    """The mean of (norm - 1)^2 and the detached mean norm of a critic's gradients between real and fake images.
+
+    Args:
+        critic, real, fake: as of ``squared_gradient_norms``.
+        mix: one interpolation weight per image in [0, 1], ``[B, 1, 1, 1]``.
 
     Source: Gulrajani et al. 2017, "Improved Training of Wasserstein GANs", algorithm 1 (per image, not per pixel).
     """
-    between = torch.lerp(fake, real, mix)
-    scale = between[0].numel() ** 0.5
-    slope = torch.func.grad(lambda images: critic(images).float().sum() * scale)(between)
-    norm = ((slope.float() / scale).flatten(1).square().sum(1) + 1e-12).sqrt()
+    norm = (squared_gradient_norms(critic, torch.lerp(fake, real, mix)) + 1e-12).sqrt()
     return (norm - 1).square().mean(), norm.detach().mean()
 
 
@@ -55,33 +59,17 @@ def relativistic_loss(better: Tensor, worse: Tensor) -> Tensor:
     return F.softplus(worse.float() - better.float()).mean()
 
 
-def r1_r2_penalty(discriminator: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
-    """Squared norms of the scores' gradients with respect to their images, ``[B]``: R1 on real images, R2 on generated.
-
-    The gradient is ``torch.func.grad`` inside the forward, scaled as in ``gradient_penalty``.
-
-    Args:
-        discriminator: images ``[B, 3, R, R]`` -> scores ``[B]``; must not mix the images of a batch.
-        images: ``[B, 3, R, R]``, without gradient.
-
-    Source: Mescheder et al. 2018, "Which Training Methods for GANs do actually Converge?", eq. 9 and 10.
-    """
-    scale = images[0].numel() ** 0.5
-    slope = torch.func.grad(lambda inputs: discriminator(inputs).float().sum() * scale)(images)
-    return (slope.float() / scale).flatten(1).square().sum(1)
-
-
 def info_nce(audio: Tensor, images: Tensor, scale: Tensor, same: Tensor) -> Tensor:
-    """How badly embeddings of audio and images find each other in a batch: symmetric InfoNCE with several positives.
+    """Symmetric InfoNCE between embeddings of audio and of images, with several positives.
 
-    Each row of either kind has as positives all of the other kind from its album; its loss is minus the mean of their
-    log probabilities.
+    The positives of a row are all of the other kind from its album; its loss is minus the mean of their log
+    probabilities.
 
     Args:
         audio: unit vectors ``[B, D]``.
         images: unit vectors ``[N, D]``.
-        scale: what cosines are multiplied by, the inverse of the temperature.
-        same: bool ``[B, N]``, whether they are of one album; every row and column needs one.
+        scale: the inverse of the temperature, a factor of the cosines.
+        same: bool ``[B, N]``, whether they are of one album; every row and column needs a True.
 
     Source: Radford et al. 2021, "CLIP", figure 3; Khosla et al. 2020, "Supervised Contrastive Learning", eq. 2.
     """
@@ -102,7 +90,7 @@ def binary_cross_entropy(scores: Tensor, label: float) -> Tensor:
 
 
 def bernoulli_and_kl(logits: Tensor, images: Tensor, mean: Tensor, log_variance: Tensor) -> tuple[Tensor, Tensor]:
-    """The two parts of a VAE's negative evidence bound, in nats per image.
+    """The two parts of a VAE's negative evidence lower bound (ELBO), in nats per image.
 
     Args:
         logits: of the reconstructions, ``[B, 3, R, R]``.

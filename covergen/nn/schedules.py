@@ -1,10 +1,10 @@
-"""What changes while a model trains, as pure functions of the images seen: learning rates, penalties, averages."""
+"""Schedules as pure functions of the images seen: learning rates, penalty weights, decays of averages."""
 
 from __future__ import annotations
 
 import math
 
-RAMP = 0.05  # at the start an average remembers this share of what it has seen
+RAMP = 0.05  # the half-life of an average is at most this share of the images seen
 
 
 def half_cosine(images: int, first: float, last: float, over: int) -> float:

@@ -116,14 +116,12 @@ FREE = {"shards", "out", "name", "steps", "epochs", "patience", "log_every", "sa
         "judge", "keep", "minutes", "resume", "tracker", "project", "threads", "loader_threads", "micro_batch",
         "on_nan", "decoded_cache", "max_corrupt", "profile", "shard_cache_dir", "shard_cache_gb"}
 
-POSITIVE = {"steps", "batch_size", "grad_accum", "lr", "log_every", "save_every", "keep", "loader_threads", "width",
-            "latent", "critic_steps", "critic_width", "critic_every", "real_label", "blocks", "penalty_every",
-            "sampling_steps", "shard_cache_gb"}
+POSITIVE = {"steps", "batch_size", "grad_accum", "lr", "log_every", "save_every", "keep", "loader_threads",
+            "shard_cache_gb"}
 NOT_NEGATIVE = {"epochs", "patience", "weight_decay", "grad_clip", "ema", "ema_halflife", "sample_every", "eval_every",
-                "minutes", "threads", "penalty", "penalty_last", "penalty_images", "seed", "lr_warmup", "lr_images",
-                "lr_last", "micro_batch", "profile", "group", "mismatch", "embedding_noise", "attention", "guidance",
+                "minutes", "threads", "seed", "lr_warmup", "lr_images", "lr_last", "micro_batch", "profile",
                 "shard_window"}
-SHARES = {"audio_dropout", "condition_dropout", "max_corrupt"}  # from 0 to below 1
+SHARES = {"max_corrupt"}  # from 0 to below 1
 
 YAML_BYTES = 2**20  # most bytes of a configuration that are read
 # The demo world on two CPU cores in a few minutes; the model's recipe adds its own, the rest is the thesis's.
@@ -200,16 +198,16 @@ def read_yaml(path: Path, what: str = "") -> Any:
         raise ValueError(f"{what}{path} is not YAML: {' '.join(str(error).split()) or type(error).__name__}") from None
 
 
-def check_range(name: str, value: Any) -> None:
-    """Raises ValueError for a number that an option can't be."""
+def check_range(name: str, value: Any, limits: Mapping[str, Any]) -> None:
+    """Raises ValueError for a number outside the limits of its option (see ``covergen.models.base.option``)."""
     if value is None:
         return
-    if name in POSITIVE and not value > 0:
+    if (name in POSITIVE or "gt" in limits) and not value > 0:
         raise ValueError(f"--{name} {value}: must be above 0")
-    if name in NOT_NEGATIVE and not value >= 0:
-        raise ValueError(f"--{name} {value}: must be 0 or more")
-    if name in SHARES and not 0 <= value < 1:
+    if (name in SHARES or "lt" in limits) and not 0 <= value < 1:
         raise ValueError(f"--{name} {value}: a share, from 0 to below 1")
+    if (name in NOT_NEGATIVE or "ge" in limits) and not value >= 0:
+        raise ValueError(f"--{name} {value}: must be 0 or more")
 
 
 def resolve(flags: dict[str, Any]) -> Config:
@@ -228,8 +226,9 @@ def resolve(flags: dict[str, Any]) -> Config:
     demo = given.get("shards") is None
     values = {**recipe.preset, **({**DEMO, **recipe.demo} if demo else {}), **given}
     values = {name: cli.coerce(name, value, options[name].type) for name, value in values.items() if name in options}
+    limits = {f.name: f.metadata for f in dataclasses.fields(recipe.options)}
     for name, value in values.items():
-        check_range(name, value)
+        check_range(name, value, limits.get(name, {}))
     if not 0 <= values.get("ema", 0) < 1:
         raise ValueError(f"--ema {values['ema']}: a decay per step, from 0 (none) to below 1")
     if values.get("on_nan", "stop") != "stop" and not re.fullmatch(SKIP, values["on_nan"]):

@@ -21,7 +21,7 @@ from tests.support.runs import command, environment, train
 from tests.support.runs import run_command as start
 from tests.support.waiting import LIMIT, wait_for
 
-FLOW = ["--model", "flow", "--width", "32", "--multiples", "1,1", "--blocks", "1", "--attention", "0",
+FLOW = ["--model", "flow", "--width", "32", "--channel_mult", "1,1", "--blocks", "1", "--attention_levels", "0",
         "--sampling_steps", "2"]
 
 
@@ -39,7 +39,7 @@ def runs(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     train(folder, *common, "--model", "contrast", "--album_subset", "judge", "--steps", "30", "--width", "8", "--name",
           "judge")
     train(folder, *common, *FLOW, "--steps", "2", "--name", "flow")
-    train(folder, *common, "--model", "r3gan", "--width", "8", "--group", "0", "--steps", "2", "--name", "r3gan")
+    train(folder, *common, "--model", "r3gan", "--width", "8", "--group_size", "0", "--steps", "2", "--name", "r3gan")
     return folder
 
 

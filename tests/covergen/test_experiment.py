@@ -65,7 +65,7 @@ def test_a_command_that_fails_is_named_with_its_log(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("plan", "says"), [
-    ({"rows": [{"name": "bad", "title": "bad", "train": {"model": "r3gan", "stem": 3}}]}, "row bad: --stem 3"),
+    ({"rows": [{"name": "bad", "title": "bad", "train": {"model": "r3gan", "patch_size": 3}}]}, "row bad: --patch_size 3"),
     ({"rows": [{"name": "bad", "title": "bad", "train": {"model": "r3gan", "widht": 3}}]}, "did you mean 'width'"),
     ({"rows": [{"name": "bad", "train": {}}]}, "a row has no title"),
     ({"thresholds": {"toy": {"gan": {"fid": {"below": 1}}}}}, "expected at_least or at_most"),

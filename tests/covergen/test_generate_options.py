@@ -40,7 +40,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def flow(runs: Path) -> str:
     """The same for the flow model, which needs diffusers."""
     pytest.importorskip("diffusers")
-    begin(runs, "flow", AUDIO, width=8, multiples="1,2", blocks=1, attention=0, sampling_steps=3)
+    begin(runs, "flow", AUDIO, width=8, channel_mult="1,2", blocks=1, attention_levels=0, sampling_steps=3)
     return str(runs / "flow")
 
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from covergen import models
 from tests.support.runs import (
-    HEARING,
+    CONDITIONAL,
     TINY,
     command,
     environment,
@@ -110,7 +110,7 @@ def test_resume_after_kill_gives_the_same_weights(shards: Path, tmp_path: Path, 
 
 @pytest.mark.parametrize("model", [
     pytest.param(name, marks=[pytest.mark.slow] if name in ALIKE else []) for name in models.MODELS
-    if name not in {"wgan_gp", *HEARING}])
+    if name not in {"wgan_gp", *CONDITIONAL}])
 def test_every_model_trains_on_two_ranks_and_resumes_bitwise(shards: Path, tmp_path: Path, model: str) -> None:
     flags = ["--model", model, "--width", "4", "--batch_size", "12", "--shards", str(shards), "--steps", "24",
              "--save_every", "4", "--log_every", "2", "--sample_every", "12", "--tracker", "none"]

@@ -30,8 +30,8 @@ TRAIN = ["--batch_size", "8", "--tracker", "none", "--sample_every", "0", "--sav
 MODELS = {
     "gan": ["--model", "wgan_gp", "--width", "4", "--critic_steps", "1", "--latent", "8"],
     "coder": ["--model", "ae_resize"],
-    "heard": ["--model", "r3gan", *runs.HEARING["r3gan"]],
-    "flow": ["--model", "flow", *runs.HEARING["flow"]],
+    "heard": ["--model", "r3gan", *runs.CONDITIONAL["r3gan"]],
+    "flow": ["--model", "flow", *runs.CONDITIONAL["flow"]],
     "judge": ["--model", "contrast", "--width", "8", "--album_subset", "judge"],
 }
 RESUMED = ("gan", "coder")

@@ -20,10 +20,10 @@ from tests.support.waiting import LIMIT
 TINY = ["--width", "4", "--batch_size", "12", "--critic_steps", "2", "--sample_every", "4", "--save_every", "4",
         "--log_every", "2", "--tracker", "none"]
 
-# The models that hear, as small; ``test_ranks`` has their runs.
-HEARING = {
-    "r3gan": ["--width", "4", "--blocks", "1", "--group", "4", "--stem", "2", "--latent", "8", "--penalty_every", "2"],
-    "flow": ["--width", "32", "--multiples", "1,1", "--blocks", "1", "--stem", "4", "--sampling_steps", "2",
+# The conditional models with an audio encoder, as small; ``test_ranks`` has their runs.
+CONDITIONAL = {
+    "r3gan": ["--width", "4", "--blocks", "1", "--group_size", "4", "--patch_size", "2", "--latent", "8", "--penalty_every", "2"],
+    "flow": ["--width", "32", "--channel_mult", "1,1", "--blocks", "1", "--patch_size", "4", "--sampling_steps", "2",
              "--lr_warmup", "120"],
     "contrast": ["--width", "16"],
 }

@@ -22,7 +22,7 @@ class Picture(nn.Module):
         self.pixels = nn.Parameter(torch.full((3, resolution, resolution), brightness))
 
 
-class PictureTurn(Phase):
+class PicturePhase(Phase):
     name = "picture"
 
     def __init__(self, picture: Picture) -> None:
@@ -34,9 +34,9 @@ class PictureTurn(Phase):
         return loss, {"distance": loss.detach()}
 
 
-def build(options: Options, sizes: InputSpec) -> Model:
-    picture = Picture(sizes.resolution, options.brightness)
-    return Model({"picture": picture}, [PictureTurn(picture)], ema_networks=("picture",), latents=normal_latents(1),
+def build(options: Options, inputs: InputSpec) -> Model:
+    picture = Picture(inputs.resolution, options.brightness)
+    return Model({"picture": picture}, [PicturePhase(picture)], ema_networks=("picture",), latents=normal_latents(1),
                  sample=lambda networks, latents, audio: networks["picture"].pixels.expand(len(latents), -1, -1, -1))
 
 

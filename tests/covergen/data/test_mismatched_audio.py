@@ -55,7 +55,7 @@ def test_foreign_shards_know_no_albums(tmp_path: Path) -> None:
         open_stream(str(tmp_path), "train", batch_size=4, order="group", albums="generator")
     stream = open_stream(str(tmp_path), "train", batch_size=4)
     assert stream.batch(0).mismatched is None
-    with pytest.raises(ValueError, match=r"mismatched pairs need shards with an index; .*--mismatch 0"):
+    with pytest.raises(ValueError, match=r"mismatched pairs need shards with an index; .*--mismatch_weight 0"):
         stream.mismatch()
 
 

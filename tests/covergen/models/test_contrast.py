@@ -10,17 +10,17 @@ import torch
 from covergen import models
 from covergen.data.batch import Batch
 from covergen.models.base import InputSpec, Model
-from covergen.models.contrast import HOTTEST, everyone
+from covergen.models.contrast import MAX_SCALE, gather_with_grad
 from covergen.nn.losses import info_nce
 
 AUDIO = 20
 
 
 def made(**options: float) -> Model:
-    recipe = models.load("contrast")
+    spec = models.load("contrast")
     torch.manual_seed(0)
     options = {"width": 8, "audio_dropout": 0.2, "embedding_noise": 0.1, **options}
-    return recipe.build(recipe.options(**options), InputSpec(32, AUDIO))
+    return spec.build(spec.options(**options), InputSpec(32, AUDIO))
 
 
 def batch_of(size: int, albums: int) -> Batch:
@@ -40,21 +40,21 @@ def noise_of(model: Model, size: int) -> dict[str, torch.Tensor]:
 @torch.no_grad()
 def test_covers_and_audio_become_unit_vectors_without_noise() -> None:
     model, batch = made(), batch_of(6, 6)
-    seen, heard = model.encode(model.networks, batch), model.embed_audio(model.networks, batch.audio)
-    assert seen.shape == heard.shape == (6, 128) and model.sample is None and model.reconstruct is None
-    for vectors in (seen, heard):
+    covers, tracks = model.encode(model.networks, batch), model.embed_audio(model.networks, batch.audio)
+    assert covers.shape == tracks.shape == (6, 128) and model.sample is None and model.reconstruct is None
+    for vectors in (covers, tracks):
         torch.testing.assert_close(vectors.norm(dim=1), torch.ones(6))
         assert (vectors[0] - vectors[1]).abs().max() > 1e-2
-    assert torch.equal(model.embed_audio(model.networks, batch.audio), heard)
-    torch.testing.assert_close(model.encode(model.networks, batch._replace(cover=batch.cover[:2])), seen[:2])
+    assert torch.equal(model.embed_audio(model.networks, batch.audio), tracks)
+    torch.testing.assert_close(model.encode(model.networks, batch._replace(cover=batch.cover[:2])), covers[:2])
 
 
 def test_it_learns_which_audio_is_of_which_cover() -> None:
     model, batch = made(width=16), batch_of(16, 8)  # norms of several channels, which leave colour in
-    turn = model.phases[0]
-    optimizer, before = torch.optim.Adam(turn.parameters(), 1e-3), turn(batch, noise_of(model, 16))[1]
+    phase = model.phases[0]
+    optimizer, before = torch.optim.Adam(phase.parameters(), 1e-3), phase(batch, noise_of(model, 16))[1]
     for number in range(30):
-        loss, scalars = turn(batch, turn.sample_noise(16, torch.Generator().manual_seed(number)))
+        loss, scalars = phase(batch, phase.sample_noise(16, torch.Generator().manual_seed(number)))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -78,24 +78,24 @@ def test_the_temperature_is_clip_s_and_bounded() -> None:
     scalars = model.phases[0](batch, noise_of(model, 4))[1]
     assert scalars["temperature"].item() == pytest.approx(0.07)
     model.networks["contrast"].scale.data.fill_(20.0)
-    assert model.phases[0](batch, noise_of(model, 4))[1]["temperature"].item() == pytest.approx(1 / HOTTEST)
+    assert model.phases[0](batch, noise_of(model, 4))[1]["temperature"].item() == pytest.approx(1 / MAX_SCALE)
 
 
 def test_in_bf16_cosines_are_still_compared_in_fp32() -> None:
     model, batch = made(), batch_of(16, 16)
-    turn, noise = model.phases[0], noise_of(made(), 16)
-    turn.pair.scale.data.fill_(math.log(HOTTEST))
+    phase, noise = model.phases[0], noise_of(made(), 16)
+    phase.pair.scale.data.fill_(math.log(MAX_SCALE))
     vectors = []
-    turn.pair.register_forward_hook(lambda module, inputs, outputs: vectors.extend(outputs))
+    phase.pair.register_forward_hook(lambda module, inputs, outputs: vectors.extend(outputs))
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        loss, _ = turn(batch, noise)
-    expected = info_nce(vectors[1], vectors[0], torch.tensor(HOTTEST), torch.eye(16, dtype=torch.bool))
+        loss, _ = phase(batch, noise)
+    expected = info_nce(vectors[1], vectors[0], torch.tensor(MAX_SCALE), torch.eye(16, dtype=torch.bool))
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=0)
 
 
-def test_one_process_is_everyone_and_audio_is_needed() -> None:
+def test_one_process_gathers_nothing_and_audio_is_needed() -> None:
     part = torch.randn(3, 2)
-    assert everyone(part) is part
-    recipe = models.load("contrast")
+    assert gather_with_grad(part) is part
+    spec = models.load("contrast")
     with pytest.raises(ValueError, match="hold no audio vectors"):
-        recipe.build(recipe.options(), InputSpec(32, 0))
+        spec.build(spec.options(), InputSpec(32, 0))

@@ -13,10 +13,10 @@ from torch import nn
 
 from covergen.data.batch import Batch
 from covergen.models.base import InputSpec, Model, to_minus_one_one
-from covergen.models.flow import Options, build, errors, heun
+from covergen.models.flow import Options, build, heun, velocity_errors
 
 AUDIO = 20
-TINY = {"width": 32, "multiples": (1,), "blocks": 1, "attention": 0, "stem": 4, "sampling_steps": 1}
+TINY = {"width": 32, "channel_mult": (1,), "blocks": 1, "attention_levels": 0, "patch_size": 4, "sampling_steps": 1}
 
 
 def made(audio: int = AUDIO, **options: Any) -> Model:
@@ -64,10 +64,10 @@ def test_guidance_mixes_the_model_with_and_without_audio() -> None:
     flow, latents = model.networks["flow"], model.latents(4, torch.Generator().manual_seed(0), None)
     images, times = latents.view(4, 3, 32, 32), torch.ones(4)
     condition = flow.embed_audio(audio)
-    heard, condition_dropout = (images - flow(images, times, c) for c in (condition, torch.zeros_like(condition)))
-    assert (heard - condition_dropout).abs().max() > 1e-2
-    for guidance, expected in ((1.0, heard), (0.0, condition_dropout), (0.5, (heard + condition_dropout) / 2),
-                               (3.0, condition_dropout + 3 * (heard - condition_dropout))):
+    conditional, unconditional = (images - flow(images, times, c) for c in (condition, torch.zeros_like(condition)))
+    assert (conditional - unconditional).abs().max() > 1e-2
+    for guidance, expected in ((1.0, conditional), (0.0, unconditional), (0.5, (conditional + unconditional) / 2),
+                               (3.0, unconditional + 3 * (conditional - unconditional))):
         found = made(guidance=guidance).sample(model.networks, latents, audio)  # one step of Euler's
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
@@ -76,16 +76,16 @@ def test_training_regresses_the_velocity_on_the_straight_path() -> None:
     model, batch = made(), batch_of()
     noise, covers, flow = noise_of(model), to_minus_one_one(batch.cover), model.networks["flow"]
     time = noise["times"].view(4, 1, 1, 1)
-    seen = []
+    calls = []
     nothing = nn.Module()  # says where it was asked, and that nothing moves
-    nothing.forward = lambda images, times, condition: seen.append((images, times, condition)) or images * 0
-    found = errors(nothing, covers, noise, None)
+    nothing.forward = lambda images, times, condition: calls.append((images, times, condition)) or images * 0
+    found = velocity_errors(nothing, covers, noise, None)
     torch.testing.assert_close(found, (noise["eps"] - covers).square().mean((1, 2, 3)))
-    torch.testing.assert_close(seen[0][0], (1 - time) * covers + time * noise["eps"])
-    assert torch.equal(seen[0][1], noise["times"])
+    torch.testing.assert_close(calls[0][0], (1 - time) * covers + time * noise["eps"])
+    assert torch.equal(calls[0][1], noise["times"])
     loss, scalars = model.phases[0](batch, noise)
-    condition = flow.embed_audio(batch.audio, noise) * noise["heard"]
-    torch.testing.assert_close(loss, errors(flow, covers, noise, condition).mean())
+    condition = flow.embed_audio(batch.audio, noise) * noise["condition_mask"]
+    torch.testing.assert_close(loss, velocity_errors(flow, covers, noise, condition).mean())
     assert torch.equal(loss.detach(), scalars["flow"])
 
 
@@ -93,16 +93,16 @@ def test_times_are_logit_normal_and_a_share_of_the_audio_is_left_out() -> None:
     noise = noise_of(made(condition_dropout=0.25), 500)
     logits = torch.logit(noise["times"])
     assert abs(logits.mean()) < 0.15 and abs(logits.std() - 1) < 0.1
-    assert noise["heard"].unique().tolist() == [0.0, 1.0] and abs(noise["heard"].mean() - 0.75) < 0.06
-    assert noise_of(made(condition_dropout=0.0), 500)["heard"].all()
+    assert noise["condition_mask"].unique().tolist() == [0.0, 1.0] and abs(noise["condition_mask"].mean() - 0.75) < 0.06
+    assert noise_of(made(condition_dropout=0.0), 500)["condition_mask"].all()
 
 
 def test_audio_that_is_left_out_changes_nothing() -> None:
     model, batch = made(), batch_of()
     other = batch._replace(audio=-batch.audio)
     noise = noise_of(model)
-    for heard, same in ((0.0, True), (1.0, False)):
-        noise["heard"] = torch.full((4, 1), heard)
+    for mask, same in ((0.0, True), (1.0, False)):
+        noise["condition_mask"] = torch.full((4, 1), mask)
         one, two = (model.phases[0](some, noise)[0] for some in (batch, other))
         assert torch.equal(one, two) == same
 
@@ -111,10 +111,11 @@ def test_the_denoising_loss_is_each_cover_s_with_all_its_audio() -> None:
     model, batch, flow = made(), batch_of(), made().networks["flow"]
     noise = noise_of(model)
     found = model.denoising_loss(model.networks, batch, noise)
-    expected = errors(flow, to_minus_one_one(batch.cover), noise, flow.embed_audio(batch.audio))
+    expected = velocity_errors(flow, to_minus_one_one(batch.cover), noise, flow.embed_audio(batch.audio))
     assert found.shape == (4,)
     torch.testing.assert_close(found, expected)
-    without = {**noise, **{name: torch.zeros_like(noise[name]) for name in ("kept", "blur", "heard")}}
+    names = ("dropout_mask", "embedding_noise", "condition_mask")
+    without = {**noise, **{name: torch.zeros_like(noise[name]) for name in names}}
     assert torch.equal(model.denoising_loss(model.networks, batch, without), found)
     part = Batch(*(None if value is None else value[1:2] for value in batch))
     one = model.denoising_loss(model.networks, part, {name: value[1:2] for name, value in noise.items()})
@@ -124,7 +125,7 @@ def test_the_denoising_loss_is_each_cover_s_with_all_its_audio() -> None:
 
 
 def test_biases_of_attention_s_keys_which_change_nothing_stay_where_rounding_would_move_them() -> None:
-    model = made(attention=1)
+    model = made(attention_levels=1)
     model.phases[0](batch_of(), noise_of(model))[0].backward()
     found = {name: parameter.grad for name, parameter in model.networks["flow"].named_parameters()}
     keys = [name for name in found if name.endswith("to_k.bias")]
@@ -148,13 +149,14 @@ def test_without_audio_it_is_unconditional() -> None:
         assert model.sample(model.networks, noise_of(model)["eps"].flatten(1), None).shape == (4, 3, 32, 32)
 
 
-@pytest.mark.parametrize("options", [{"stem": 1}, {"stem": 2, "multiples": (1, 2), "attention": 1},
-                                     {"stem": 4, "multiples": (1, 1), "attention": 2}])
-def test_stems_sides_and_attention_can_be_chosen(options: dict[str, Any]) -> None:
+@pytest.mark.parametrize("options", [
+    {"patch_size": 1}, {"patch_size": 2, "channel_mult": (1, 2), "attention_levels": 1},
+    {"patch_size": 4, "channel_mult": (1, 1), "attention_levels": 2}])
+def test_patch_sizes_sides_and_attention_can_be_chosen(options: dict[str, Any]) -> None:
     model = made(**options)
     unet = model.networks["flow"].unet
     attends = [hasattr(block, "attentions") for block in unet.down_blocks]
-    plain = len(attends) - options.get("attention", 0)
+    plain = len(attends) - options.get("attention_levels", 0)
     assert attends == [False] * plain + [True] * (len(attends) - plain)
     assert attends == [hasattr(block, "attentions") for block in unet.up_blocks][::-1]
     with torch.no_grad():
@@ -162,11 +164,12 @@ def test_stems_sides_and_attention_can_be_chosen(options: dict[str, Any]) -> Non
     assert images.shape == (1, 3, 32, 32)
 
 
-@pytest.mark.parametrize("options", [{"width": 20}, {"width": 8, "attention": 1}, {"attention": 2}, {"stem": 3},
-                                     {"width": 4, "multiples": (2, 3)}])
+@pytest.mark.parametrize("options", [
+    {"width": 20}, {"width": 8, "attention_levels": 1}, {"attention_levels": 2}, {"patch_size": 3},
+    {"width": 4, "channel_mult": (2, 3)}])
 def test_sizes_that_can_not_be_are_refused_in_the_words_of_the_options(options: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"--width \d+ --multiples .* --attention \d+ --stem \d: expected channels "
-                                         r"that 8 divides \(32 where there is attention\)"):
+    with pytest.raises(ValueError, match=r"--width \d+ --channel_mult .* --attention_levels \d+ --patch_size \d: "
+                                         r"expected channels that 8 divides \(32 where there is attention\)"):
         made(**options)
 
 

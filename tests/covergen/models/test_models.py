@@ -1,7 +1,8 @@
-"""Every model: sizes, resolutions, turns that train only what is theirs, and no copied blocks."""
+"""Every model: sizes, resolutions, phases that train only what is theirs, and no copied blocks."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,8 @@ from covergen.nn.losses import bernoulli_and_kl, binary_cross_entropy, least_squ
 from tests.support.runs import ROOT, log_of, train_script
 
 AUDIO = 20
-SMALL = {"flow": {"width": 32, "multiples": (1, 1), "blocks": 1, "stem": 4, "sampling_steps": 2},
-         "r3gan": {"width": 4, "blocks": 1, "group": 0, "stem": 1}}
+SMALL = {"flow": {"width": 32, "channel_mult": (1, 1), "blocks": 1, "patch_size": 4, "sampling_steps": 2},
+         "r3gan": {"width": 4, "blocks": 1, "group_size": 0, "patch_size": 1}}
 UNBOUNDED = {"flow", "r3gan"}  # their covers do not come out of a tanh or a sigmoid
 
 
@@ -27,9 +28,9 @@ def count(network: torch.nn.Module) -> int:
 
 
 def small(name: str, resolution: int = 32, **options: Any) -> Model:
-    recipe = models.load(name)
+    spec = models.load(name)
     torch.manual_seed(0)
-    return recipe.build(recipe.options(**{"width": 8, **SMALL.get(name, {}), **options}), InputSpec(resolution, AUDIO))
+    return spec.build(spec.options(**{"width": 8, **SMALL.get(name, {}), **options}), InputSpec(resolution, AUDIO))
 
 
 def batch_of(size: int, resolution: int = 32, mismatched: bool = False) -> Batch:
@@ -45,9 +46,9 @@ def batch_of(size: int, resolution: int = 32, mismatched: bool = False) -> Batch
     ("cond_wgan_gp", [9_782_043, 3_814_785]), ("cond_lsgan", [17_351_451, 3_814_785]),
 ])
 def test_parameters_are_the_thesis_s_at_128_px(name: str, sizes: list[int]) -> None:
-    recipe = models.load(name)
+    spec = models.load(name)
     with torch.device("meta"):
-        networks = recipe.build(recipe.options(), InputSpec(128, 1160)).networks
+        networks = spec.build(spec.options(), InputSpec(128, 1160)).networks
     assert [count(network) for network in networks.values()] == sizes
 
 
@@ -56,10 +57,10 @@ def test_parameters_are_the_thesis_s_at_128_px(name: str, sizes: list[int]) -> N
 def test_every_model_trains_and_works_at_every_resolution(name: str, resolution: int) -> None:
     model = small(name, resolution)
     batch = batch_of(2, resolution, model.needs_mismatched_audio)
-    for turn in model.phases:
-        loss, scalars = turn(batch, turn.sample_noise(2, torch.Generator().manual_seed(0)))
+    for phase in model.phases:
+        loss, scalars = phase(batch, phase.sample_noise(2, torch.Generator().manual_seed(0)))
         loss.backward()
-        assert all(parameter.grad.isfinite().all() for parameter in turn.parameters())
+        assert all(parameter.grad.isfinite().all() for parameter in phase.parameters())
         assert scalars and all(not value.requires_grad and value.ndim == 0 for value in scalars.values())
     for network in model.networks.values():
         network.eval()
@@ -78,29 +79,29 @@ def test_every_model_trains_and_works_at_every_resolution(name: str, resolution:
 
 
 @pytest.mark.parametrize("name", models.MODELS)
-def test_a_turn_trains_its_own_network_only(name: str) -> None:
+def test_a_phase_trains_its_own_network_only(name: str) -> None:
     model = small(name)
     batch = batch_of(4, mismatched=model.needs_mismatched_audio)
-    own = [{id(parameter) for parameter in turn.parameters()} for turn in model.phases]
+    own = [{id(parameter) for parameter in phase.parameters()} for phase in model.phases]
     assert not set.intersection(*own) if len(own) > 1 else own
     everything = [parameter for network in model.networks.values() for parameter in network.parameters()]
     assert set.union(*own) == {id(parameter) for parameter in everything}
-    for turn, mine in zip(model.phases, own, strict=True):
-        turn(batch, turn.sample_noise(4, torch.Generator().manual_seed(0)))[0].backward()
+    for phase, mine in zip(model.phases, own, strict=True):
+        phase(batch, phase.sample_noise(4, torch.Generator().manual_seed(0)))[0].backward()
         assert all((parameter.grad is None) == (id(parameter) not in mine) for parameter in everything)
-        turn.zero_grad()
+        phase.zero_grad()
 
 
 @pytest.mark.parametrize("name", models.MODELS)
 def test_bf16_keeps_losses_near_those_of_fp32(name: str) -> None:
     model = small(name)
     batch = batch_of(4, mismatched=model.needs_mismatched_audio)
-    for turn in model.phases:
-        noise = turn.sample_noise(4, torch.Generator().manual_seed(0))
-        with torch.no_grad() if turn.name != "critic" else torch.enable_grad():
-            exact = turn(batch, noise)[0].detach()
+    for phase in model.phases:
+        noise = phase.sample_noise(4, torch.Generator().manual_seed(0))
+        with torch.no_grad() if phase.name != "critic" else torch.enable_grad():
+            exact = phase(batch, noise)[0].detach()
             with torch.autocast("cpu", torch.bfloat16):
-                rough = turn(batch, noise)[0].detach()
+                rough = phase(batch, noise)[0].detach()
         assert rough.dtype == torch.float32
         torch.testing.assert_close(rough, exact, rtol=0.1, atol=0.1)
 
@@ -109,16 +110,16 @@ def test_raw_descriptors_of_any_size_do_not_break_a_conditional_model_in_bf16() 
     model, batch = small("cond_lsgan"), batch_of(4)
     batch = batch._replace(audio=batch.audio * torch.logspace(-24, 13, AUDIO))
     with torch.autocast("cpu", torch.bfloat16):
-        for turn in model.phases:
-            assert turn(batch, turn.sample_noise(4, torch.Generator().manual_seed(0)))[0].isfinite()
+        for phase in model.phases:
+            assert phase(batch, phase.sample_noise(4, torch.Generator().manual_seed(0)))[0].isfinite()
 
 
 @pytest.mark.parametrize("name", [name for name in models.MODELS if name.startswith("cond_") or name in UNBOUNDED])
-def test_a_conditional_model_hears_its_audio(name: str) -> None:
+def test_samples_of_a_conditional_model_depend_on_the_audio(name: str) -> None:
     model, batch = small(name), batch_of(4)
-    for turn in model.phases:  # heads begin near nothing
-        torch.optim.Adam(turn.parameters(), 0.01).step(
-            lambda turn=turn: turn(batch, turn.sample_noise(4, torch.Generator().manual_seed(0)))[0].backward())
+    for phase in model.phases:  # heads begin near nothing
+        torch.optim.Adam(phase.parameters(), 0.01).step(
+            lambda phase=phase: phase(batch, phase.sample_noise(4, torch.Generator().manual_seed(0)))[0].backward())
     for network in model.networks.values():
         network.eval()
     latents = model.latents(1, torch.Generator().manual_seed(0), None).repeat(4, 1)
@@ -129,9 +130,9 @@ def test_a_conditional_model_hears_its_audio(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name in models.MODELS if name.startswith("cond_") or name == "contrast"])
 def test_a_model_that_can_not_do_without_audio_says_so(name: str) -> None:
-    recipe = models.load(name)
+    spec = models.load(name)
     with pytest.raises(ValueError, match="hold no audio vectors"):
-        recipe.build(recipe.options(), InputSpec(32, 0))
+        spec.build(spec.options(), InputSpec(32, 0))
 
 
 def test_steps_of_size_in_the_audio_trunk_are_the_thesis_s() -> None:
@@ -149,8 +150,8 @@ def test_other_resolutions_are_refused() -> None:
 
 def test_the_discriminator_of_cond_lsgan_steps_every_second_time() -> None:
     model = small("cond_lsgan")
-    assert [(turn.name, turn.interval) for turn in model.phases] == [("discriminator", 2), ("generator", 1)]
-    assert all(turn.interval == 1 for turn in small("lsgan").phases)
+    assert [(phase.name, phase.interval) for phase in model.phases] == [("discriminator", 2), ("generator", 1)]
+    assert all(phase.interval == 1 for phase in small("lsgan").phases)
 
 
 def test_dcgan_can_draw_the_noise_of_the_thesis_s_code_and_lsgan_truncates_nearer() -> None:
@@ -184,17 +185,17 @@ def test_losses_are_those_of_the_papers() -> None:
 
 def test_the_table_of_models_is_whole() -> None:
     for name in models.MODELS:
-        recipe = models.load(name)
-        assert recipe.about and recipe.options() and recipe.preset
+        spec = models.load(name)
+        assert spec.about and spec.options() and spec.preset
 
 
 def test_no_six_lines_stand_twice_between_model_files() -> None:
-    seen: dict[tuple[str, ...], Path] = {}
+    blocks: dict[tuple[str, ...], Path] = {}
     for path in sorted((ROOT / "covergen/models").glob("*.py")):
-        lines = [line.strip() for line in path.read_text().splitlines()]
-        lines = [line for line in lines if line and not line.startswith(("#", "import ", "from "))]
-        for block in {tuple(lines[place:place + 6]) for place in range(len(lines) - 5)}:
-            assert seen.setdefault(block, path) == path, "\n".join(block)
+        code = re.sub(r"^(from .*)?import (\([^)]*\)|.*)$", "", path.read_text(), flags=re.MULTILINE)
+        lines = [line.strip() for line in code.splitlines() if line.strip() and not line.strip().startswith("#")]
+        for block in {tuple(lines[start:start + 6]) for start in range(len(lines) - 5)}:
+            assert blocks.setdefault(block, path) == path, "\n".join(block)
 
 
 def test_a_new_model_is_one_file_and_one_line_and_trains_on_two_ranks(shards: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Runs of the models that hear: two ranks train what one process does, and so does a resumed run; bf16 is stable."""
+"""Runs of the conditional models: two ranks train what one process does, and so does a resumed run; bf16 is stable."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import torch
 
 from covergen.nn.schedules import decay_of_average, learning_rate
 from covergen.runs.config import resolve
-from tests.support.runs import HEARING, largest_difference, log_of, same_bits, train, weights
+from tests.support.runs import CONDITIONAL, largest_difference, log_of, same_bits, train, weights
 
 STEPS, BATCH = 20, 12
 
 
-@pytest.mark.parametrize("model", HEARING)
+@pytest.mark.parametrize("model", CONDITIONAL)
 def test_two_ranks_train_what_one_process_does_and_a_resumed_run_too(shards: Path, tmp_path: Path, model: str) -> None:
-    flags = ["--model", model, *HEARING[model], "--batch_size", str(BATCH), "--shards", str(shards), "--steps",
+    flags = ["--model", model, *CONDITIONAL[model], "--batch_size", str(BATCH), "--shards", str(shards), "--steps",
              str(STEPS), "--log_every", "1", "--sample_every", "20", "--tracker", "none", "--mixed_precision", "no"]
     config = resolve({"model": model, "shards": "x"}).training
     assert (config.order, config.album_subset) == ("group", "generator")
@@ -40,8 +40,8 @@ def test_two_ranks_train_what_one_process_does_and_a_resumed_run_too(shards: Pat
     grids = [sorted(path.name.split("_", 2)[2] for path in (run / "grids").glob("*")) for run in (one, two, again)]
     assert grids == [{"r3gan": ["noise.png", "truncated.png"], "flow": ["noise.png"], "contrast": []}[model]] * 3
 
-    given = resolve({"model": model, "shards": "x", **dict(zip([flag[2:] for flag in HEARING[model][::2]],
-                                                               HEARING[model][1::2], strict=True))}).training
+    given = resolve({"model": model, "shards": "x", **dict(zip([flag[2:] for flag in CONDITIONAL[model][::2]],
+                                                               CONDITIONAL[model][1::2], strict=True))}).training
     rates = [learning_rate(BATCH * step, given.lr, given.lr_warmup, given.lr_last, given.lr_images)
              for step in range(1, STEPS + 1)]
     assert [row["optim/lr"] for row in rows[0]] == rates and (rates[0] < rates[9]) == (model == "flow")
@@ -59,8 +59,8 @@ def test_two_ranks_train_what_one_process_does_and_a_resumed_run_too(shards: Pat
 @pytest.mark.slow
 @pytest.mark.parametrize("model", ["r3gan", "flow"])
 def test_bf16_is_stable_for_2000_steps(shards: Path, tmp_path: Path, model: str) -> None:
-    train(tmp_path, "--model", model, *HEARING[model], "--batch_size", "16", "--shards", str(shards), "--steps", "2000",
-          "--sample_every", "0", "--save_every", "2000", "--log_every", "50", "--tracker", "none", "--mixed_precision",
+    train(tmp_path, "--model", model, *CONDITIONAL[model], "--batch_size", "16", "--shards", str(shards), "--steps",
+          "2000", "--sample_every", "0", "--save_every", "2000", "--log_every", "50", "--tracker", "none", "--mixed_precision",
           "bf16", "--name", "b", "--lr", "1e-3")
     rows = log_of(tmp_path / "runs/b")
     assert rows[-1]["step"] == 2000
@@ -76,7 +76,7 @@ def test_bf16_is_stable_for_2000_steps(shards: Path, tmp_path: Path, model: str)
 
 @pytest.mark.slow
 def test_a_compiled_run_trains_what_a_plain_one_does(shards: Path, tmp_path: Path) -> None:
-    flags = ["--model", "r3gan", *HEARING["r3gan"], "--batch_size", "12", "--shards", str(shards), "--steps", "6",
+    flags = ["--model", "r3gan", *CONDITIONAL["r3gan"], "--batch_size", "12", "--shards", str(shards), "--steps", "6",
              "--sample_every", "0", "--tracker", "none", "--mixed_precision", "no"]
     train(tmp_path, *flags, "--name", "plain")
     train(tmp_path, *flags, "--compile", "true", "--name", "compiled")

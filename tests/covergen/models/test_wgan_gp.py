@@ -1,4 +1,4 @@
-"""WGAN-GP: a penalty per image, the same gradients as double backward, and a critic that may hear."""
+"""WGAN-GP: a penalty per image, the same gradients as double backward, and a critic that may be conditional."""
 
 from __future__ import annotations
 
@@ -45,21 +45,21 @@ def conditional(**options: bool) -> tuple[Model, Batch]:
     return model, Batch(torch.randint(0, 256, (6, 3, 32, 32), dtype=torch.uint8), audio, None, None, wrong)
 
 
-def test_the_thesis_s_critic_hears_nothing_and_the_other_one_the_audio() -> None:
-    for hears in (False, True):
-        model, batch = conditional(projection_critic=hears)
-        assert model.needs_mismatched_audio == hears and model.phases[1].hears == hears
+def test_only_the_projection_critic_depends_on_the_audio() -> None:
+    for projection in (False, True):
+        model, batch = conditional(projection_critic=projection)
+        assert model.needs_mismatched_audio == projection and model.phases[1].conditional_critic == projection
         critic, images = model.networks["critic"], to_minus_one_one(batch.cover)
         one, other = critic(images, batch.audio), critic(images, batch.mismatched)
-        assert one.shape == (6,) and torch.equal(one, other) != hears
-        torch.testing.assert_close(critic(images[:2], batch.audio[:2]), one[:2])  # no image or track sees another
+        assert one.shape == (6,) and torch.equal(one, other) != projection
+        torch.testing.assert_close(critic(images[:2], batch.audio[:2]), one[:2])  # images and tracks do not mix
 
 
-def test_a_hearing_critic_counts_mismatched_pairs_as_generated_and_its_slope_is_with_the_audio() -> None:
+def test_a_projection_critic_counts_mismatched_pairs_as_generated_and_its_penalty_uses_the_audio() -> None:
     model, batch = conditional(projection_critic=True)
-    turn, critic = model.phases[0], model.networks["critic"]
-    noise = turn.sample_noise(6, torch.Generator().manual_seed(0))
-    loss, scalars = turn(batch, noise)
+    phase, critic = model.phases[0], model.networks["critic"]
+    noise = phase.sample_noise(6, torch.Generator().manual_seed(0))
+    loss, scalars = phase(batch, noise)
     with torch.no_grad():
         fake = model.networks["generator"](noise["latents"], batch.audio)
         real, audio = to_minus_one_one(batch.cover), batch.audio
@@ -73,7 +73,7 @@ def test_a_hearing_critic_counts_mismatched_pairs_as_generated_and_its_slope_is_
 
 def test_a_generator_wants_a_high_score_with_its_own_audio() -> None:
     model, batch = conditional(projection_critic=True)
-    turn = model.phases[1]
-    noise = turn.sample_noise(6, torch.Generator().manual_seed(0))
+    phase = model.phases[1]
+    noise = phase.sample_noise(6, torch.Generator().manual_seed(0))
     fake = model.networks["generator"](noise["latents"], batch.audio)
-    torch.testing.assert_close(turn(batch, noise)[0], -model.networks["critic"](fake, batch.audio).mean())
+    torch.testing.assert_close(phase(batch, noise)[0], -model.networks["critic"](fake, batch.audio).mean())

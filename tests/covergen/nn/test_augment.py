@@ -16,10 +16,10 @@ def drawn(count: int = 4, seed: int = 0) -> torch.Tensor:
     return draw_augmentation(count, torch.Generator().manual_seed(seed))["augmentation"]
 
 
-def only(place: int, *values: float) -> torch.Tensor:
-    """Draws of one image each, all 0 but the one at a place."""
+def only(column: int, *values: float) -> torch.Tensor:
+    """Draws of one image each, all 0 but one column."""
     draws = torch.zeros(len(values), 7)
-    draws[:, place] = torch.tensor(values)
+    draws[:, column] = torch.tensor(values)
     return draws
 
 
@@ -55,11 +55,11 @@ def test_translation_moves_by_whole_pixels_and_leaves_zeros() -> None:
 def test_cutout_clears_a_square_of_a_quarter_of_the_side(side: int) -> None:
     images = torch.ones(3, 3, side, side)
     draws = only(5, 0.0, 0.5, 1.0)  # centre, lower, at the lower edge
-    kept = augment(images, ("cutout",), draws)
-    for image, rows in zip(kept, (side // 4, side // 4, side // 8), strict=True):
+    augmented = augment(images, ("cutout",), draws)
+    for image, rows in zip(augmented, (side // 4, side // 4, side // 8), strict=True):
         hole = (image == 0).all(0)
         assert hole.sum() == rows * side // 4 and hole.any(1).sum() == rows and (image[:, ~hole] == 1).all()
-    assert (kept[1] == 0).any(0)[side // 2 + 1:].any() and not (kept[1] == 0).any(0)[:side // 2].any()
+    assert (augmented[1] == 0).any(0)[side // 2 + 1:].any() and not (augmented[1] == 0).any(0)[:side // 2].any()
 
 
 def test_color_changes_brightness_saturation_and_contrast() -> None:
@@ -75,12 +75,12 @@ def test_color_changes_brightness_saturation_and_contrast() -> None:
     torch.testing.assert_close(contrasted.mean((1, 2, 3)), images.mean((1, 2, 3)))
 
 
-def test_gradients_reach_every_pixel_that_is_still_seen() -> None:
+def test_gradients_reach_every_pixel_that_is_not_cut_out() -> None:
     images, draws = pictures().requires_grad_(True), drawn()
     draws[:, 3:5] = 0
     augment(images, ("translation", "cutout"), draws).sum().backward()
-    seen = augment(torch.ones_like(images), ("cutout",), draws)
-    assert torch.equal(images.grad, seen) and 0 < seen.mean() < 1
+    mask = augment(torch.ones_like(images), ("cutout",), draws)
+    assert torch.equal(images.grad, mask) and 0 < mask.mean() < 1
     images.grad = None
     (augment(images, ("color",), draws) ** 2).sum().backward()
     assert (images.grad != 0).float().mean() > 0.99

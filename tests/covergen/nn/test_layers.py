@@ -1,4 +1,4 @@
-"""What the models that hear have in common: audio embeddings and their noise, FiLM, losses over scores and pairs."""
+"""What conditional models share: audio embeddings and their noise, FiLM, losses over scores and pairs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from covergen.nn.layers import EMBEDDING, AudioEncoder, Modulation, ResidualMlp, audio_noise
-from covergen.nn.losses import info_nce, r1_r2_penalty, relativistic_loss
+from covergen.nn.losses import info_nce, relativistic_loss, squared_gradient_norms
 
 
 def source(seed: int = 0) -> torch.Generator:
@@ -30,15 +30,15 @@ def test_an_embedding_has_mean_zero_and_variance_one_whatever_the_others_are(enc
     assert (found[0] - found[1]).abs().max() > 0.1
 
 
-def test_noise_drops_features_scales_the_others_and_blurs(encoder: AudioEncoder) -> None:
-    noise = audio_noise(2000, 20, source(), sigma=0.3, dropped=0.2)
-    assert noise["kept"].unique().tolist() == [0.0, 1.25] and abs(noise["kept"].mean() - 1) < 0.01
-    assert noise["blur"].shape == (2000, EMBEDDING) and abs(noise["blur"].std() - 0.3) < 0.01
+def test_noise_drops_features_scales_the_others_and_is_added_to_embeddings(encoder: AudioEncoder) -> None:
+    noise = audio_noise(2000, 20, source(), embedding_noise=0.3, audio_dropout=0.2)
+    assert noise["dropout_mask"].unique().tolist() == [0.0, 1.25] and abs(noise["dropout_mask"].mean() - 1) < 0.01
+    assert noise["embedding_noise"].shape == (2000, EMBEDDING) and abs(noise["embedding_noise"].std() - 0.3) < 0.01
     audio = torch.randn(2000, 20, generator=source(1))
-    torch.testing.assert_close(encoder(audio, noise), encoder(audio * noise["kept"]) + noise["blur"])
-    again = audio_noise(2000, 20, source(), sigma=0.3, dropped=0.2)
+    torch.testing.assert_close(encoder(audio, noise), encoder(audio * noise["dropout_mask"]) + noise["embedding_noise"])
+    again = audio_noise(2000, 20, source(), embedding_noise=0.3, audio_dropout=0.2)
     assert all(torch.equal(noise[name], again[name]) for name in noise)
-    silent = audio_noise(2000, 20, source(), sigma=0.0, dropped=0.0)
+    silent = audio_noise(2000, 20, source(), embedding_noise=0.0, audio_dropout=0.0)
     assert torch.equal(encoder(audio, silent), encoder(audio))
 
 
@@ -60,7 +60,7 @@ def test_a_residual_layer_adds_to_its_input() -> None:
     assert torch.equal(layer(features), features)
 
 
-def test_pairing_is_log_two_for_equals_and_small_where_the_better_scores_above() -> None:
+def test_relativistic_loss_is_log_two_for_equals_and_small_where_the_better_scores_above() -> None:
     better, worse = torch.tensor([3.0, -1.0]), torch.tensor([1.0, 1.0])
     assert relativistic_loss(better, better).item() == pytest.approx(0.693147)
     expected = (torch.log1p(torch.exp(torch.tensor(-2.0))) + torch.log1p(torch.exp(torch.tensor(2.0)))) / 2
@@ -68,11 +68,11 @@ def test_pairing_is_log_two_for_equals_and_small_where_the_better_scores_above()
     assert relativistic_loss(better + 9, worse) < 1e-3
 
 
-def test_a_zero_centred_penalty_and_its_gradients_are_those_of_double_backward() -> None:
+def test_gradient_norms_and_their_gradients_are_those_of_double_backward() -> None:
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(3, 4, 4, 4), nn.SiLU(), nn.Flatten(), nn.Linear(16, 1), nn.Flatten(0))
     images = torch.randn(5, 3, 8, 8)
-    ours = r1_r2_penalty(network, images)
+    ours = squared_gradient_norms(network, images)
     ours.mean().backward()
     found = [parameter.grad.clone() for parameter in network.parameters() if parameter.grad is not None]
     network.zero_grad()
@@ -85,7 +85,7 @@ def test_a_zero_centred_penalty_and_its_gradients_are_those_of_double_backward()
     for mine, other in zip(found, theirs, strict=True):
         torch.testing.assert_close(mine, other)
     direction = torch.randn(3 * 8 * 8)
-    torch.testing.assert_close(r1_r2_penalty(lambda x: x.flatten(1) @ direction, images),
+    torch.testing.assert_close(squared_gradient_norms(lambda x: x.flatten(1) @ direction, images),
                                direction.square().sum().expand(5))
 
 
@@ -103,7 +103,7 @@ def loop(audio: torch.Tensor, images: torch.Tensor, scale: float, same: list[lis
     return (side(logits, same) + side(list(zip(*logits, strict=True)), list(zip(*same, strict=True)))) / 2
 
 
-def test_matching_is_its_definition_with_one_and_with_several_positives() -> None:
+def test_info_nce_is_its_definition_with_one_and_with_several_positives() -> None:
     audio, images = (F.normalize(torch.randn(size, 6, generator=source(size)), dim=1) for size in (5, 4))
     groups = torch.tensor([7, 7, 8, 9, 9]), torch.tensor([9, 8, 7, 7])
     same = groups[0][:, None] == groups[1]
@@ -116,10 +116,10 @@ def test_matching_is_its_definition_with_one_and_with_several_positives() -> Non
                                (F.cross_entropy(logits, each) + F.cross_entropy(logits.T, each)) / 2)
 
 
-def test_matching_is_small_for_the_right_pairs_and_tracks_of_an_album_do_not_repel_each_other() -> None:
-    places, groups = torch.eye(6), torch.tensor([0, 0, 1, 1, 2, 2])
+def test_info_nce_is_small_for_the_right_pairs_and_tracks_of_an_album_do_not_repel_each_other() -> None:
+    vectors, groups = torch.eye(6), torch.tensor([0, 0, 1, 1, 2, 2])
     same, scale = groups[:, None] == groups, torch.tensor(50.0)
-    albums = places[groups]
+    albums = vectors[groups]
     assert info_nce(albums, albums, scale, same).item() == pytest.approx(0.693147)  # which of the two can't be known
     assert info_nce(albums, albums.roll(2, 0), scale, same) > 20
-    assert info_nce(places, places, scale, torch.eye(6, dtype=torch.bool)) < 1e-6
+    assert info_nce(vectors, vectors, scale, torch.eye(6, dtype=torch.bool)) < 1e-6

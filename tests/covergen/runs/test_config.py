@@ -31,9 +31,9 @@ def test_flags_override_the_file_and_the_file_the_preset(tmp_path: Path) -> None
 
 
 def test_lists_have_any_length_and_none_is_a_word() -> None:
-    assert resolve({"model": "flow", "multiples": "1,2,2,4"}).options.multiples == (1, 2, 2, 4)
-    options = resolve({"model": "r3gan", "augment": "none", "penalty": "0", "mismatch": "0"}).options
-    assert (options.augment, options.penalty, options.mismatch) == (("none",), 0.0, 0.0)
+    assert resolve({"model": "flow", "channel_mult": "1,2,2,4"}).options.channel_mult == (1, 2, 2, 4)
+    options = resolve({"model": "r3gan", "augment": "none", "penalty": "0", "mismatch_weight": "0"}).options
+    assert (options.augment, options.penalty, options.mismatch_weight) == (("none",), 0.0, 0.0)
     assert resolve({"model": "r3gan", "augment": "color,cutout"}).options.augment == ("color", "cutout")
 
 
@@ -61,7 +61,7 @@ def test_without_shards_the_demo_s_preset_holds_and_flags_still_win() -> None:
     ({"lr_warmup": "-1"}, "--lr_warmup -1: must be 0 or more"),
     ({"model": "r3gan", "penalty_every": "0"}, "--penalty_every 0: must be above 0"),
     ({"model": "r3gan", "audio_dropout": "1"}, "--audio_dropout 1.0: a share, from 0 to below 1"),
-    ({"model": "flow", "multiples": "1,x"}, "--multiples: expected a whole number, found 'x'"),
+    ({"model": "flow", "channel_mult": "1,x"}, "--channel_mult: expected a whole number, found 'x'"),
 ])
 def test_wrong_options_are_refused_with_the_way_out(flags: dict, message: str) -> None:
     with pytest.raises((ValueError, OSError), match=message.replace("(", r"\(")):

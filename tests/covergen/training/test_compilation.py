@@ -18,7 +18,7 @@ from covergen.training.profiler import Profile
 from shard_tools import cli
 from tests.support.runs import log_of, run_command
 
-SMALL = {"flow": {"width": 32, "multiples": (1, 1), "stem": 4}, "r3gan": {"width": 4, "penalty_every": 2},
+SMALL = {"flow": {"width": 32, "channel_mult": (1, 1), "patch_size": 4}, "r3gan": {"width": 4, "penalty_every": 2},
          "contrast": {"width": 8}}
 EVERY_MODEL = [(name, {}) for name in models.MODELS] + [("cond_wgan_gp", {"projection_critic": True})]
 AUDIO, COUNT = 20, 4

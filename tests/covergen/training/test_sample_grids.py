@@ -67,7 +67,7 @@ def test_grids_are_the_same_from_the_same_weights() -> None:
 
 
 def test_a_flow_has_no_truncated_grid_and_a_model_without_covers_has_none() -> None:
-    shown, _ = preview("flow", 9, multiples=(1,), blocks=1, attention=0, stem=4, sampling_steps=1)
+    shown, _ = preview("flow", 9, channel_mult=(1,), blocks=1, attention_levels=0, patch_size=4, sampling_steps=1)
     grid, = shown.grids()
     assert grid.name == "noise" and grid.covers.shape == (64, 3, 32, 32) and grid.labels[:2] == ["blues", "folk"]
     assert not list(preview("contrast", 9)[0].grids())

@@ -66,7 +66,7 @@ def test_validation_agrees_on_1_2_and_3_ranks_and_with_a_plain_loop(shards: Path
     run = open_model(tmp_path / "runs/r1")
     held_out = ShardDataset(shards, "val", batch_size=1)
     batch = held_out.read(np.arange(held_out.metadata["samples"]))
-    noise = {"normal": torch.zeros(len(batch.cover), 8)}
+    noise = {"latents": torch.zeros(len(batch.cover), 8)}
     with torch.no_grad():
         mean, log_variance = run.model.networks["vae"].encode(batch.cover.float() / 255)
         scalars = run.model.phases[0](batch, noise)[1]
