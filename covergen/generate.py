@@ -101,7 +101,7 @@ def main(run: str, out: str = "covers.png", n: int | None = None, audio: str | N
     count = n or (8 if heard else 64)
     noise = read_latents(latents, opened, n) if latents else opened.model.latents(
         count, torch.Generator().manual_seed(seed), truncation)
-    averaged = bool(ema and opened.config.training.ema and opened.model.averaged)
+    averaged = bool(ema and opened.config.training.ema and opened.model.ema_networks)
     about = {**described(opened, heard), "averaged": averaged, "n": len(noise), "size": size,
              **({"latents_sha256": digest(Path(latents).read_bytes())} if latents else
                 {"seed": seed, "truncation": truncation})}
