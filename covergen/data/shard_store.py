@@ -75,7 +75,7 @@ def _read(file: BinaryIO, offset: int, size: int, name: object) -> bytearray:
     """Bytes of an opened file, which is referenced here: one that its cache drops must not close before this read."""
     data = bytearray(size)
     if os.preadv(file.fileno(), [data], offset) != size:
-        raise ValueError(f"{name} ends before byte {offset + size}; it is damaged (shard_tools.verify tells more)")
+        raise ValueError(f"{name} ends before byte {offset + size}; it is damaged (see shard_tools.verify)")
     return data
 
 
@@ -268,8 +268,8 @@ class RemoteShardStore(ShardStore):
                     return self.cache.open(self.remote, wanted,
                                            protected=lambda early=early: self._protected(False) if early else [])
                 if time.monotonic() - began > FULL_TIMEOUT:
-                    raise ValueError(f"{full}, all of it in use for {FULL_TIMEOUT:.0f} s; give a larger "
-                                     "--shard_cache_gb, or another --shard_cache_dir than the other processes") from None
+                    raise ValueError(f"{full}, all of it in use for {FULL_TIMEOUT:.0f} s; give a larger --shard_cache_gb, "
+                                     "or another --shard_cache_dir than the other processes") from None
                 time.sleep(POLL)
 
     def _protected(self, previous: bool) -> list[str]:

@@ -163,10 +163,9 @@ class Cache:
         with lock(self.folder / ".lock"):
             missing = self.used() - os.fstat(part.fileno()).st_size + size - self.bound()
             if missing > 0:
-                stay = {f"{sha256}{ending}" for sha256 in protected() for ending in (COPY, PART)} | {Path(part.name).name}
-                files = _files(self.shards)
+                stay, files = {*protected(), Path(part.name).stem}, _files(self.shards)
                 for path in sorted(files, key=lambda path: files[path].st_mtime_ns):
-                    if missing > 0 and path.name not in stay:
+                    if missing > 0 and path.stem not in stay:
                         missing -= _remove_idle(path)
             if missing > 0:
                 raise FullError(f"{self.folder} holds {self.used() / GIGABYTE:.3g} GB of {self.bound() / GIGABYTE:.3g}")

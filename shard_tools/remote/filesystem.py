@@ -1,4 +1,4 @@
-"""Files behind URLs, the only file that knows fsspec: checked downloads, whole uploads, and errors that people can mend.
+"""Files behind URLs: checked downloads, whole uploads, and errors that people can mend. Only this file knows fsspec.
 
 Credentials come from the usual environment and files only (AWS_*, GOOGLE_*, HF_TOKEN, .netrc); a URL that holds some is
 refused, and errors of the libraries are shown without any.
@@ -25,7 +25,7 @@ HASH_ATTEMPTS = 3  # downloads with a wrong hash before it is believed
 CONNECT_TIMEOUT, READ_TIMEOUT = 20.0, 60.0  # seconds until a connection, and without a byte
 PIECE_BYTES = 2**24  # of a file that are asked for together
 FINAL_STATUS = {400, 401, 403, 404, 405, 410, 501}  # answers that will not change
-PLAIN = {"Accept-Encoding": "identity"}  # sizes are those of the files
+_PLAIN = {"Accept-Encoding": "identity"}  # sizes are those of the files
 _URL = re.compile(r"([A-Za-z][\w+.-]*)://([^\s'\"<>]*)")
 _CREATION = threading.Lock()
 Result = TypeVar("Result")
@@ -59,28 +59,6 @@ class TransferError(OSError):
 
 class ChecksumError(ValueError):
     """Other bytes than were promised, time and again."""
-
-
-class _Sink:
-    """A download under way: its file, its hash, and how many bytes it has; never longer than expected."""
-
-    def __init__(self, file: BinaryIO, size: int) -> None:
-        self.file, self.size = file, size
-        self.restart()
-
-    def restart(self) -> None:
-        self.file.seek(0)
-        self.received, self.hash = 0, hashlib.sha256()
-
-    def write(self, data: bytes) -> int:
-        if self.received + len(data) > self.size:
-            raise TransferError(f"longer than the {self.size:,} bytes it should have")
-        self.file.write(data)
-        self.hash.update(data)
-        self.received += len(data)
-        return len(data)
-
-    read = close = seek = tell = None  # fsspec takes what has these for a file
 
 
 class Remote:
@@ -117,7 +95,7 @@ class Remote:
             if self.extra == "http":
                 import aiohttp
                 timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT, sock_read=READ_TIMEOUT)
-                options = {"client_kwargs": {"timeout": timeout, "trust_env": True}, "headers": dict(PLAIN)}
+                options = {"client_kwargs": {"timeout": timeout, "trust_env": True}, "headers": dict(_PLAIN)}
             elif self.extra == "s3":
                 options = {"use_listings_cache": False, "config_kwargs": {
                     "connect_timeout": CONNECT_TIMEOUT, "read_timeout": READ_TIMEOUT, "retries": {"max_attempts": 1}}}
@@ -144,17 +122,23 @@ class Remote:
             ValueError: its hash is another, whatever one tries.
             OSError: it can't be had.
         """
-        sink, wrong = _Sink(file, size), 0
+        digest, received, wrong = hashlib.sha256(), 0, 0
 
         def attempt() -> None:
-            nonlocal wrong
-            if self.extra == "http":
-                self._stream(name, sink)
-            else:
-                self._read_pieces(name, sink)
-            if sink.hash.hexdigest() != sha256:
-                sink.restart()
-                wrong += 1
+            nonlocal digest, received, wrong
+            while received < size:
+                stop = min(received + PIECE_BYTES, size)
+                data = self.files.cat_file(self.url_of(name), start=received, end=stop)
+                if len(data) == size:  # some web servers always send all of it
+                    data = data[received:]
+                elif len(data) != stop - received:
+                    raise TransferError(f"{len(data):,} bytes of the {stop - received:,} asked for")
+                file.seek(received)
+                file.write(data)
+                digest.update(data)
+                received += len(data)
+            if digest.hexdigest() != sha256:
+                digest, received, wrong = hashlib.sha256(), 0, wrong + 1
                 if wrong == HASH_ATTEMPTS:
                     raise ChecksumError(f"{self.url_of(name)}: its SHA-256 is not that of the index, {HASH_ATTEMPTS} "
                                         "times; it is damaged, or was packed again since (start again)")
@@ -162,29 +146,6 @@ class Remote:
 
         self._retry(name, attempt)
         file.flush()
-
-    def _read_pieces(self, name: str, sink: _Sink) -> None:
-        while sink.received < sink.size:
-            stop = min(sink.received + PIECE_BYTES, sink.size)
-            data = self.files.cat_file(self.url_of(name), start=sink.received, end=stop)
-            if len(data) != stop - sink.received:
-                raise TransferError(f"{len(data):,} bytes of the {stop - sink.received:,} asked for")
-            sink.write(data)
-
-    def _stream(self, name: str, sink: _Sink) -> None:
-        """One request for all that is left; a server without ranges sends everything, which begins again."""
-        from fsspec.callbacks import Callback
-
-        class Length(Callback):
-            def set_size(self, size: int | None) -> None:
-                if sink.received and size != sink.size - sink.received:
-                    sink.restart()
-
-        headers = PLAIN | ({"Range": f"bytes={sink.received}-"} if sink.received else {})
-        if sink.received < sink.size:
-            self.files.get_file(self.url_of(name), sink, callback=Length(), headers=headers)
-        if sink.received != sink.size:
-            raise TransferError(f"{sink.received:,} bytes of {sink.size:,}")
 
     def size(self, name: str) -> int | None:
         """The size of a file in bytes, None where there is none."""

@@ -59,7 +59,7 @@ class Upload:
             if metadata and set(metadata[0].get("splits", ())) == found.keys():
                 return metadata
         if not self.overwrite and not self._notes.exists() and (names := list(self.remote.sizes())):
-            raise ValueError(f"{self.remote.url} is not empty (found {', '.join(names[:3])}), and no unfinished packing "
+            raise ValueError(f"{self.remote.url} is not empty (found {', '.join(names[:3])}), and no unfinished upload "
                              "of this machine left it so; choose another --out")
         print(f"packing into {self.folder}, then uploading to {self.remote.url}")
         return []

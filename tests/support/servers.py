@@ -1,4 +1,4 @@
-"""Servers for the tests of shards elsewhere: a folder in; S3 and web servers of this machine, some of them bad, out."""
+"""Servers for the tests of URLs: S3 and web servers of this machine, and a proxy that makes them fail."""
 
 from __future__ import annotations
 
@@ -85,8 +85,8 @@ class _Handler(socketserver.BaseRequestHandler):
             cutting = cut < faults.cut and size > 20_000 and request == b"GET"
             allowed = size // 2 if cutting else size
             whole = request == b"GET" and answer.split(b" ", 2)[1] in (b"200", b"206")
-            if place := re.fullmatch(rb"bytes \d+-(\d+)/(\d+)", _header(answer, b"content-range") or b""):
-                whole = whole and int(place[1]) + 1 == int(place[2])
+            if part := re.fullmatch(rb"bytes \d+-(\d+)/(\d+)", _header(answer, b"content-range") or b""):
+                whole = whole and int(part[1]) + 1 == int(part[2])
             data, done = re.sub(rb"(?i)\r\nconnection:[^\r]*", b"", answer) + start[:allowed], min(len(start), allowed)
             while request != b"HEAD" and done < allowed:
                 self.request.sendall(data)

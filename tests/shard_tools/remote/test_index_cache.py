@@ -1,4 +1,4 @@
-"""Shards elsewhere: the cache's bound, one download, what is damaged or out of reach, and the same batches as here."""
+"""Shards behind URLs: the cache's bound, one download, what is damaged or out of reach, and the same batches as from a disk."""
 
 from __future__ import annotations
 
@@ -85,8 +85,8 @@ def test_a_cache_stays_within_its_bound_and_lets_go_of_what_was_used_longest_ago
         time.sleep(0.01)  # or the clock of files may say the same for two
         assert sizes(cache) <= 3.5 * SIZE
     assert faults.whole == Counter({f"/{number}.tar": 1 for number in range(4)})
-    kept = {path.name for path in (tmp_path / "cache" / "shards").iterdir()}
-    assert kept == {f"{stored[number].sha256}.tar" for number in (0, 2, 3)}
+    left = {path.name for path in (tmp_path / "cache" / "shards").iterdir()}
+    assert left == {f"{stored[number].sha256}.tar" for number in (0, 2, 3)}
 
 
 def test_what_is_open_or_spared_is_not_removed(tmp_path: Path, web) -> None:
@@ -162,7 +162,7 @@ def test_a_wrong_hash_is_tried_again_and_then_refused(tmp_path: Path, web, hasty
         Cache(tmp_path / "cache").open(Remote(url), wrong)
     assert faults.whole["/0.tar"] == 3 and not list((tmp_path / "cache" / "shards").iterdir())
     longer = RemoteFile("0.tar", SIZE - 1, stored[0].sha256)
-    with pytest.raises(OSError, match="longer than the 49,999 bytes"):
+    with pytest.raises(OSError, match="50,000 bytes of the 49,999 asked for"):
         Cache(tmp_path / "cache").open(Remote(url, attempts=2), longer)
 
 
@@ -184,12 +184,12 @@ def test_errors_say_what_to_do_and_no_secret(tmp_path: Path, web, monkeypatch: p
         resolve("s4://bucket/x", tmp_path / "cache")
 
 
-def test_an_index_elsewhere_names_no_files_of_this_machine(tmp_path: Path) -> None:
-    sound = {"name": "train-00000-of-00001.tar", "bytes": 5, "sha256": "0" * 64}
-    RemoteShardStore("memory://x", {"shards": [sound]}, Cache(tmp_path))
+def test_an_index_of_a_url_names_no_files_of_this_machine(tmp_path: Path) -> None:
+    valid = {"name": "train-00000-of-00001.tar", "bytes": 5, "sha256": "0" * 64}
+    RemoteShardStore("memory://x", {"shards": [valid]}, Cache(tmp_path))
     for wrong in ({"sha256": "../../../x"}, {"name": "../x"}, {"bytes": -1}, {"bytes": "5"}, {"sha256": None}):
         with pytest.raises(ValueError, match="which packing does not write"):
-            RemoteShardStore("memory://x", {"shards": [sound | wrong]}, Cache(tmp_path))
+            RemoteShardStore("memory://x", {"shards": [valid | wrong]}, Cache(tmp_path))
 
 
 def put(folder: Path, url: str) -> str:
@@ -218,8 +218,8 @@ def test_batches_are_those_of_local_shards_and_each_shard_comes_once_an_epoch(
     indexes = sum(path.stat().st_size for path in [*many.glob("*.index.*"), *many.glob("*.npz")])
     bound = (largest * (windows * (window or 0) + 2) + indexes + 4096) / 1e9 if windows else 1.0
     root = resolve(put(many, f"memory://{tmp_path.name}"), tmp_path / "cache", bound)
-    here, there = (open_stream(place, "train", batch_size=4, seed=3, window=window, order=order)
-                   for place in (many, root))
+    here, there = (open_stream(folder, "train", batch_size=4, seed=3, window=window, order=order)
+                   for folder in (many, root))
     here.mismatch()
     there.mismatch()
     fetched, cache, fetch = Counter(), Cache(tmp_path / "cache"), there.store.remote.fetch
@@ -255,7 +255,7 @@ def test_the_next_window_comes_at_once(window: int, follow: int, many: Path, tmp
 
 def test_a_cache_too_small_for_what_is_mixed_is_refused_with_the_size_it_needs(many: Path, tmp_path: Path) -> None:
     root = resolve(put(many, f"memory://{tmp_path.name}"), tmp_path / "cache", 0.0006)
-    with pytest.raises(ValueError, match=r"--shard_cache_gb 0\.0006 is too little for 14 shards .* give --shard_cache_gb 0\.00\d+"):
+    with pytest.raises(ValueError, match=r"_gb 0\.0006 is too little for 14 shards .* give --shard_cache_gb 0\.00\d+"):
         open_stream(root, "train", batch_size=4)
     open_stream(root, "train", batch_size=4, window=1).batch(0)
 
@@ -263,12 +263,12 @@ def test_a_cache_too_small_for_what_is_mixed_is_refused_with_the_size_it_needs(m
 def test_a_url_has_splits_and_rows_and_is_packed_anew_when_it_changed(many: Path, shards: Path, tmp_path: Path,
                                                                      monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    from shard_tools.remote import index_cache as elsewhere
+    from shard_tools.remote import index_cache
     url = put(many, f"memory://{tmp_path.name}")
     assert list(splits_in(resolve(url))) == ["train", "val", "test"]
     assert (open_index(resolve(url), "train").rows == open_index(many, "train").rows).all()
     assert inspect(url) == 0
     put(shards, url)
-    elsewhere._fetch_index.cache_clear()  # as another process
+    index_cache._fetch_index.cache_clear()  # as another process
     assert open_index(resolve(url), "train").metadata == open_index(shards, "train").metadata
     assert (open_index(resolve(url), "train").rows == open_index(shards, "train").rows).all()

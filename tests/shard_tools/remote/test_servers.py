@@ -95,8 +95,8 @@ def test_training_through_a_bad_network_gives_the_weights_of_local_shards(kind: 
     assert max(fetched.values()) <= 2  # epochs: once in each, or not again where the cache still had it
     assert faults.broken
     texts = [path for path in there.rglob("*") if path.suffix in (".yaml", ".json", ".jsonl")]
-    kept = [path.read_text(errors="replace") for path in texts]
-    assert not any("hidden-words" in text for text in [said, *kept])
+    written = [path.read_text(errors="replace") for path in texts]
+    assert not any("hidden-words" in text for text in [said, *written])
 
 
 @pytest.mark.parametrize("kind", [pytest.param("s3", marks=pytest.mark.slow), "nginx"])
@@ -159,8 +159,8 @@ def test_a_longer_training_waits_for_nothing_once_warm(kind: str, tmp_path: Path
     train(tmp_path, *flags, "--shards", str(shards), "--name", "near")
     with served(kind, shards, tmp_path, faults) as (url, environment), watched(tmp_path / "cache") as sizes:
         bound = bound_for(shards, 7)  # windows of 8: the last, this and the next one, and 4
-        train(tmp_path, *flags, "--shards", url, "--name", "far", "--shard_cache_dir", str(tmp_path / "cache"), "--shard_cache_gb",
-              f"{bound:.6f}", **environment)
+        train(tmp_path, *flags, "--shards", url, "--name", "far", "--shard_cache_dir", str(tmp_path / "cache"),
+              "--shard_cache_gb", f"{bound:.6f}", **environment)
     near, far = tmp_path / "runs" / "near", tmp_path / "runs" / "far"
     step = log_of(near)[-1]["step"]
     assert same_bits(weights(near, step), weights(far, step))

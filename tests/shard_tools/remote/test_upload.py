@@ -1,4 +1,4 @@
-"""What is written elsewhere: packed shards and run folders, whole or absent, and gone on with after an interruption."""
+"""What is written to URLs: packed shards and run folders, whole or absent, and gone on with after an interruption."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from covergen.inference.trained_model import open_model
-from covergen.runs.sync import RunSync, connect, fetched_run
+from covergen.runs.sync import RunSync, fetched_run
 from shard_tools.pack import pack
 from shard_tools.remote.filesystem import Remote
 from tests.support.raw_data import hashes, sound_pairs
@@ -94,7 +94,7 @@ def test_a_shard_that_is_gone_or_cut_at_the_url_is_uploaded_again(raw: Path, out
         packed(raw, out)
 
 
-def test_a_folder_elsewhere_that_holds_something_else_is_refused(raw: Path, out: str, tmp_path: Path) -> None:
+def test_a_url_that_holds_something_else_is_refused(raw: Path, out: str, tmp_path: Path) -> None:
     (tmp_path / "far").mkdir()
     (tmp_path / "far" / "thesis.pdf").write_bytes(b"x")
     with pytest.raises(ValueError, match=r"is not empty \(found thesis\.pdf\)"):
@@ -103,7 +103,7 @@ def test_a_folder_elsewhere_that_holds_something_else_is_refused(raw: Path, out:
         packed(raw, "https://host/x")
 
 
-def test_a_run_elsewhere_goes_on_on_another_machine_with_the_same_bits(shards: Path, out: str, tmp_path: Path,
+def test_a_run_at_a_url_goes_on_on_another_machine_with_the_same_bits(shards: Path, out: str, tmp_path: Path,
                                                                        monkeypatch: pytest.MonkeyPatch) -> None:
     def trained(machine: str, steps: int, *more: str) -> str:
         return train(tmp_path, *TINY, "--shards", str(shards), "--steps", str(steps), *more,
@@ -128,16 +128,17 @@ def checkpoint(folder: Path, step: int) -> None:
     (path / "trainer.pt").write_bytes(b"state" * step)
 
 
-def test_a_checkpoint_elsewhere_is_whole_or_does_not_count(tmp_path: Path, out: str, monkeypatch: pytest.MonkeyPatch,
+def test_a_checkpoint_at_a_url_is_whole_or_does_not_count(tmp_path: Path, out: str, monkeypatch: pytest.MonkeyPatch,
                                                            ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "one"))
-    mirror = connect(f"{out}/run", keep=2)
-    mirror.folder.mkdir(parents=True, exist_ok=True)
-    (mirror.folder / "config.yaml").write_text("model: wgan_gp\n")
+    sync = RunSync(f"{out}/run", keep=2)
+    sync.fetch()
+    sync.folder.mkdir(parents=True, exist_ok=True)
+    (sync.folder / "config.yaml").write_text("model: wgan_gp\n")
     for step in (1, 2, 3):
-        checkpoint(mirror.folder, step)
-        mirror.push()
-        mirror.wait()
+        checkpoint(sync.folder, step)
+        sync.push()
+        sync.wait()
     far = tmp_path / "far" / "run" / "checkpoints"
     assert sorted(path.name for path in far.iterdir() if any(path.iterdir())) == ["step_00000002", "step_00000003"]
     (far / "step_00000003" / "trainer.pt").write_bytes(b"stale" * 3)
@@ -146,25 +147,26 @@ def test_a_checkpoint_elsewhere_is_whole_or_does_not_count(tmp_path: Path, out: 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "two"))
     monkeypatch.setattr("shard_tools.remote.filesystem.BACKOFF", 0.001)
     with pytest.warns(UserWarning, match="step_00000003 is passed over"):
-        other = connect(f"{out}/run")
+        other = RunSync(f"{out}/run")
+        other.fetch()
     assert [path.name for path in (other.folder / "checkpoints").iterdir()] == ["step_00000002"]
     hostile = json.dumps({"../../../x": [1, "0" * 64]})
     (far / "step_00000004" / "whole.json").write_text(hostile)
     with pytest.warns(UserWarning, match="is no name of a file"):
-        connect(f"{out}/run")
+        other.fetch()
 
 
 def test_a_network_that_is_away_stops_nothing(tmp_path: Path, out: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "one"))
-    mirror = RunSync(f"{out}/run")
-    checkpoint(mirror.folder, 1)
+    sync = RunSync(f"{out}/run")
+    checkpoint(sync.folder, 1)
     with monkeypatch.context() as patch:
         counted(patch, 0)
         with pytest.warns(UserWarning, match="was not uploaded .*the network is gone"):
-            mirror.push()
-            mirror.wait()
-    mirror.push()
-    mirror.wait()
+            sync.push()
+            sync.wait()
+    sync.push()
+    sync.wait()
     assert (tmp_path / "far" / "run" / "checkpoints" / "step_00000001" / "whole.json").is_file()
     with pytest.raises(ValueError, match="is not a run folder"):
         fetched_run(f"{out}/none")
