@@ -268,8 +268,8 @@ class RemoteShardStore(ShardStore):
                     return self.cache.open(self.remote, wanted,
                                            protected=lambda early=early: self._protected(False) if early else [])
                 if time.monotonic() - began > FULL_TIMEOUT:
-                    raise ValueError(f"{full}, all of it in use for {FULL_TIMEOUT:.0f} s; give a larger --shard_cache_gb, "
-                                     "or another --shard_cache_dir than the other processes") from None
+                    raise ValueError(f"{full}, all in use for {FULL_TIMEOUT:.0f} s; give a larger --shard_cache_gb, or "
+                                     "another --shard_cache_dir than the other processes") from None
                 time.sleep(POLL)
 
     def _protected(self, previous: bool) -> list[str]:

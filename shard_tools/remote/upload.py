@@ -16,7 +16,7 @@ from platformdirs import user_cache_path
 
 from shard_tools.core.files import file_sha256
 from shard_tools.core.locks import lock
-from shard_tools.remote.filesystem import Remote, redact_url
+from shard_tools.remote.filesystem import Remote
 from shard_tools.remote.index_cache import folder_name, read_indexes
 from shard_tools.shards.index import SHARD_NAME, read_metadata
 from shard_tools.shards.state import finished
@@ -65,9 +65,8 @@ class Upload:
         return []
 
     def __enter__(self) -> Upload:
-        self._work.mkdir(parents=True, exist_ok=True)
         self._held = contextlib.ExitStack()
-        self._held.enter_context(lock(self._work.with_name(f"{self._work.name}.lock"), redact_url(self.remote.url),
+        self._held.enter_context(lock(self._work.with_name(f"{self._work.name}.lock"), self.remote.url,
                                       "wait for it, or choose another --out", patience=0))
         return self
 

@@ -1,4 +1,4 @@
-"""Shards behind URLs: the cache's bound, one download, what is damaged or out of reach, and the same batches as from a disk."""
+"""Shards behind URLs: the cache's bound, one download, damage, errors, and the same batches as from a disk."""
 
 from __future__ import annotations
 
