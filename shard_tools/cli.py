@@ -18,8 +18,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
-import fire
-from fire import decorators
+from shard_tools.core.text import printable
 
 LONGEST, WORD = 2000, 500  # characters of a message, and of a word in it
 Result = TypeVar("Result")
@@ -62,6 +61,8 @@ class Option(NamedTuple):
 
 def read_words(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     """Splits a command line into positional words and flags, every value as the text that was typed."""
+    import fire  # here: commands are imported as functions, too
+    from fire import decorators
     seen: dict[str, Any] = {}
 
     @decorators.SetParseFn(str)
@@ -223,9 +224,8 @@ def guarded(call: Callable[[], int | None]) -> typing.NoReturn:
 
 def readable(text: str) -> str:
     """A message that may quote what files hold: control characters as escapes, and no more than anybody reads."""
-    shown = "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape", "surrogatepass").decode()
-                    for c in re.sub(rf"(\S{{{WORD}}})\S+", r"\1...", text[:100 * LONGEST])[:LONGEST])
-    return shown + ("..." if len(text) > LONGEST else "")
+    short = re.sub(rf"(\S{{{WORD}}})\S+", r"\1...", text[:100 * LONGEST])[:LONGEST]
+    return "\n".join(map(printable, short.split("\n"))) + ("..." if len(text) > LONGEST else "")
 
 
 def joined(argv: Sequence[str], several: Sequence[str], bare: Sequence[str] = ()) -> list[str]:

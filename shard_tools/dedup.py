@@ -22,9 +22,9 @@ from shard_tools.core.files import write_atomically
 from shard_tools.core.parallel import available_workers, run_tasks
 from shard_tools.core.quarantine import Drop, show_reasons, write_quarantine
 from shard_tools.curation.clusters import WHY, File, Member, find_clusters, merged_groups, units_in
-from shard_tools.curation.contact_sheet import Row, Tile, draw_sheet
 from shard_tools.curation.fingerprints import FINGERPRINT_DTYPE, FingerprintTask, fingerprint_chunk
 from shard_tools.curation.removal import DONE, drop_files, finish, is_unfinished
+from shard_tools.dataset.contact_sheet import Row, Tile, draw_sheet
 from shard_tools.dataset.groups import FILE as GROUPS
 from shard_tools.dataset.groups import write_groups
 from shard_tools.dataset.images import COVER_BYTES, MAX_PIXELS, read_cover
@@ -151,8 +151,8 @@ def _sheet(source: Path, clusters: Sequence[Sequence[Member]], max_pixels: int) 
         more = f"; {len(albums) - ACROSS:,} more not shown" if len(albums) > ACROSS else ""
         of = f" of {len(albums):,} albums" if len(albums) < len(members) else ""
         title = f"{number}: {len(members):,} covers{of}{more}"
-        rows.append(Row(title, [_tile(source, member, max_pixels) for member in albums[:ACROSS]]))
-    return draw_sheet(heading, rows, ACROSS)
+        rows.append(Row([_tile(source, member, max_pixels) for member in albums[:ACROSS]], title))
+    return draw_sheet(rows, ACROSS, heading)
 
 
 def _tile(source: Path, member: Member, max_pixels: int) -> Tile:

@@ -1,18 +1,19 @@
-"""``python -m shard_tools.inspect DIR``: a folder of shards in; tables, a picture of covers, or the files again out."""
+"""Shows what a folder of shards holds, draws its covers or unpacks it: ``python -m shard_tools.inspect DIR``."""
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 from tqdm import tqdm
 
 from shard_tools.core.errors import BadFileError
-from shard_tools.core.files import write_atomically
+from shard_tools.core.files import open_regular, write_atomically
+from shard_tools.core.text import printable
+from shard_tools.dataset.contact_sheet import Row, Tile, draw_sheet
 from shard_tools.dataset.demo_truth import TRUTH
 from shard_tools.dataset.images import read_cover
 from shard_tools.dataset.layout import make_key, read_key
@@ -22,7 +23,6 @@ from shard_tools.shards.index import Index, check_metadata, is_plain_name, open_
 from shard_tools.shards.tar import read_sample
 
 COLUMNS, LINES = 8, 6
-TILE, LABEL, GAP = 144, 24, 8
 
 
 def inspect(shards: str, preview: str | None = None, unpack: str | None = None, split: str | None = None) -> int:
@@ -81,17 +81,17 @@ def _tables(indexes: list[Index]) -> Iterator[str]:
         yield f"        std from {min(audio['std']):.3g} to {max(audio['std']):.3g}"
     if (indexes[0].root / TRUTH).is_file():
         yield f"truth   {TRUTH}: what the demo's covers show"
-    width = max(5, *(len(_shown(genre)) for genre in metadata["genres"]))
+    width = max(5, *(len(printable(genre)) for genre in metadata["genres"]))
     yield f"\n{'genre':{width}} " + " ".join(f"{index.split:>10}" for index in indexes)
     for genre in metadata["genres"]:
         counts = " ".join(f"{index.metadata['genre_counts'].get(genre, 0):10,}" for index in indexes)
-        yield f"{_shown(genre):{width}} {counts}"
+        yield f"{printable(genre):{width}} {counts}"
     for index in indexes:
         yield f"\nsamples a group ({index.split})"
         yield from _histogram(np.unique(index.rows["group"], return_counts=True)[1])
     if metadata["drops"]:
         yield "\ndropped"
-        yield from (f"{count:10,}  {_shown(reason)}" for reason, count in metadata["drops"].items())
+        yield from (f"{count:10,}  {printable(reason)}" for reason, count in metadata["drops"].items())
 
 
 def _histogram(sizes: np.ndarray) -> Iterator[str]:
@@ -107,22 +107,14 @@ def _histogram(sizes: np.ndarray) -> Iterator[str]:
 
 
 def draw_preview(index: Index, path: Path) -> None:
-    """Draws 8 x 6 covers with their genres below: all genres in turn, of each its first in the order of the shards."""
-    chosen = _every_genre(index.rows, COLUMNS * LINES)
-    lines = -(-len(chosen) // COLUMNS)
-    size = (GAP + COLUMNS * (TILE + GAP), GAP + lines * (TILE + LABEL + GAP))
-    sheet = Image.new("RGB", size, "white")
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(15)
-    for i, number in enumerate(chosen):
-        row = index.rows[number]
-        x, y = GAP + i % COLUMNS * (TILE + GAP), GAP + i // COLUMNS * (TILE + LABEL + GAP)
+    """Draws 8 x 6 covers with their genres below: of each genre the same number, its first in the order of the shards.
+    """
+    tiles = []
+    for row in index.rows[_every_genre(index.rows, COLUMNS * LINES)]:
         cover = Image.fromarray(read_cover(_read(index, row)[1]))
-        sheet.paste(cover.resize((TILE, TILE), Image.Resampling.LANCZOS), (x, y))
-        label = _fit(_shown(index.metadata["genres"][row["genre"]]), font)
-        draw.text((x + TILE / 2, y + TILE + LABEL / 2), label, "black", font, anchor="mm")
-    output = io.BytesIO()
-    sheet.save(output, "PNG")
-    write_atomically(path, output.getvalue())
+        tiles.append(Tile(cover, [index.metadata["genres"][row["genre"]]]))
+    rows = [Row(tiles[start:start + COLUMNS]) for start in range(0, len(tiles), COLUMNS)]
+    write_atomically(path, draw_sheet(rows, COLUMNS))
 
 
 def _every_genre(rows: np.ndarray, count: int) -> list[int]:
@@ -130,17 +122,9 @@ def _every_genre(rows: np.ndarray, count: int) -> list[int]:
     firsts = np.sort(np.unique(rows["group"], return_index=True)[1])
     genres = rows["genre"][firsts]
     order = np.argsort(genres, kind="stable")
-    turn = np.arange(len(order)) - np.searchsorted(genres[order], genres[order])  # a row's place within its genre
-    chosen = order[np.argsort(turn, kind="stable")[:count]]
+    rank = np.arange(len(order)) - np.searchsorted(genres[order], genres[order])  # of a row within its genre
+    chosen = order[np.argsort(rank, kind="stable")[:count]]
     return firsts[np.sort(chosen)][np.argsort(genres[np.sort(chosen)], kind="stable")].tolist()
-
-
-def _fit(text: str, font: ImageFont.FreeTypeFont) -> str:
-    if font.getlength(text) <= TILE:
-        return text
-    while text and font.getlength(text + "...") > TILE:
-        text = text[:-1]
-    return text + "..."
 
 
 def unpack_shards(indexes: list[Index], out: Path) -> int:
@@ -170,12 +154,11 @@ def _read(index: Index, row: np.void) -> tuple[str, bytes, bytes]:
     """As ``read_sample``; ValueError, with the name of the shard, where it does not hold what its index says."""
     path = index.shards[row["shard"]]
     try:
-        if not path.is_file():  # a FIFO would be waited for
-            raise BadFileError("unreadable", "not a file")
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             return read_sample(file, row)
-    except BadFileError as error:
-        raise ValueError(f"{path}: {error.detail}; see shard_tools.verify --full") from None
+    except (OSError, BadFileError) as error:
+        what = error.detail if isinstance(error, BadFileError) else error.strerror
+        raise ValueError(f"{path}: {what}; see shard_tools.verify --full") from None
 
 
 def _file_stem(key: str) -> str:
@@ -183,11 +166,6 @@ def _file_stem(key: str) -> str:
     stem = read_key(key)
     good = is_plain_name(stem) and not stem.startswith(".") and len(os.fsencode(stem)) <= 250
     return stem if good and "~" not in key and make_key(stem) == key else key
-
-
-def _shown(text: str) -> str:
-    """Text that any terminal can show: bytes that are no UTF-8, and control characters, as escapes."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
 
 
 if __name__ == "__main__":
