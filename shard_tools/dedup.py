@@ -1,28 +1,26 @@
-"""``python -m shard_tools.dedup --source DIR``: a data set in; what covers it has twice, as a table and a picture, out.
+"""``python -m shard_tools.dedup --source DIR``: finds covers that a data set has twice; a table and a contact sheet.
 
-Three kinds of duplicates: the same bytes, the same picture (dHash), and near ones (thumbnails); the last two are looked
-at more closely before they count. Without ``--apply`` nothing in the data set changes.
+Three kinds of duplicates: the same bytes, the same picture (dHash), and near ones (tiny images); pairs of the last two
+are compared more closely before they count. Without ``--apply`` nothing in the data set changes.
 """
 
 from __future__ import annotations
 
-import csv
-import io
 import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
 from shard_tools.core.files import write_atomically
-from shard_tools.core.parallel import available_workers, run_tasks
-from shard_tools.core.quarantine import Drop, show_reasons, write_quarantine
-from shard_tools.curation.clusters import WHY, File, Member, find_clusters, merged_groups, units_in
-from shard_tools.curation.fingerprints import FINGERPRINT_DTYPE, FingerprintTask, fingerprint_chunk
+from shard_tools.core.parallel import available_workers
+from shard_tools.core.quarantine import QUARANTINE, Drop, show_reasons, write_quarantine
+from shard_tools.core.tables import table_bytes
+from shard_tools.curation.clusters import WHY, File, Member, count_groups, find_clusters, merge_groups
+from shard_tools.curation.fingerprints import DistinctCovers, fingerprint_files
 from shard_tools.curation.removal import DONE, drop_files, finish, is_unfinished
 from shard_tools.dataset.contact_sheet import Row, Tile, draw_sheet
 from shard_tools.dataset.groups import FILE as GROUPS
@@ -32,8 +30,8 @@ from shard_tools.dataset.layout import Candidate, Listing, album_of, open_layout
 from shard_tools.dataset.source import Folder, open_source, read_entry
 
 COLUMNS = ("cluster", "genre", "stem", "path", "why", "distance", "keep")
-TABLE, SHEET, QUARANTINE, MEMORY = "clusters.csv", "clusters.png", "quarantine.jsonl", ".prints"
-CHUNK, ROWS, ACROSS = 128, 20, 8
+TABLE, SHEET, CACHE = "clusters.csv", "clusters.png", ".fingerprints"
+ROWS, ACROSS = 20, 8
 
 
 def dedup(source: str, out: str | None = None, distance: int = 4, apply: Literal["no", "group", "keep-one"] = "no",
@@ -41,8 +39,8 @@ def dedup(source: str, out: str | None = None, distance: int = 4, apply: Literal
           workers: int | None = None) -> int:
     """Finds covers that show the same picture in different albums, and on request keeps them together or drops them.
 
-    Writes OUT/clusters.csv (a line for each cover of each cluster), OUT/clusters.png (the largest clusters to look
-    at) and OUT/quarantine.jsonl (covers that can't be read). Tracks of one album share their cover by right: a
+    Writes OUT/clusters.csv (a line for each cover of each cluster), OUT/clusters.png (pictures of the largest clusters)
+    and OUT/quarantine.jsonl (covers that can't be read). Tracks of one album share their cover by right: a
     cluster has covers of two albums at least (or of single files, where names tell no album).
 
     Args:
@@ -78,65 +76,48 @@ def dedup(source: str, out: str | None = None, distance: int = 4, apply: Literal
         print(f"finished what an interrupted run had begun: {dropped / DONE} lists what was moved; its report is whole")
         return 0
     listing = open_layout(opened, dataset)
-    files, looked, drops = _look(listing, source_path, root, max_pixels, workers or available_workers())
+    files, covers, drops = _fingerprint(listing, source_path, root, max_pixels, workers or available_workers())
     write_quarantine(root, drops)
     if not files:
         raise ValueError(f"--source {source} holds no cover that can be read ({len(drops):,} bad files, named in "
                          f"{root / QUARANTINE})")
-    clusters = find_clusters(files, looked, distance)
-    write_atomically(root / TABLE, _table(clusters))
+    clusters = find_clusters(files, covers, distance)
+    write_atomically(root / TABLE, table_bytes(COLUMNS, [
+        (number, file.genre, file.stem, file.path, why, distance, "yes" if keep else "no")
+        for number, members in enumerate(clusters, 1) for file, why, distance, keep in members]))
     write_atomically(root / SHEET, _sheet(source_path, clusters, max_pixels))
-    _report(root, files, looked, clusters, drops, time.monotonic() - started)
+    _report(root, files, covers, clusters, drops, time.monotonic() - started)
     if apply == "group":
         _group(source_path / listing.top, listing, files, clusters)
     elif apply == "keep-one":
-        count = drop_files(source_path, dropped, _losers(clusters))
-        print(f"moved {count:,} files (covers and vectors) to {dropped}; nothing was deleted, {DONE} there says what "
-              "stays in their stead" if count else "nothing to drop")
+        if moved := [(entry.path, members[0].file.path) for members in clusters for member in members
+                     if not member.keep for entry in (member.file.cover, member.file.audio) if entry]:
+            drop_files(source_path, dropped, moved)
+        print(f"moved {len(moved):,} files (covers and vectors) to {dropped}; nothing was deleted, {DONE} there says "
+              "what stays in their stead" if moved else "nothing to drop")
     elif clusters:
         print("next: the same with --apply group (keep each cluster in one split) or --apply keep-one (drop all but "
               "one of each)")
     return 0
 
 
-def _look(listing: Listing, source: Path, root: Path, max_pixels: int,
-          workers: int) -> tuple[list[File], np.ndarray, list[Drop]]:
-    """The sound covers, what they look like (``FINGERPRINT_DTYPE``), and the files that can't be used."""
+def _fingerprint(listing: Listing, source: Path, root: Path, max_pixels: int,
+                 workers: int) -> tuple[list[File], DistinctCovers, list[Drop]]:
+    """The samples whose covers can be decoded, their covers, and the files that can't be used."""
     items = list(listing)
+    files = sorted((_file(item) for item in items if isinstance(item, Candidate)),
+                   key=lambda file: (file.group, file.path))  # an album's tracks together: often the same bytes
+    covers, errors = fingerprint_files(source, [file.cover for file in files], workers, max_pixels, root / CACHE)
     drops = [item for item in items if isinstance(item, Drop)]
-    found = sorted((_file(item) for item in items if isinstance(item, Candidate)),
-                   key=lambda file: (file.unit, file.path))  # an album's tracks together: often the same bytes
-    memory = root / MEMORY
-    memory.mkdir(parents=True, exist_ok=True)
-    tasks = [FingerprintTask(source, tuple(file.cover for file in found[at:at + CHUNK]), memory, max_pixels)
-             for at in range(0, len(found), CHUNK)]
-    parts = []
-    with tqdm(total=len(found), desc="looking", unit=" covers", smoothing=0.05) as bar:
-        for rows, bad in run_tasks(fingerprint_chunk, tasks, min(workers, len(tasks))):
-            parts.append(rows)
-            drops += bad
-            bar.update(len(rows))
-    for path in set(memory.iterdir()) - {task.path for task in tasks}:  # of files that have changed since
-        path.unlink()
-    looked = np.concatenate([*parts, np.zeros(0, FINGERPRINT_DTYPE)])
-    sound = looked["sound"]
-    return [file for file, good in zip(found, sound, strict=True) if good], looked[sound], drops
+    drops += [Drop(files[i].path, "cover", error.reason, error.detail) for i, error in errors.items()]
+    good = [i for i in range(len(files)) if i not in errors]
+    return [files[i] for i in good], covers.select(good), drops
 
 
 def _file(candidate: Candidate) -> File:
     stem = read_name(candidate.cover.name)[0]
     return File(candidate.genre, stem, candidate.cover, candidate.audio,
                 album_of(stem) or f"{candidate.genre}/{stem}")
-
-
-def _table(clusters: Sequence[Sequence[Member]]) -> bytes:
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    for number, members in enumerate(clusters, 1):
-        for file, why, distance, keep in members:
-            writer.writerow([number, file.genre, file.stem, file.path, why, distance, "yes" if keep else "no"])
-    return text.getvalue().encode("utf-8", "surrogateescape")
 
 
 def _sheet(source: Path, clusters: Sequence[Sequence[Member]], max_pixels: int) -> bytes:
@@ -146,8 +127,8 @@ def _sheet(source: Path, clusters: Sequence[Sequence[Member]], max_pixels: int) 
                + (f", the largest {ROWS}" if len(clusters) > ROWS else "") + "; framed: what --apply keep-one keeps")
     rows = []
     for number, members in enumerate(tqdm(shown, desc="drawing", unit=" clusters"), 1):
-        first = {member.file.unit: member for member in reversed(members)}
-        albums = [first[unit] for unit in dict.fromkeys(member.file.unit for member in members)]
+        first = {member.file.group: member for member in reversed(members)}
+        albums = [first[group] for group in dict.fromkeys(member.file.group for member in members)]
         more = f"; {len(albums) - ACROSS:,} more not shown" if len(albums) > ACROSS else ""
         of = f" of {len(albums):,} albums" if len(albums) < len(members) else ""
         title = f"{number}: {len(members):,} covers{of}{more}"
@@ -158,35 +139,29 @@ def _sheet(source: Path, clusters: Sequence[Sequence[Member]], max_pixels: int) 
 def _tile(source: Path, member: Member, max_pixels: int) -> Tile:
     image = Image.fromarray(read_cover(read_entry(source, member.file.cover, COVER_BYTES), max_pixels))
     link = {"exact": "same bytes", "same": f"same, {member.distance} bits", "near": f"near, L1 {member.distance}"}
-    words = ("kept" if member.keep else link[member.why], member.file.genre, member.file.unit.rpartition("/")[2])
+    words = ("kept" if member.keep else link[member.why], member.file.genre, member.file.group.rpartition("/")[2])
     return Tile(image, words, member.keep)
 
 
-def _report(root: Path, files: Sequence[File], looked: np.ndarray, clusters: Sequence[Sequence[Member]],
+def _report(root: Path, files: Sequence[File], covers: DistinctCovers, clusters: Sequence[Sequence[Member]],
             drops: Sequence[Drop], seconds: float) -> None:
     show_reasons(root, drops, "left out")
     kinds = Counter(member.why for members in clusters for member in members)
-    print(f"{len(files):,} covers ({len(np.unique(looked['hash'])):,} different files) of "
-          f"{len({file.unit for file in files}):,} albums or single files, in {seconds:.1f} s")
+    print(f"{len(files):,} covers ({len(covers.fingerprints):,} different files) of "
+          f"{len({file.group for file in files}):,} albums or single files, in {seconds:.1f} s")
     print(f"{len(clusters):,} clusters hold {sum(map(len, clusters)):,} covers of "
-          f"{sum(map(units_in, clusters)):,} of these: " + ", ".join(f"{why} {kinds[why]:,}" for why in WHY))
-    print(f"{root / TABLE} lists them; look at the largest in {root / SHEET}")
+          f"{sum(map(count_groups, clusters)):,} of these: " + ", ".join(f"{why} {kinds[why]:,}" for why in WHY))
+    print(f"{root / TABLE} lists them, {root / SHEET} shows the largest")
 
 
 def _group(folder: Path, listing: Listing, files: Sequence[File], clusters: Sequence[Sequence[Member]]) -> None:
-    groups = merged_groups(listing.groups, files, clusters)
+    groups = merge_groups(listing.groups, files, clusters)
     if groups == listing.groups:
         print(f"{folder / GROUPS} says so already" if groups else "nothing to group")
         return
     write_groups(folder, groups)
     print(f"{folder / GROUPS} puts {len(groups):,} covers into {len(set(groups.values())):,} groups; pack and split "
           "keep each together")
-
-
-def _losers(clusters: Sequence[Sequence[Member]]) -> list[tuple[str, str]]:
-    """(file to move, cover that stays in its stead), in order."""
-    return [(path, members[0].file.path) for members in clusters for member in members if not member.keep
-            for path in (member.file.path, *([member.file.audio.path] if member.file.audio else ()))]
 
 
 if __name__ == "__main__":

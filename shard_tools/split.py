@@ -1,5 +1,8 @@
-"""``python -m shard_tools.split --source DIR --out DIR``: a data set in; the same as links in train, val and test out,
-with nothing in two of them that gives one away to another."""
+"""``python -m shard_tools.split --source DIR --out DIR``: splits a data set into train, val and test, as links.
+
+Nothing in one split gives away anything of another: groups stay whole, and groups with the same or nearly the same
+cover stay together.
+"""
 
 from __future__ import annotations
 
@@ -16,15 +19,15 @@ from tqdm import tqdm
 from shard_tools.core.errors import BadFileError
 from shard_tools.core.files import GROUPS_BYTES, TEMPORARY, Way, place_bytes, place_link, write_atomically
 from shard_tools.core.parallel import available_workers
-from shard_tools.core.quarantine import QUARANTINE, Drop, write_quarantine
-from shard_tools.curation.assignment import FILE, Assignment, Unit, assign, read_splits, rule_of, write_splits
-from shard_tools.curation.grouping import TRACKS, SplitSample, make_units, name_of, read_artists
-from shard_tools.curation.leakage import NEAR, SplitCovers, find_leaks, look_at_files, near_pairs, show_leaks
+from shard_tools.core.quarantine import QUARANTINE, Drop, show_reasons, write_quarantine
+from shard_tools.curation.assignment import FILE, Assignment, Component, assign, read_splits, rule_of, write_splits
+from shard_tools.curation.fingerprints import DistinctCovers, fingerprint_files
+from shard_tools.curation.grouping import TRACKS, SplitSample, connect_groups, name_of, read_artists
+from shard_tools.curation.leakage import MAX_DISTANCE, find_leaks, near_duplicates, show_leaks
 from shard_tools.dataset import groups, schema
 from shard_tools.dataset.demo_truth import DEMO, TRUTH, find_truth, read_columns, read_truth
 from shard_tools.dataset.images import COVER_BYTES
 from shard_tools.dataset.layout import SPLITS, Listing, album_of, open_layout
-from shard_tools.dataset.schema import find_schema
 from shard_tools.dataset.source import Entry, Zip, open_source, read_entry, read_sidecar
 
 HOW = {"hard": "hard links: the files are those of --source, in a second place", "copy": "copies of --source's files",
@@ -32,15 +35,15 @@ HOW = {"hard": "hard links: the files are those of --source, in a second place",
 
 
 def split(source: str, out: str, ratios: tuple[float, ...] = (80.0, 10.0, 10.0), seed: int = 0,
-          by: Literal["group", "artist"] = "group", link: Way = "hard", near: bool = True, distance: int = NEAR,
+          by: Literal["group", "artist"] = "group", link: Way = "hard", near: bool = True, distance: int = MAX_DISTANCE,
           min_groups: int = 10, dataset: Literal["auto", "audio-cover", "cover"] = "auto", previous: str | None = None,
           remember: bool = True, workers: int | None = None) -> int:
-    """Shares the groups (albums) of every genre out to train, val and test, whole groups only, and links their files.
+    """Splits the groups (albums) of every genre into train, val and test, whole groups only, and links their files.
 
     A group is what groups.csv says (of shard_tools.dedup), else the album that the file's name tells, else all tracks
-    with the same cover, byte for byte. Groups that share a cover or look alike stay together too. Which split a group
-    goes to is remembered in splits.csv, in OUT and in SOURCE: when SOURCE has grown, the same command moves no old
-    group, and new ones fill what is short. Ends with a leak check, as of shard_tools.verify --leaks.
+    with the same cover, byte for byte. Groups with the same cover or near-duplicates stay together too. Which split a
+    group goes to is remembered in splits.csv, in OUT and in SOURCE: when SOURCE has grown, the same command moves no
+    old group, and new ones fill what is short. Ends with a leak check, as of shard_tools.verify --leaks.
 
     Args:
         source: folder or zip, in any layout that shard_tools.pack reads; splits that it has already are forgotten.
@@ -49,11 +52,11 @@ def split(source: str, out: str, ratios: tuple[float, ...] = (80.0, 10.0, 10.0),
         seed: of the choice.
         by: group, or artist: all groups of an artist (tracks.csv tells) stay together too.
         link: hard links (the same file in two places), soft links, or copy; where the disk can't, the next of these.
-        near: groups with covers that look alike stay together; without it they are leaks, if chance parts them.
-        distance: bits of 64 in which the dHashes of covers that look alike may differ.
-        min_groups: a genre with fewer groups is too small to share out, and stays in train.
+        near: groups whose covers are near-duplicates stay together; without it they are leaks, if chance parts them.
+        distance: bits of 64 in which the dHashes of near-duplicates may differ.
+        min_groups: a genre with fewer groups is too small to split, and stays in train.
         dataset: audio-cover, cover (covers without vectors), or auto: audio-cover where there is one.
-        previous: a splits.csv to go on from; none = those of SOURCE and OUT, if their seed, ratios and --by are these.
+        previous: a splits.csv to continue; none = those of SOURCE and OUT, if their seed, ratios and --by are these.
         remember: write SOURCE/splits.csv (where SOURCE can be written to).
         workers: processes; none = one a core, 12 at most.
 
@@ -71,28 +74,30 @@ def split(source: str, out: str, ratios: tuple[float, ...] = (80.0, 10.0, 10.0),
     if not samples:
         raise ValueError(f"nothing to split: --source {source} holds no cover"
                          + (" with a vector; see --dataset cover" if listing.paired else ""))
-    alike, lookalikes = near_pairs(covers, distance)
+    duplicates, collisions = near_duplicates(covers, distance)
     rule = rule_of(by, seed, ratios)
-    known = _known([Path(previous)] if previous else [source_path / FILE, root / FILE], rule, bool(previous))
-    torn = _rename(known, samples, covers)
-    unit_of, units = make_units(samples, *((alike, lookalikes) if near else (alike[:0], lookalikes[:0])), known)
-    assignment = assign(units, ratios, seed, min_groups, known)
-    splits = [assignment.splits[unit] for unit in unit_of]
+    known = _known_splits([Path(previous)] if previous else [source_path / FILE, root / FILE], rule, bool(previous))
+    moved = _rename_groups(known, samples, covers)
+    bonds = (duplicates, collisions) if near else (duplicates[:0], collisions[:0])
+    component_of, components = connect_groups(samples, *bonds, known)
+    assignment = assign(components, ratios, seed, min_groups, known)
+    splits = [assignment.splits[component] for component in component_of]
     way = _write(root, source_path, listing, samples, splits, drops, link)
-    known |= {group: name for unit, name in zip(units, assignment.splits, strict=True) for group in unit.groups}
+    known |= {group: name for component, name in zip(components, assignment.splits, strict=True)
+              for group in component.groups}
     if remember and not isinstance(listing.source, Zip) and os.access(source_path, os.W_OK):
         write_splits(source_path / FILE, known, rule)
     write_splits(root / FILE, known, rule)
-    _report(samples, splits, units, assignment, listing.genres, drops)
-    if torn := sorted({*torn, *assignment.reassigned}):
-        print(f"warning: {len(torn):,} old group(s) moved, for something new binds them to groups of another split: "
-              + ", ".join(torn[:3]))
-    if empty := [name for name, share in zip(SPLITS, ratios, strict=True) if share and name not in splits]:
-        print(f"warning: nothing is in {' and '.join(empty)}; with --min_groups 1 small genres are shared out too")
+    _report(root, samples, splits, components, assignment, listing.genres, drops)
+    if moved := sorted({*moved, *assignment.reassigned}):
+        print(f"warning: {len(moved):,} old group(s) moved, for something new binds them to groups of another split: "
+              + ", ".join(moved[:3]))
+    if empty := [name for name, ratio in zip(SPLITS, ratios, strict=True) if ratio and name not in splits]:
+        print(f"warning: nothing is in {' and '.join(empty)}; with --min_groups 1 small genres are split too")
     print(f"{root}: {HOW[way]}")
-    numbers = {group: number for number, group in enumerate(sorted({sample.group for sample in samples}))}
     leaks = find_leaks(np.array([SPLITS.index(name) for name in splits]),
-                       np.array([numbers[sample.group] for sample in samples]), covers, alike, lookalikes)
+                       np.unique([sample.group for sample in samples], return_inverse=True)[1], covers, duplicates,
+                       collisions)
     status = show_leaks(leaks, lambda i: "/".join((splits[i], *samples[i].name)))
     print(f"next: python -m shard_tools.pack --source {out} --out SHARDS")
     return status
@@ -103,13 +108,14 @@ def _check(ratios: tuple[float, ...], **numbers: tuple[int, int, int]) -> tuple[
         if not low <= value <= high:
             raise ValueError(f"--{name} {value}: expected {low:,} to {high:,}")
     if len(ratios) != len(SPLITS) or min(ratios) < 0 or abs(sum(ratios) - 100) > 1e-6:
-        raise ValueError(f"--ratios {','.join(f'{share:g}' for share in ratios)}: expected three numbers that add up "
+        raise ValueError(f"--ratios {','.join(f'{ratio:g}' for ratio in ratios)}: expected three numbers that add up "
                          "to 100, such as 80,10,10")
-    return tuple(share / 100 for share in ratios)
+    return tuple(ratio / 100 for ratio in ratios)
 
 
-def _read(listing: Listing, source: Path, by: str, workers: int) -> tuple[list[SplitSample], SplitCovers, list[Drop]]:
-    """The samples whose covers can be read, what those look like, and what is left behind."""
+def _read(listing: Listing, source: Path, by: str,
+          workers: int) -> tuple[list[SplitSample], DistinctCovers, list[Drop]]:
+    """The samples whose covers can be read, their covers, and the files left out."""
     candidates, drops, before = [], [], {}
     for item in listing:
         if isinstance(item, Drop):
@@ -121,46 +127,49 @@ def _read(listing: Listing, source: Path, by: str, workers: int) -> tuple[list[S
     if len({item.split for item in candidates}) > 1:
         print("--source is split already; that is forgotten, it is split anew")
     artists = read_artists(listing) if by == "artist" else {}
-    covers, bad = look_at_files(source, [item.cover for item in candidates], workers)
-    drops += [Drop(candidates[i].cover.path, "cover", *problem) for i, problem in bad.items()]
-    sound = [item for i, item in enumerate(candidates) if i not in bad]
-    albums: dict[int, str] = {}  # of a cover; tracks that tell no album belong to it
-    for item, cover in zip(sound, covers.which.tolist(), strict=True):
+    covers, errors = fingerprint_files(source, [item.cover for item in candidates], workers)
+    readable = np.flatnonzero(covers.index >= 0)  # one that can't be decoded is pack's to name
+    drops += [Drop(candidates[i].cover.path, "cover", errors[i].reason, errors[i].detail)
+              for i in np.flatnonzero(covers.index < 0).tolist()]
+    candidates, covers = [candidates[i] for i in readable], covers.select(readable)
+    albums: dict[int, str] = {}  # of a cover; tracks whose names tell no album belong to it
+    for item, cover in zip(candidates, covers.index.tolist(), strict=True):
         if item.album:
             albums[cover] = min(item.album, albums.get(cover, item.album))
-    return [SplitSample(item, cover, item.album or albums.get(cover, covers.name(cover)), artists.get(name_of(item), ""))
-            for item, cover in zip(sound, covers.which.tolist(), strict=True)], covers, drops
+    return [SplitSample(item, cover, item.album or albums.get(cover, covers.group_name(cover)),
+                        artists.get(name_of(item), ""))
+            for item, cover in zip(candidates, covers.index.tolist(), strict=True)], covers, drops
 
 
-def _known(paths: Iterable[Path], rule: str, asked: bool) -> dict[str, str]:
+def _known_splits(paths: Iterable[Path], rule: str, required: bool) -> dict[str, str]:
     """``{group: split}`` of earlier runs by the same rule; of two files the later one counts."""
     known: dict[str, str] = {}
     for path in paths:
-        if not asked and not path.is_file():
+        if not required and not path.is_file():
             continue
         splits, made = read_splits(path)
         if made == rule:
             known |= splits
-        elif asked:
+        elif required:
             raise ValueError(f"--previous {path} was made {made or 'of nothing'}; this is to be {rule}")
         else:
             print(f"{path} was made {made}; this is to be {rule}, and does not go on from it")
     return known
 
 
-def _rename(known: dict[str, str], samples: Sequence[SplitSample], covers: SplitCovers) -> list[str]:
-    """Keeps what got another group since (by dedup, or tags) where it was; returns the old groups that can't stay."""
-    torn = []
+def _rename_groups(known: dict[str, str], samples: Sequence[SplitSample], covers: DistinctCovers) -> list[str]:
+    """Leaves what got another group since (by dedup, or tags) where it was; returns the old groups that can't stay."""
+    moved = []
     for sample in samples:
-        for before in (album_of(sample.name[1]), covers.name(sample.cover)):
+        for before in (album_of(sample.name[1]), covers.group_name(sample.cover)):
             if before in known and known.setdefault(sample.group, known[before]) != known[before]:
-                torn.append(before)
-    return torn
+                moved.append(before)
+    return moved
 
 
 def _write(root: Path, source: Path, listing: Listing, samples: Sequence[SplitSample], splits: Sequence[str],
            drops: list[Drop], link: Way) -> Way:
-    """Puts every file into its split, unless it is there, and what speaks of them beside; returns how.
+    """Puts every file into its split, unless it is there, and the tables of the data set beside; returns how.
 
     Raises:
         ValueError: the folder holds something else.
@@ -185,7 +194,7 @@ def _write(root: Path, source: Path, listing: Listing, samples: Sequence[SplitSa
             place_bytes(read_entry(source, entry, COVER_BYTES), root / path)
         except BadFileError as error:
             drops.append(Drop(entry.path, "copy", error.reason, error.detail))
-    _write_beside(root, source, listing, samples, splits)
+    _write_tables(root, source, listing, samples, splits)
     write_quarantine(root, drops)
     return ways.most_common(1)[0][0]
 
@@ -197,13 +206,14 @@ def _targets(sample: SplitSample, name: str, paired: bool) -> Iterator[tuple[str
             yield f"{part if paired else ''}{name}/{candidate.genre}/{entry.name}", entry
 
 
-def _write_beside(root: Path, source: Path, listing: Listing, samples: Sequence[SplitSample], splits: Sequence[str]) -> None:
-    """Carries along groups, tracks, the vectors' schema, and the truth of a demo, in which splits are told anew."""
+def _write_tables(root: Path, source: Path, listing: Listing, samples: Sequence[SplitSample],
+                  splits: Sequence[str]) -> None:
+    """Copies groups, tracks, the vectors' schema, and the truth of a demo with the new splits."""
     for name in (groups.FILE, TRACKS):
         data = read_sidecar(listing.source, listing.top, name, GROUPS_BYTES)
         if data is not None:
             write_atomically(root / name, data)
-    found = find_schema(listing.source, listing.top, listing.audio_folders())
+    found = schema.find_schema(listing.source, listing.top, listing.audio_folders())
     if found and listing.paired:
         schema.write_schema(root / "audio", found)
     entry = find_truth(listing)
@@ -218,32 +228,28 @@ def _write_beside(root: Path, source: Path, listing: Listing, samples: Sequence[
         write_atomically(root / DEMO, read_sidecar(listing.source, entry.path.rpartition("/")[0], DEMO, 2**20) or b"")
 
 
-def _report(samples: Sequence[SplitSample], splits: Sequence[str], units: Sequence[Unit], assignment: Assignment,
-            genres: Sequence[str], drops: Sequence[Drop]) -> None:
-    in_groups = {genre: Counter() for genre in genres}
-    in_samples = {genre: Counter() for genre in genres}
-    for unit, name in zip(units, assignment.splits, strict=True):
-        for genre, count in unit.genres.items():
-            in_groups[genre][name] += count
-    for sample, name in zip(samples, splits, strict=True):
-        in_samples[sample.candidate.genre][name] += 1
+def _report(root: Path, samples: Sequence[SplitSample], splits: Sequence[str], components: Sequence[Component],
+            assignment: Assignment, genres: Sequence[str], drops: Sequence[Drop]) -> None:
+    in_groups: Counter[tuple[str, str]] = Counter()
+    for component, name in zip(components, assignment.splits, strict=True):
+        in_groups.update({(genre, name): count for genre, count in component.genres.items()})
+    in_samples = Counter((sample.candidate.genre, name) for sample, name in zip(samples, splits, strict=True))
     width = max(5, *map(len, genres))
     print(f"{'genre':{width}} {'groups':>8} {'samples':>9}   % of the groups, (of the samples) in {', '.join(SPLITS)}")
     for genre in genres:
-        counts = in_groups[genre], in_samples[genre]
-        many, few = (max(count.total(), 1) for count in counts)
-        cells = (f"{100 * counts[0][name] / many:6.2f} ({100 * counts[1][name] / few:6.2f})" for name in SPLITS)
-        print(f"{genre:{width}} {counts[0].total():8,} {counts[1].total():9,}   {'  '.join(cells)}"
+        totals = [sum(counts[genre, name] for name in SPLITS) for counts in (in_groups, in_samples)]
+        many, few = (max(total, 1) for total in totals)
+        cells = (f"{100 * in_groups[genre, name] / many:6.2f} ({100 * in_samples[genre, name] / few:6.2f})"
+                 for name in SPLITS)
+        print(f"{genre:{width}} {totals[0]:8,} {totals[1]:9,}   {'  '.join(cells)}"
               + ("  too small, kept in train" if genre in assignment.small else ""))
     total = Counter(splits)
     print(", ".join(f"{name} {total[name]:,}" for name in SPLITS) + f" of {len(samples):,} samples")
-    largest = max(units, key=lambda unit: len(unit.groups))
-    bound = sum(len(unit.groups) for unit in units if len(unit.groups) > 1)
-    if bound:
-        print(f"{bound:,} groups hang together with others; the most in one piece are {len(largest.groups):,}, with "
+    largest = max(components, key=lambda component: len(component.groups))
+    if bound := sum(len(component.groups) for component in components if len(component.groups) > 1):
+        print(f"{bound:,} groups are bound to others; the most in one piece are {len(largest.groups):,}, with "
               f"{largest.groups[0]}")
-    for reason, count in sorted(Counter(drop.reason for drop in drops).items()):
-        print(f"left out {count:9,}  {reason}; see {QUARANTINE}")
+    show_reasons(root, drops, "left out")
 
 
 if __name__ == "__main__":

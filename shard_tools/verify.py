@@ -15,7 +15,8 @@ from tqdm import tqdm
 from shard_tools.core.files import file_sha256
 from shard_tools.core.parallel import available_workers, run_tasks
 from shard_tools.core.quarantine import QUARANTINE
-from shard_tools.curation.leakage import NEAR, find_leaks, look_at_shards, near_pairs, show_leaks
+from shard_tools.curation.fingerprints import fingerprint_shards
+from shard_tools.curation.leakage import MAX_DISTANCE, find_leaks, near_duplicates, show_leaks
 from shard_tools.dataset.demo_truth import TRUTH, read_columns
 from shard_tools.remote.filesystem import is_remote
 from shard_tools.shards.check import Check, check_shard
@@ -67,7 +68,7 @@ def verify(shards: str, full: bool = False, leaks: bool = False, workers: int | 
 
 
 def _look_for_leaks(indexes: list[Index], workers: int) -> int:
-    covers = look_at_shards(indexes, workers)
+    covers = fingerprint_shards(indexes, workers)
     starts = np.cumsum([0, *(len(index.rows) for index in indexes)])
 
     def name_of(sample: int) -> str:
@@ -78,7 +79,7 @@ def _look_for_leaks(indexes: list[Index], workers: int) -> int:
 
     splits = np.repeat(np.arange(len(indexes)), np.diff(starts))
     groups = np.concatenate([index.rows["group"] for index in indexes])
-    return show_leaks(find_leaks(splits, groups, covers, *near_pairs(covers, NEAR)), name_of)
+    return show_leaks(find_leaks(splits, groups, covers, *near_duplicates(covers, MAX_DISTANCE)), name_of)
 
 
 def _check_folder(root: Path) -> tuple[list[str], list[Index]]:

@@ -1,4 +1,4 @@
-"""What must not be torn apart: the samples of a data set and what their covers look like in; units of groups out."""
+"""Which groups must stay in one split: connected components of groups by cover, near-duplicates and artist."""
 
 from __future__ import annotations
 
@@ -9,22 +9,21 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from shard_tools.core.files import GROUPS_BYTES
 from shard_tools.core.text import fold
-from shard_tools.curation.assignment import Unit
+from shard_tools.curation.assignment import Component
+from shard_tools.curation.clusters import connected
 from shard_tools.dataset.layout import Candidate, Listing, read_name
 from shard_tools.dataset.source import read_sidecar
 
 TRACKS = "tracks.csv"
-FAMILY = 5  # groups at most that stay together though their covers are different pictures
+COLLISION_GROUPS = 5  # groups at most that stay together though their covers are different pictures
 NO_ARTIST = {"", "various artists", "various", "va", "unknown", "unknown artist", "[unknown]"}
 
 
 class SplitSample(NamedTuple):
-    """One track: its files, its place among the distinct covers, its group, and its artist ("" = doesn't matter)."""
+    """One track: its files, the number of its distinct cover, its group, and its artist ("" = doesn't matter)."""
 
     candidate: Candidate
     cover: int
@@ -42,14 +41,14 @@ def name_of(candidate: Candidate) -> tuple[str, str]:
 
 
 def read_artists(listing: Listing) -> dict[tuple[str, str], str]:
-    """``{(genre, stem): artist}`` by tracks.csv, spelt alike; various and unknown artists are nobody.
+    """``{(genre, stem): artist}`` by tracks.csv, in one spelling; without various and unknown artists.
 
     Raises:
-        ValueError: there is no such file, or it doesn't tell.
+        ValueError: there is no such file, or it has no artists.
     """
     data = read_sidecar(listing.source, listing.top, TRACKS, GROUPS_BYTES)
     if data is None:
-        raise ValueError(f"--by artist needs a {TRACKS} that tells the artists, beside the data set in --source")
+        raise ValueError(f"--by artist needs a {TRACKS} with the artists, beside the data set in --source")
     rows = csv.DictReader(io.StringIO(data.decode("utf-8-sig", "surrogateescape"), newline=""))
     if not {"genre", "stem", "artist"} <= set(rows.fieldnames or ()):
         raise ValueError(f"{TRACKS} of --source has the columns {', '.join(rows.fieldnames or ())}; expected genre, "
@@ -58,18 +57,18 @@ def read_artists(listing: Listing) -> dict[tuple[str, str], str]:
     return {name: artist for name, artist in artists.items() if artist not in NO_ARTIST}
 
 
-def make_units(samples: Sequence[SplitSample], alike: np.ndarray, lookalikes: np.ndarray,
-               known: Mapping[str, str]) -> tuple[list[int], list[Unit]]:
-    """The unit of every sample, and the units: groups bound by a cover, by covers that look alike, or by an artist.
+def connect_groups(samples: Sequence[SplitSample], duplicates: np.ndarray, collisions: np.ndarray,
+                   known: Mapping[str, str]) -> tuple[list[int], list[Component]]:
+    """The component of every sample, and the components: groups bound by a cover, near-duplicates or an artist.
 
-    Groups whose covers only seem alike to dHash are different ones. Where there are few of them they stay together all
-    the same, which costs nothing; families of hundreds, such as plain black covers, don't, nor do old ones that are
-    apart already.
+    Groups whose covers only collide in dHash are different ones. Where there are few of them they stay together all
+    the same, which costs nothing; collisions of hundreds, such as plain black covers, don't, nor do old groups that
+    are in two splits already.
 
     Args:
         samples: of a data set.
-        alike: int64 ``[P, 2]``, places of distinct covers that look alike.
-        lookalikes: int64 ``[P, 2]``, places of those that only seem to.
+        duplicates: int64 ``[P, 2]``, distinct covers that are near-duplicates.
+        collisions: int64 ``[P, 2]``, those that are not, though their dHashes are close.
         known: ``{group: split}`` of an earlier run.
     """
     names = sorted({sample.group for sample in samples})
@@ -77,25 +76,19 @@ def make_units(samples: Sequence[SplitSample], alike: np.ndarray, lookalikes: np
     first: dict[Any, int] = {}  # the first group with a cover, or an artist
     shared = [(first.setdefault(key, numbers[sample.group]), numbers[sample.group]) for sample in samples
               for key in (sample.cover, sample.artist) if key != ""]
-    group_of = np.array([first[place] for place in range(1 + max(sample.cover for sample in samples))])
-    ties = np.concatenate([np.array(shared), group_of[alike]])
-    tied = _joined(len(names), ties)
-    families = _joined(len(names), np.concatenate([ties, group_of[lookalikes]]))
-    sizes, splits = Counter(families), defaultdict(set)
-    for name, family in zip(names, families, strict=True):
-        splits[family] |= {known[name]} if name in known else set()
-    together = {family for family, size in sizes.items() if size <= FAMILY and len(splits[family]) <= 1}
-    unit_of = [(1, family) if family in together else (0, tie) for tie, family in zip(tied, families, strict=True)]
-    places = {unit: place for place, unit in enumerate(sorted(set(unit_of)))}
-    of_sample = [places[unit_of[numbers[sample.group]]] for sample in samples]
-    genres: list[dict[str, set[str]]] = [defaultdict(set) for _ in places]
-    for place, sample in zip(of_sample, samples, strict=True):
-        genres[place][sample.candidate.genre].add(sample.group)
-    return of_sample, [Unit(tuple(sorted(set().union(*found.values()))),
-                            {genre: len(groups) for genre, groups in found.items()}) for found in genres]
-
-
-def _joined(count: int, pairs: np.ndarray) -> list[int]:
-    """For each number below ``count``, which of the pieces it is in that pairs int ``[P, 2]`` make of them."""
-    graph = coo_array((np.ones(len(pairs), bool), (pairs[:, 0], pairs[:, 1])), (count, count))
-    return connected_components(graph, directed=False)[1].tolist()
+    group_of = np.array([first[cover] for cover in range(1 + max(sample.cover for sample in samples))])
+    bonds = np.concatenate([np.array(shared), group_of[duplicates]])
+    bound = connected(len(names), bonds).tolist()
+    colliding = connected(len(names), np.concatenate([bonds, group_of[collisions]])).tolist()
+    sizes, splits = Counter(colliding), defaultdict(set)
+    for name, label in zip(names, colliding, strict=True):
+        splits[label] |= {known[name]} if name in known else set()
+    together = {label for label, size in sizes.items() if size <= COLLISION_GROUPS and len(splits[label]) <= 1}
+    label_of = [(1, wide) if wide in together else (0, narrow) for narrow, wide in zip(bound, colliding, strict=True)]
+    order = {label: number for number, label in enumerate(sorted(set(label_of)))}
+    of_sample = [order[label_of[numbers[sample.group]]] for sample in samples]
+    genres: list[dict[str, set[str]]] = [defaultdict(set) for _ in order]
+    for number, sample in zip(of_sample, samples, strict=True):
+        genres[number][sample.candidate.genre].add(sample.group)
+    return of_sample, [Component(tuple(sorted(set().union(*found.values()))),
+                                 {genre: len(groups) for genre, groups in found.items()}) for found in genres]

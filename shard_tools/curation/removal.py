@@ -1,4 +1,4 @@
-"""Files taken out of a data set: their paths in; the same files in a folder beside it, and a list of them, out.
+"""Files taken out of a data set, into a folder beside it, with a table of them.
 
 What is to be moved is written down first (``.moving.csv``) and renamed to ``dropped.csv`` when all is moved, so that a
 killed run can be finished: the duplicates of a file are no longer found once it is gone.
@@ -6,20 +6,19 @@ killed run can be finished: the duplicates of a file are no longer found once it
 
 from __future__ import annotations
 
-import csv
-import io
 import os
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 
 from shard_tools.core.files import GROUPS_BYTES, read_bounded, write_atomically
+from shard_tools.core.tables import parse_table, table_bytes
 
 DONE, BEGUN = "dropped.csv", ".moving.csv"
 COLUMNS = ("path", "stays")
 
 
-def drop_files(source: Path, dropped: Path, files: Iterable[tuple[str, str]]) -> int:
-    """Moves files below ``source`` to the same places below ``dropped``; returns how many.
+def drop_files(source: Path, dropped: Path, files: Sequence[tuple[str, str]]) -> None:
+    """Moves files below ``source`` to the same paths below ``dropped``.
 
     Args:
         source: the data set.
@@ -29,21 +28,14 @@ def drop_files(source: Path, dropped: Path, files: Iterable[tuple[str, str]]) ->
     Raises:
         ValueError: a file is there already.
     """
-    files = list(files)
-    if not files:
-        return 0
     for path, _ in files:
         if os.path.lexists(dropped / path):
             raise ValueError(f"{dropped / path} was dropped by an earlier run, and SOURCE has it again; move {dropped} "
-                             "elsewhere, and run the same command again")
+                             "somewhere else, and run the same command again")
     before = _read(dropped / DONE) if (dropped / DONE).is_file() else []
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerows([COLUMNS, *before, *files])
     dropped.mkdir(exist_ok=True)
-    write_atomically(dropped / BEGUN, text.getvalue().encode("utf-8", "surrogateescape"))
+    write_atomically(dropped / BEGUN, table_bytes(COLUMNS, [*before, *files]))
     finish(source, dropped)
-    return len(files)
 
 
 def is_unfinished(dropped: Path) -> bool:
@@ -51,7 +43,7 @@ def is_unfinished(dropped: Path) -> bool:
 
 
 def finish(source: Path, dropped: Path) -> None:
-    """Moves what a killed run has left of its list."""
+    """Moves what a killed run has left of its table."""
     for path, _ in _read(dropped / BEGUN):
         target = dropped / path
         if os.path.lexists(source / path) and not os.path.lexists(target):
@@ -60,10 +52,8 @@ def finish(source: Path, dropped: Path) -> None:
     os.replace(dropped / BEGUN, dropped / DONE)
 
 
-def _read(path: Path) -> list[tuple[str, str]]:
-    text = read_bounded(path, GROUPS_BYTES).decode("utf-8", "surrogateescape")
-    rows = list(csv.reader(io.StringIO(text, newline="")))
-    if not rows or tuple(rows[0]) != COLUMNS or any(len(row) != len(COLUMNS) for row in rows):
-        raise ValueError(f"{path} can't be read: expected the columns {', '.join(COLUMNS)}; put it right, or move it "
-                         "away")
-    return [(row[0], row[1]) for row in rows[1:]]
+def _read(path: Path) -> list[list[str]]:
+    try:
+        return parse_table(read_bounded(path, GROUPS_BYTES), COLUMNS)
+    except ValueError as error:
+        raise ValueError(f"{path} can't be read ({error}); put it right, or move it away") from None

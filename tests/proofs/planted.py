@@ -1,7 +1,7 @@
 """Covers to find duplicates among: a kind and a number in, a distinct picture out; a picture in, altered copies out.
 
 ``python tests/proofs/planted.py SEED COUNT EVERY`` measures how many planted copies are found among drawn covers.
-The thresholds of ``formats/lookalikes.py`` were chosen on seeds 1 and 77.
+The thresholds of ``curation/similarity.py`` were chosen on seeds 1 and 77.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from PIL import Image, ImageDraw, ImageEnhance, ImageFont
 
 from shard_tools.core.files import hash64
 from shard_tools.curation.clusters import File, find_clusters
-from shard_tools.curation.fingerprints import FINGERPRINT_DTYPE, fingerprint
+from shard_tools.curation.fingerprints import FINGERPRINT_DTYPE, DistinctCovers, fingerprint
 from shard_tools.dataset import demo_world as world
 from shard_tools.dataset.source import Entry
 from tests.support.paths import SHARED
@@ -191,16 +191,17 @@ def plant(name: str, image: Image.Image, rng: np.random.Generator) -> bytes:
     return jpeg(PLANTS[name](image, rng), 40 if name == "q40" else 88)
 
 
-def looked_at(data: list[bytes]) -> np.ndarray:
-    """``fingerprints.LOOKED`` of covers."""
-    return np.array([(True, hash64(bytes_), fingerprint(bytes_)) for bytes_ in data], FINGERPRINT_DTYPE)
+def fingerprints_of(data: list[bytes]) -> np.ndarray:
+    """``FINGERPRINT_DTYPE`` of covers."""
+    return np.array([(True, True, hash64(cover), *fingerprint(cover)) for cover in data], FINGERPRINT_DTYPE)
 
 
 def clusters_of(data: list[bytes]) -> np.ndarray:
     """The number of each cover's cluster, -1 where it is in none; each cover is an album of its own."""
     files = [File("pop", str(i), Entry(f"pop/{i}.jpg", 1, 0), None, f"pop/{i}") for i in range(len(data))]
-    numbers = np.full(len(data), -1)
-    for number, members in enumerate(find_clusters(files, looked_at(data), 4)):
+    numbers, fingerprints = np.full(len(data), -1), fingerprints_of(data)
+    _, first, index = np.unique(fingerprints["hash"], return_index=True, return_inverse=True)
+    for number, members in enumerate(find_clusters(files, DistinctCovers(index, fingerprints[first]), 4)):
         numbers[[int(member.file.stem) for member in members]] = number
     return numbers
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from shard_tools.curation import removal as dropped
+from shard_tools.curation import removal
 from shard_tools.dataset.groups import read_groups, write_groups
 from shard_tools.dataset.layout import album_of, open_layout
 from shard_tools.dataset.source import open_source
@@ -90,8 +90,8 @@ def test_the_report_is_the_same_on_any_number_of_workers_and_again(library, tmp_
     for name, workers in (("one", 1), ("two", 2)):
         dedup(str(library), out=str(tmp_path / name), workers=workers)
     one, two = (raw_data.hashes(tmp_path / name) for name in ("one", "two"))
-    assert one == two and len([name for name in one if not name.startswith(".prints")]) == 3
-    dedup(str(library), out=str(tmp_path / "one"), workers=1)  # from what it remembers
+    assert one == two and len([name for name in one if not name.startswith(".fingerprints")]) == 3
+    dedup(str(library), out=str(tmp_path / "one"), workers=1)  # from its cache
     assert raw_data.hashes(tmp_path / "one") == one
 
 
@@ -167,14 +167,14 @@ def test_keep_one_that_was_killed_is_finished_by_the_next_run(library, monkeypat
     calm = library.parent / "calm"
     shutil.copytree(library, calm)
     dedup(str(calm), apply="keep-one", workers=1)
-    rename, done = dropped.os.rename, []
+    rename, done = removal.os.rename, []
 
     def killed(*paths: Path) -> None:
         if len(done) == after:
             raise KeyboardInterrupt
         done.append(rename(*paths))
 
-    monkeypatch.setattr(dropped.os, "rename", killed)
+    monkeypatch.setattr(removal.os, "rename", killed)
     with pytest.raises(KeyboardInterrupt):
         dedup(str(library), apply="keep-one", workers=1)
     monkeypatch.undo()
@@ -185,7 +185,7 @@ def test_keep_one_that_was_killed_is_finished_by_the_next_run(library, monkeypat
     assert reports[0] == reports[1]
 
 
-def test_the_unit_that_stays_has_the_largest_picture_then_the_most_tracks(tmp_path) -> None:
+def test_the_group_that_stays_has_the_largest_picture_then_the_most_tracks(tmp_path) -> None:
     picture = planted.cover(21, 4)
     for number, (album, name) in enumerate([(0, "q40"), (1, "brighter"), (1, "brighter"), (2, "smaller")]):
         add(tmp_path / "s", number, album, planted.plant(name, picture, planted.rng_of(1)))

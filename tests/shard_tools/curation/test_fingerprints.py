@@ -1,4 +1,4 @@
-"""Prints of pictures, pairs of close hashes, and the closer look that tells copies from lookalikes."""
+"""Prints of pictures, pairs of close hashes, and the closer look that tells copies from similarity."""
 
 from __future__ import annotations
 
@@ -10,18 +10,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from shard_tools.curation import clusters, fingerprints
-from shard_tools.curation import similarity as lookalikes
+from shard_tools.curation import clusters, fingerprints, similarity
 from shard_tools.curation.fingerprints import (
     FINGERPRINT_DTYPE,
-    PICTURE_DTYPE,
     FingerprintTask,
-    close_pairs,
     dhash,
     fingerprint,
-    fingerprint_chunk,
-    hamming,
+    fingerprint_files,
+    fingerprint_task,
 )
+from shard_tools.curation.similarity import close_pairs, hamming
 from shard_tools.dataset.source import Entry
 from tests.proofs import planted
 from tests.support import raw_data
@@ -68,7 +66,7 @@ def test_dhash_is_that_of_imagehash() -> None:
 
 
 @pytest.mark.parametrize("number", [1, 2, 4, 5])
-def test_decoding_a_part_of_a_large_jpeg_hardly_changes_its_print(number: int) -> None:
+def test_decoding_a_part_of_a_large_jpeg_hardly_changes_its_fingerprint(number: int) -> None:
     image = planted.cover(0, number).resize((900, 900), Image.Resampling.BICUBIC)
     bits, pixels, small = fingerprint(planted.jpeg(image, 95))
     whole = io.BytesIO()
@@ -79,7 +77,7 @@ def test_decoding_a_part_of_a_large_jpeg_hardly_changes_its_print(number: int) -
     assert np.abs(small.astype(int) - same_small).mean() < 4
 
 
-def test_a_print_is_of_the_upright_picture() -> None:
+def test_a_fingerprint_is_of_the_upright_picture() -> None:
     image = raw_data.picture(3, (200, 100))
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -90,32 +88,37 @@ def test_a_print_is_of_the_upright_picture() -> None:
     assert np.abs(small.astype(int) - upright[2]).mean() < 3
 
 
-def test_bad_files_are_named_and_do_not_stop_the_others_and_are_looked_at_once(tmp_path, monkeypatch) -> None:
-    source, memory = tmp_path / "source", tmp_path / "memory"
+def test_bad_files_are_named_and_do_not_stop_the_others_and_are_decoded_once(tmp_path, monkeypatch) -> None:
+    source, cache = tmp_path / "source", tmp_path / "cache"
     source.mkdir()
-    memory.mkdir()
+    cache.mkdir()
     files = {"a.jpg": raw_data.jpeg(1), "b.jpg": raw_data.jpeg(2)[:300], "c.jpg": raw_data.jpeg(1), "d.jpg": b"",
              "e.png": raw_data.header_of_huge_png()}
     for name, data in files.items():
         (source / name).write_bytes(data)
-    task = FingerprintTask(source, tuple(Entry(name, -1, 0) for name in files), memory, 10**6)
-    rows, drops = fingerprint_chunk(task)
-    assert rows.dtype == FINGERPRINT_DTYPE and rows["sound"].tolist() == [True, False, True, False, False]
-    assert rows["hash"][0] == rows["hash"][2] and (rows["print"][0] == rows["print"][2])
-    assert [drop.reason for drop in drops] == ["truncated image", "empty file", "too many pixels"]
-    again = fingerprint_chunk(task)
-    assert np.array_equal(again[0], rows) and again[1] == drops
+    entries = tuple(Entry(name, -1, 0) for name in files)
+    task = FingerprintTask(source, entries, 10**6, cache)
+    rows, errors = fingerprint_task(task)
+    assert rows.dtype == FINGERPRINT_DTYPE and rows["decoded"].tolist() == [True, False, True, False, False]
+    assert rows["readable"].tolist() == [True, True, True, False, True] and rows[0] == rows[2]
+    reasons = {1: "truncated image", 3: "empty file", 4: "too many pixels"}
+    assert {i: error.reason for i, error in errors.items()} == reasons
+    again, errors = fingerprint_task(task)
+    assert np.array_equal(again, rows) and {i: error.reason for i, error in errors.items()} == reasons
+    (cache / "old.npy").write_bytes(b"of files that have changed since")
+    covers, errors = fingerprint_files(source, entries, 1, 10**6, cache)
+    assert covers.index[0] == covers.index[2] and covers.index[3] == -1 and list(errors) == [1, 3, 4]
+    assert len(covers.fingerprints) == 3 and list(cache.iterdir()) == [task.cache_path]
     monkeypatch.setattr(fingerprints, "fingerprint", lambda *_: pytest.fail("decoded a second time"))
-    sound = task._replace(entries=task.entries[:1])
     with pytest.raises(pytest.fail.Exception):
-        fingerprint_chunk(sound)  # another task: not remembered
-    task.path.write_bytes(task.path.read_bytes()[:100])  # cut short
+        fingerprint_task(task._replace(covers=entries[:1]))  # another task: not in the cache
+    task.cache_path.write_bytes(task.cache_path.read_bytes()[:100])  # cut short
     with pytest.raises(pytest.fail.Exception):
-        fingerprint_chunk(task)
+        fingerprint_task(task)
 
 
-def prints_of(pictures: list[Image.Image]) -> np.ndarray:
-    return np.array([fingerprint(planted.jpeg(picture, 92)) for picture in pictures], PICTURE_DTYPE)
+def fingerprints_of(pictures: list[Image.Image]) -> np.ndarray:
+    return planted.fingerprints_of([planted.jpeg(picture, 92) for picture in pictures])
 
 
 def all_pairs(count: int) -> np.ndarray:
@@ -138,8 +141,8 @@ def test_simple_pictures_that_differ_are_not_taken_for_one(kind: str) -> None:
     rng = planted.rng_of(11, kind)
     made = {SIMPLE[kind](rng).tobytes(): None for _ in range(60)}  # greys repeat
     side = 32 if "32" in kind else 64 if "64" in kind else 128
-    prints = prints_of([Image.frombytes("RGB", (side, side), data) for data in made])
-    assert (lookalikes.differences(prints["small"], all_pairs(len(prints))) >= lookalikes.SAME_LIMIT).all()
+    rows = fingerprints_of([Image.frombytes("RGB", (side, side), data) for data in made])
+    assert (similarity.differences(rows["thumbnail"], all_pairs(len(rows))) >= similarity.SAME_LIMIT).all()
 
 
 @pytest.mark.parametrize("kind", list(SIMPLE)[2:])
@@ -149,23 +152,23 @@ def test_simple_pictures_are_found_again_when_they_were_altered(kind: str) -> No
         picture = SIMPLE[kind](rng)
         for name in planted.PLANTS:
             altered = planted.plant(name, picture, planted.rng_of(number, name))
-            prints = np.array([fingerprint(planted.jpeg(picture)), fingerprint(altered)], PICTURE_DTYPE)
-            found.append(lookalikes.differences(prints["small"], np.array([[0, 1]]))[0] < lookalikes.SAME_LIMIT)
+            rows = planted.fingerprints_of([planted.jpeg(picture), altered])
+            found.append(similarity.differences(rows["thumbnail"], np.array([[0, 1]]))[0] < similarity.SAME_LIMIT)
     assert np.mean(found) > 0.93
 
 
 def test_dhash_alone_would_join_them() -> None:
     rng = planted.rng_of(13)
-    same, different = lookalikes.same_pictures(prints_of([planted.gradient(rng, 128) for _ in range(200)]), 4)
-    assert len(different) > 100 and len(same) <= 1
+    same, collisions = similarity.duplicates_by_hash(fingerprints_of([planted.gradient(rng, 128) for _ in range(200)]), 4)
+    assert len(collisions) > 100 and len(same) <= 1
 
 
 def test_near_pairs_are_found_where_dhash_fails() -> None:
     pictures = [planted.cover(14, number) for number in range(80)]
     altered = [planted.PLANTS["trim"](picture, planted.rng_of(14, i)) for i, picture in enumerate(pictures)]
-    prints = prints_of(pictures + altered)
-    near, far = lookalikes.near_pairs(prints)
-    by_hash = lookalikes.same_pictures(prints, 4)[0]
+    rows = fingerprints_of(pictures + altered)
+    near, far = similarity.duplicates_by_tiny_image(rows)
+    by_hash = similarity.duplicates_by_hash(rows, 4)[0]
     found, known = ({i for i, j in pairs.tolist() if j == i + 80} for pairs in (near, by_hash))
     assert len(found - known) > 15 and len(found | known) > 74
     assert far.shape == (len(near),) and (near[:, 0] < near[:, 1]).all()
@@ -177,14 +180,14 @@ def test_a_chain_of_pictures_is_cut() -> None:
     steps = np.linspace(0, 1, 40)[:, None, None, None]
     small = (one * (1 - steps) + other * steps).astype(np.uint8)
     pairs = all_pairs(40)
-    pairs = pairs[lookalikes.differences(small, pairs) < lookalikes.SAME_LIMIT]
+    pairs = pairs[similarity.differences(small, pairs) < similarity.SAME_LIMIT]
     links = set(map(tuple, pairs.tolist()))
     assert all((i, i + 1) in links for i in range(39)) and (0, 39) not in links
-    labels = clusters.without_chains(small, pairs)
+    labels = clusters.connected_without_chains(small, pairs)
     assert len(set(labels.tolist())) > 2
     for label in set(labels.tolist()):
         members = np.flatnonzero(labels == label)
         assert np.ptp(members) == len(members) - 1  # neighbours, still
-        assert lookalikes.differences(small, members[[[0, -1]]], 9)[0] < 4 * lookalikes.SAME_LIMIT
+        assert similarity.differences(small, members[[[0, -1]]], 9)[0] < 4 * similarity.SAME_LIMIT
     copies = np.repeat(small[:1], 30, 0)
-    assert len(set(clusters.without_chains(copies, all_pairs(30)).tolist())) == 1
+    assert len(set(clusters.connected_without_chains(copies, all_pairs(30)).tolist())) == 1

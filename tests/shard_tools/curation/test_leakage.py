@@ -15,7 +15,8 @@ from tests.support.runs import environment
 
 pytest.importorskip("imagehash")
 
-from shard_tools.curation.leakage import NEAR, SplitCovers, find_leaks, look_at_files, near_pairs
+from shard_tools.curation.fingerprints import FINGERPRINT_DTYPE, DistinctCovers, fingerprint_files
+from shard_tools.curation.leakage import MAX_DISTANCE, find_leaks, near_duplicates
 from shard_tools.dataset.groups import write_groups
 from shard_tools.dataset.layout import SPLITS, open_layout
 from shard_tools.dataset.source import open_source
@@ -116,11 +117,11 @@ def test_without_near_covers_that_look_alike_leak_and_the_status_says_so(tmp_pat
 
 def test_a_split_by_file_leaks_much(source, tmp_path):
     entries = [item.cover for item in open_layout(open_source(source))]
-    covers, bad = look_at_files(source, entries, 1)
-    alike, lookalikes = near_pairs(covers, NEAR)
-    assert not bad and len(alike) == 2 and len(covers.hashes) == len(entries) - 1
+    covers, errors = fingerprint_files(source, entries, 1)
+    duplicates, collisions = near_duplicates(covers, MAX_DISTANCE)
+    assert not errors and len(duplicates) == 2 and len(covers.fingerprints) == len(entries) - 1
     rng = np.random.default_rng(0)
-    leaks = find_leaks(rng.permutation(len(entries)) % 3, np.arange(len(entries)), covers, alike, lookalikes)
+    leaks = find_leaks(rng.permutation(len(entries)) % 3, np.arange(len(entries)), covers, duplicates, collisions)
     assert len(leaks.covers) + len(leaks.near) > 0 and not len(leaks.groups)
 
 
@@ -152,11 +153,11 @@ def test_old_groups_that_a_new_cover_binds_are_joined_and_named(tmp_path, capsys
 
 def test_each_cover_in_two_splits_is_one_leak_however_many_samples_have_it():
     splits, groups = np.array([0, 0, 1, 1, 2, 0]), np.array([0, 1, 1, 2, 2, 3])
-    covers = SplitCovers(np.array([0, 0, 0, 1, 1, 2]), np.arange(3, dtype=np.uint64), np.zeros(0), np.zeros(0))
+    covers = DistinctCovers(np.array([0, 0, 0, 1, 1, 2]), np.zeros(3, FINGERPRINT_DTYPE))
     leaks = find_leaks(splits, groups, covers, np.array([[0, 2], [1, 2]]), np.zeros((0, 2), np.int64))
     assert leaks.groups.tolist() == [[1, 2], [3, 4]]
     assert leaks.covers.tolist() == [[0, 2], [3, 4]]
-    assert leaks.near.tolist() == [[2, 5], [3, 5]] and not len(leaks.lookalikes)
+    assert leaks.near.tolist() == [[2, 5], [3, 5]] and not len(leaks.collisions)
 
 
 def test_damaged_shards_are_told_of_before_leaks(source, tmp_path, capsys):
@@ -179,7 +180,7 @@ def test_the_command_ends_with_status_1(source, tmp_path):
 
 def test_without_imagehash_only_looking_for_leaks_is_refused(source, tmp_path, monkeypatch):
     assert pack(str(source), str(tmp_path / "shards"), workers=1) == 0
-    monkeypatch.setitem(sys.modules, "shard_tools.curation.fingerprints", None)
+    monkeypatch.setitem(sys.modules, "imagehash", None)
     with pytest.raises(ValueError, match=r"pip install -e '\.\[dedup\]'"):
         verify(str(tmp_path / "shards"), leaks=True, workers=1)
     assert verify(str(tmp_path / "shards"), workers=1) == 0

@@ -1,0 +1,34 @@
+"""CSV tables whose names may be no UTF-8: their bytes become escapes of Python and come back as they were."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Sequence
+
+
+def table_bytes(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> bytes:
+    """The bytes of a CSV table."""
+    text = io.StringIO(newline="")
+    csv.writer(text, lineterminator="\n").writerows([columns, *rows])
+    return text.getvalue().encode("utf-8", "surrogateescape")
+
+
+def parse_table(data: bytes, columns: Sequence[str]) -> list[list[str]]:
+    """The rows of a CSV table that has exactly these columns.
+
+    Raises:
+        ValueError: it has others, or a row has more or fewer values.
+    """
+    reader = csv.reader(io.StringIO(data.decode("utf-8", "surrogateescape"), newline=""))
+    try:
+        if next(reader, None) != list(columns):
+            raise ValueError(f"expected the columns {', '.join(columns)}")
+        rows = []
+        for row in reader:
+            if len(row) != len(columns):
+                raise ValueError(f"line {reader.line_num}: expected {len(columns)} values, found {len(row)}")
+            rows.append(row)
+    except csv.Error as error:
+        raise ValueError(str(error)) from None
+    return rows
