@@ -159,7 +159,8 @@ def test_simple_pictures_are_found_again_when_they_were_altered(kind: str) -> No
 
 def test_dhash_alone_would_join_them() -> None:
     rng = planted.rng_of(13)
-    same, collisions = similarity.duplicates_by_hash(fingerprints_of([planted.gradient(rng, 128) for _ in range(200)]), 4)
+    pictures = [planted.gradient(rng, 128) for _ in range(200)]
+    same, collisions = similarity.duplicates_by_hash(fingerprints_of(pictures), 4)
     assert len(collisions) > 100 and len(same) <= 1
 
 
