@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
+import itertools
 import os
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from covergen.data.sampling import ShardWindow
-from shard_tools.remote.cache import GIGABYTE, BusyError, Cache, FullError, shard_file
+from shard_tools.remote.cache import GIGABYTE, INDEXES, BusyError, Cache, FullError, shard_file
 from shard_tools.remote.filesystem import Remote
 from shard_tools.remote.index_cache import source_url
 from shard_tools.shards.index import Index
@@ -97,7 +97,7 @@ def open_shard_store(index: Index) -> tuple[ShardStore, list[Path] | list[str]]:
 THREADS = 8  # that fetch: shards of a few MB need several at a time where an answer takes long
 MAX_OPEN, MAX_OPEN_OUTSIDE = 256, 2  # copies held open at most: in all; of shards that are not of the current window
 FULL_TIMEOUT = 300.0  # seconds that a needed shard waits for other processes to let go of space
-EVICT_AHEAD_AFTER = 0.1  # seconds that a needed shard waits before one that was fetched ahead goes for it
+AHEAD_ATTEMPTS = 2  # for a needed shard, before one that was fetched ahead goes for it
 RETRY = 0.2  # seconds until another try to fetch ahead what found no space, or what another process downloads
 POLL = 0.05  # the same of what is needed
 RELEASE_BATCHES = 16  # batches into a window after which the one before is released
@@ -133,7 +133,7 @@ class RemoteShardStore(ShardStore):
 
     def set_order(self, window_at: Callable[[int], ShardWindow], largest: int) -> None:
         sizes = sorted((file.bytes for file in self.files), reverse=True)
-        need = sum(sizes[:largest]) + 2 * sizes[0] + self.cache.used_by_indexes()
+        need = sum(sizes[:largest]) + 2 * sizes[0] + self.cache.used(INDEXES)
         if need > self.cache.bound():
             gigabytes = -(-need // (GIGABYTE // 1000)) / 1000
             least = "" if largest == 1 else ", or mix fewer shards at a time with --shard_window (another order)"
@@ -182,21 +182,17 @@ class RemoteShardStore(ShardStore):
 
     def _file(self, shard: int) -> BinaryIO:
         with self._change:
-            if file := self._open.get(shard):
-                self._open.move_to_end(shard)
-                return file
-            settled = shard in self._settled
-        if settled and (file := self.cache.open_copy(self.files[shard])):  # more shards than can be held open
-            with self._change:
-                self._hold(shard, file)
-            return file
-        with self._change:
-            while not (file := self._open.get(shard)):
+            while True:
+                if file := self._open.get(shard):
+                    self._open.move_to_end(shard)
+                    return file
+                if shard in self._settled and (file := self.cache.open_copy(self.files[shard])):
+                    self._hold(shard, file)  # again: there are more than can be held open
+                    return file
                 if error := self._failed.pop(shard, None):
                     raise error
                 self._need([shard])
                 self._change.wait()
-            return file
 
     def _need(self, shards: list[int]) -> None:
         if fresh := [shard for shard in shards if shard not in self._open and shard not in self._needed]:
@@ -252,49 +248,37 @@ class RemoteShardStore(ShardStore):
             BusyError: nobody needs it yet, and there is no space or another process downloads it.
             ValueError, OSError: it can't be had.
         """
-        wanted, began = self.files[shard], time.monotonic()
-        while True:
-            needed = shard in self._needed
+        for attempt in itertools.count():
+            needed, protected = shard in self._needed, partial(self._protected, attempt)
             try:
-                return self.cache.open(self.remote, wanted, protected=lambda: self._protected(True), wait=needed)
+                return self.cache.open(self.remote, self.files[shard], protected=protected, wait=needed)
             except FullError as full:
                 if not needed:
                     raise
-                with self._change:  # what was read longest ago, of the window before, is what is missed least
-                    for other in sorted(self._open, key=lambda other: other not in self._previous)[:2]:
-                        del self._open[other]
-                early = time.monotonic() - began < EVICT_AHEAD_AFTER
-                with contextlib.suppress(FullError):
-                    return self.cache.open(self.remote, wanted,
-                                           protected=lambda early=early: self._protected(False) if early else [])
-                if time.monotonic() - began > FULL_TIMEOUT:
+                if attempt * POLL > FULL_TIMEOUT:
                     raise ValueError(f"{full}, all in use for {FULL_TIMEOUT:.0f} s; give a larger --shard_cache_gb, or "
                                      "another --shard_cache_dir than the other processes") from None
-                time.sleep(POLL)
+            with self._change:  # what was read longest ago, of the previous window, is missed least
+                for other in sorted(self._open, key=lambda other: other not in self._previous)[:2]:
+                    del self._open[other]
+            time.sleep(POLL if attempt else 0)
 
-    def _protected(self, previous: bool) -> list[str]:
-        """Hashes of the shards that should stay: of this window, the next, and if asked for the previous one."""
+    def _protected(self, attempt: int) -> list[str]:
+        """Hashes of the shards that should stay: of this window, the next and, at the first attempt, the previous."""
         with self._change:
-            shards = self._current.union(self._next, self._previous if previous else ())
-            return [self.files[shard].sha256 for shard in shards]
+            shards = self._current.union(self._next, () if attempt else self._previous)
+            return [self.files[shard].sha256 for shard in shards] if attempt <= AHEAD_ATTEMPTS else []
 
     def _hold(self, shard: int, file: BinaryIO) -> None:
-        """Holds a copy open, and closes others where these are too many."""
+        """Holds a copy open, and drops others where these are too many; the last who reads from one closes it."""
         self._open[shard] = file
-        outside = [other for other in self._open if other not in self._current]
-        for other in outside[:-MAX_OPEN_OUTSIDE]:
-            self._close(other)
+        for other in [other for other in self._open if other not in self._current][:-MAX_OPEN_OUTSIDE]:
+            del self._open[other]
         while len(self._open) > MAX_OPEN:
-            self._close(next(iter(self._open)))
-
-    def _close(self, shard: int) -> None:
-        """Drops a held copy; whoever reads from it at this moment still holds it, and the last one closes it."""
-        if file := self._open.pop(shard, None):
-            with contextlib.suppress(OSError):
-                os.utime(file.fileno())  # last used now
+            self._open.popitem(last=False)
 
     def _release_previous(self) -> None:
         for shard in self._previous - self._current:
-            self._close(shard)
+            self._open.pop(shard, None)
             self._settled.discard(shard)
         self._previous = set()

@@ -82,13 +82,10 @@ class Cache:
             return int((self.folder / BOUND).read_text())
         return int(DEFAULT_GB * GIGABYTE)
 
-    def used(self) -> int:
-        """Bytes that it holds, with what is reserved."""
-        return sum(info.st_size for folder in (SHARDS, INDEXES) for info in _files(self.folder / folder).values())
-
-    def used_by_indexes(self) -> int:
-        """Bytes of them that are indexes, which nothing pushes out."""
-        return sum(info.st_size for info in _files(self.folder / INDEXES).values())
+    def used(self, *folders: str) -> int:
+        """Bytes that it holds, with what is reserved, in all or some of its folders; no index is ever pushed out."""
+        return sum(info.st_size for folder in folders or (SHARDS, INDEXES)
+                   for info in _files(self.folder / folder).values())
 
     def open(self, remote: Remote, wanted: RemoteFile, *, protected: Callable[[], Collection[str]] = tuple,
              wait: bool = True) -> BinaryIO:
