@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from covergen.data.indexed import ShardDataset, open_split
+from covergen.data.dataset import ShardDataset, open_split
 from covergen.distributed.collectives import join
 from covergen.distributed.environment import keep_memory, use_threads
 from covergen.distributed.interrupts import StopSignal
@@ -71,7 +71,7 @@ def main(run: str, shards: str | None = None, judge: str | None = None, split: s
     if opened.model.sample is None:
         raise ValueError(f"{run} is an {opened.config.model}: it makes no covers from noise or audio")
     root, split = find_split(opened, shards, split, ("test",))
-    held_out, train = (ShardDataset(root, name, batch_size=1, audio_scale="raw") for name in (split, "train"))
+    held_out, train = (ShardDataset(root, name, audio_scale="raw") for name in (split, "train"))
     chosen = choose(held_out, songs, seed)
     check(opened, held_out, len(chosen))
     heard = read_songs(held_out, chosen, opened.resolution)
@@ -92,7 +92,7 @@ def main(run: str, shards: str | None = None, judge: str | None = None, split: s
         if opened.config.training.album_subset != "generator":
             say(f"note: {run} was trained on albums of the judge's, whose figures may flatter it a little (train with "
                 "--album_subset generator)")
-        reader = open_reader(train, open_split(root, "val", needed=False, batch_size=1, audio_scale="raw"),
+        reader = open_reader(train, open_split(root, "val", needed=False, audio_scale="raw"),
                              opened.resolution, read_truth(root), say=say, tick=tick)
     inner = quality.inception_features if inception else None
     if inner:
@@ -125,9 +125,9 @@ def check(run: TrainedModel, shards: ShardDataset, found: int) -> None:
     if run.resolution > shards.resolution:
         raise ValueError(f"{shards.index.root} has covers of {shards.resolution} px; {run.folder} makes "
                          f"{run.resolution} px")
-    if run.model.conditional and run.scale.dimension != shards.dimension:
+    if run.model.conditional and run.normalizer.dimension != shards.dimension:
         raise ValueError(f"{shards.index.root} has vectors of {shards.dimension} numbers; {run.folder} hears "
-                         f"{run.scale.dimension}")
+                         f"{run.normalizer.dimension}")
     if found < LEAST:
         raise ValueError(f"{shards.index.root} has {found} albums in {shards.index.split}; a figure needs {LEAST} or "
                          "more; pack more, or choose another --split")

@@ -196,7 +196,7 @@ def sampled(run: TrainedModel, noise: Tensor, heard: hearing.AudioInputs | None,
 
     The first image of each audio, or of all without audio, is added to ``firsts`` if that is given.
     """
-    for audio in run.scale(heard.raw) if heard else [None]:
+    for audio in run.normalizer(heard.raw) if heard else [None]:
         for number, part in enumerate(noise.split(AT_ONCE)):
             images = run.sample(part, None if audio is None else np.repeat(audio[None], len(part), 0))
             if not images.isfinite().all():

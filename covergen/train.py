@@ -1,7 +1,7 @@
 """Trains a model: ``accelerate launch -m covergen.train --model wgan_gp [--shards DIR]``, on one process or many.
 
 The loop of a run from top to bottom. What a step computes is in the model's file, how it is computed on many processes
-in ``training.engine``, which covers it sees in ``data.indexed``.
+in ``training.engine``, which covers it sees in ``data.stream``.
 """
 
 from __future__ import annotations
@@ -13,9 +13,11 @@ import torch
 from tqdm import tqdm
 
 from covergen import models
-from covergen.data import indexed as data
+from covergen.data.dataset import ShardDataset, open_split
 from covergen.data.loader import Loader
+from covergen.data.memory_cache import cache_decoded
 from covergen.data.sampling import seed_of
+from covergen.data.stream import SequentialBatches, open_stream
 from covergen.distributed.collectives import report_root_cause
 from covergen.distributed.environment import keep_memory, processes, use_threads
 from covergen.distributed.interrupts import StopSignal
@@ -52,24 +54,24 @@ def train(run: config.Config) -> int:
     shards = training.shards or demo_shards(log_main)
     root = resolve(shards, training.shard_cache_dir, training.shard_cache_gb)  # of a URL: where its index is kept
     rank, ranks, _ = processes()
-    cut = {"batch_size": training.batch_size, "seed": training.seed, "audio_scale": training.audio_scale, "rank": rank,
-           "ranks": ranks, "window": training.shard_window}
-    stream = data.open_stream(root, "train", order=training.order, albums=training.album_subset,
-                              max_corrupt=training.max_corrupt, **cut)
+    stream = open_stream(root, "train", audio_scale=training.audio_scale, album_subset=training.album_subset,
+                         batch_size=training.batch_size, seed=training.seed, order=training.order,
+                         window=training.shard_window, rank=rank, ranks=ranks, max_corrupt=training.max_corrupt)
     resolution = training.resolution or stream.resolution
     if resolution > stream.resolution:
         raise ValueError(f"--resolution {resolution} is above the {stream.resolution} px of {shards}; train at that or "
                          "less, or pack the covers again with a larger --resolution")
     torch.manual_seed(seed_of(training.seed, "weights"))
-    sizes = InputSpec(resolution, stream.scale.size if stream.scale else 0)
+    sizes = InputSpec(resolution, stream.normalizer.size if stream.normalizer else 0)
     model = models.load(run.model).build(run.options, sizes)
     if model.needs_mismatched_audio:
         stream.mismatch()
     check(model, training, root)
-    held_out = data.open_split(root, "val", needed=model.validation_phase is not None, **cut)
+    held_out = open_split(root, "val", needed=model.validation_phase is not None, audio_scale=training.audio_scale)
     validated = model.validation_phase if held_out else None
+    validation_batches = SequentialBatches(held_out, training.batch_size, rank, ranks) if validated else None
     if training.condition and not checkpoint.checkpoints(folder):
-        load_pretrained_audio_encoder(model, training.condition, stream.scale, training.album_subset)
+        load_pretrained_audio_encoder(model, training.condition, stream.normalizer, training.album_subset)
     engine = Engine(model, training)
     main = engine.rank == 0
 
@@ -113,22 +115,23 @@ def train(run: config.Config) -> int:
         f"{model.sizes()} parameters\n"
         f"run folder {folder}" + (f", uploaded to {training.out}" if mirror else "")
         + (f", going on from {start}" if start else ""))
-    stream.corruption.keep(folder / "corrupt_samples.jsonl")
+    stream.corruption.list_in(folder / "corrupt_samples.jsonl")
     tracker = Tracker(folder, run.flat(), begin) if main else None
     saver = AsyncCheckpointer(folder, training.keep, mirror) if main else None
+    cache_decoded(stream, training.decoded_cache, resolution, engine.device, log_main)
     loader = Loader(stream, begin * engine.batches_per_step, device=engine.device, resolution=resolution,
                     threads=training.loader_threads, ahead=engine.batches_per_step,
-                    stop=steps * engine.batches_per_step, cache=training.decoded_cache, say=log_main)
+                    stop=steps * engine.batches_per_step)
     preview = SampleGrids(model, (held_out or stream).examples(EXAMPLES), stream.metadata["genres"], resolution, engine)
     glance = None
     if training.eval_every and main:
         from covergen.evaluation.judge import open_judge
         from covergen.evaluation.pipeline import QuickEvaluation  # torchmetrics and others, which take seconds to load
-        glance = QuickEvaluation(data.ShardDataset(root, "val", batch_size=1, audio_scale="raw"), resolution,
+        glance = QuickEvaluation(ShardDataset(root, "val", audio_scale="raw"), resolution,
                         open_judge(training.judge) if training.judge else None, training.seed)
 
     def live(networks: dict[str, torch.nn.Module]) -> TrainedModel:
-        return TrainedModel(folder, run, known, model, networks, folder, engine.device, stream.scale)
+        return TrainedModel(folder, run, known, model, networks, folder, engine.device, stream.normalizer)
 
     bar = tqdm(total=steps, initial=begin, unit="step", disable=not main, dynamic_ncols=True)
 
@@ -142,7 +145,7 @@ def train(run: config.Config) -> int:
     meter, status = Throughput(engine, loader, saver, begin), 0
     profile = Profile(folder, training.profile if main else 0, engine.device, log_main)
     try:
-        if patience.validation_pending and validated and (losses := validate(validated, engine, held_out, resolution, stop)):
+        if patience.validation_pending and validated and (losses := validate(validated, engine, validation_batches, resolution, stop)):
             patience.validation_pending = False
             if main:
                 tracker.log(begin, begin * images_per_step, {f"val/{name}": value for name, value in losses.items()})
@@ -177,7 +180,7 @@ def train(run: config.Config) -> int:
                 engine.mean_buffers()
             better = broken_off = False
             if validating:
-                losses = validate(validated, engine, held_out, resolution, stop)
+                losses = validate(validated, engine, validation_batches, resolution, stop)
                 patience.validation_pending = broken_off = losses is None
                 stopping |= broken_off
                 row |= {f"val/{name}": value for name, value in (losses or {}).items()}

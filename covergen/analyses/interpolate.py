@@ -73,7 +73,7 @@ def audio_ends(samples: Samples, by_noise: int, n: int, seed: int) -> tuple[Tens
     """What walks hear at their starts and at their ends, ``[n, A]`` each, and their names; walks by noise hear one
     track."""
     draws = np.random.default_rng(seed)
-    rows = draws.permutation(samples.audible())
+    rows = draws.permutation(samples.rows_with_audio())
     rows = draws.permutation(rows[stratified_rows(samples.rows["genre"][rows], 2 * n - by_noise)])
     first, last = np.resize(rows, 2 * n - by_noise)[:n], np.resize(rows, 2 * n - by_noise)[n:]
     last = np.concatenate([first[:by_noise], last])

@@ -33,7 +33,7 @@ def draw(run: TrainedModel, path: Path, *, shards: str | None, split: str | None
     """
     name, = names_of([run.folder])
     samples = Samples(run, *find_split(run, shards, split, SPLITS))
-    rows = samples.of_genres(genres, samples.audible())
+    rows = samples.of_genres(genres, samples.rows_with_audio())
     kinds = samples.rows["genre"][rows]
     chosen = np.unique(kinds)[:None if genres else ROWS]
     if n < 2 or len(chosen) < 2:

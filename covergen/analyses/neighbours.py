@@ -51,7 +51,7 @@ def draw(run: TrainedModel, path: Path, *, shards: str | None, split: str | None
     noise = run.model.latents(max(n, compare), torch.Generator().manual_seed(seed), truncation)
     heard, labels = None, [""] * n
     if run.model.conditional:
-        tracks = np.resize(draws.permutation(held.audible()), len(noise))
+        tracks = np.resize(draws.permutation(held.rows_with_audio()), len(noise))
         heard = held.read(tracks).audio.numpy()
         labels = [held.genres[kind] for kind in held.rows["genre"][tracks[:n]]]
     made = to_unit(run.sample(noise, heard), run.model.pixel_min).mul(255).round().byte()

@@ -32,7 +32,7 @@ from torch.utils.flop_counter import flop_registry
 from covergen import models
 from covergen.benchmarks import make_demo_shards, median_seconds
 from covergen.data.batch import Batch
-from covergen.data.indexed import ShardDataset
+from covergen.data.dataset import ShardDataset
 from covergen.distributed.environment import use_threads
 from covergen.models.base import InputSpec, Model
 from covergen.runs import config
@@ -191,8 +191,8 @@ def limits(step: Step, setup: Setup) -> dict[str, int | None]:
 def measured(resolution: int) -> dict[str, float]:
     """Samples that a core reads and decodes a second, MB/s that are written and synced, and bytes of a sample."""
     with tempfile.TemporaryDirectory() as folder:
-        data = ShardDataset(make_demo_shards(Path(folder), resolution, 60), "train", batch_size=1)
-        rows, block = np.arange(400) % data.metadata["samples"], os.urandom(10**8)
+        data = ShardDataset(make_demo_shards(Path(folder), resolution, 60), "train")
+        rows, block = np.arange(400) % data.samples, os.urandom(10**8)
         # The core's own time: so it matters little what else the machine does.
         decoding = median_seconds(lambda: [data.read(part) for part in np.split(rows, 8)], time.thread_time)
         writing = median_seconds(lambda: write_atomically(Path(folder) / "written", block))

@@ -21,12 +21,13 @@ BATCHES, BATCH = 100, 256
 
 OPEN = """
 import json, sys, time
-from covergen.data.indexed import ShardDataset
+from covergen.data.dataset import ShardDataset
+from covergen.data.stream import BatchStream
 def memory():
     lines = open("/proc/self/status").read().splitlines()
     return {line.split(":")[0]: int(line.split()[1]) / 2**20 for line in lines if line.startswith(("VmHWM", "VmRSS"))}
 before, began = memory()["VmHWM"], time.perf_counter()
-stream = ShardDataset(sys.argv[1], "train", batch_size=int(sys.argv[4]), order=sys.argv[2])
+stream = BatchStream(ShardDataset(sys.argv[1], "train"), batch_size=int(sys.argv[4]), order=sys.argv[2])
 opened = time.perf_counter()
 for number in range(int(sys.argv[3])):
     stream.rows(10**6 + 97 * number)

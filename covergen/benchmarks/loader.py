@@ -19,9 +19,11 @@ from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms import PILToTensor
 
 from covergen.benchmarks import alternate, make_demo_shards, report
+from covergen.data.dataset import ShardDataset
 from covergen.data.decoding import decode
-from covergen.data.indexed import ShardDataset
 from covergen.data.loader import Loader
+from covergen.data.memory_cache import cache_decoded
+from covergen.data.stream import BatchStream
 from covergen.distributed.environment import keep_memory, use_threads
 
 EPOCHS = 4  # that are read each time: in one, beginning and end would count for much
@@ -66,14 +68,16 @@ def time_loaders(resolution: int, batch_size: int, samples: int, rounds: int, th
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         shards = make_demo_shards(Path(folder), resolution, max(40, int(samples / 1.9)))
         raw = Path(folder) / "raw/audio-cover_dataset/cover/train"
-        stream = ShardDataset(shards, "train", batch_size=batch_size)
-        batches = stream.metadata["samples"] // batch_size
+        dataset = ShardDataset(shards, "train")
+        batches = dataset.samples // batch_size
         jpegs = [bytearray(path.read_bytes()) for path in sorted(raw.glob("*/*.jpg"))]
         print(f"{len(jpegs):,} covers of {resolution} px, {sum(map(len, jpegs)) / len(jpegs) / 1000:.1f} kB each, "
-              f"with vectors of {stream.dimension}")
+              f"with vectors of {dataset.dimension}")
 
         def loader(count: int, cache: str = "none") -> Loader:
-            made = Loader(stream, 0, device=torch.device("cpu"), resolution=resolution, threads=count, cache=cache)
+            stream = BatchStream(dataset, batch_size=batch_size)
+            cache_decoded(stream, cache, resolution, torch.device("cpu"), print)
+            made = Loader(stream, 0, device=torch.device("cpu"), resolution=resolution, threads=count)
             stack.callback(made.close)
             return made
 
@@ -87,7 +91,7 @@ def time_loaders(resolution: int, batch_size: int, samples: int, rounds: int, th
             return decode_jpeg(torch.frombuffer(jpeg, dtype=torch.uint8), ImageReadMode.RGB)
 
         def read_first(unread: Loader) -> float:
-            stream.reader.checked[:] = False
+            dataset.reader.checked[:] = False
             return rate(unread, batches, batch_size)
 
         folders = ImageFolder(str(raw), transform=PILToTensor(), allow_empty=True)

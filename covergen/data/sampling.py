@@ -58,13 +58,13 @@ def permute(places: np.ndarray, size: int, seed: int, epoch: int) -> np.ndarray:
     return values.astype(np.int64)
 
 
-def album_subset(groups: np.ndarray, whose: str) -> np.ndarray:
+def rows_of_albums(groups: np.ndarray, subset: str) -> np.ndarray:
     """The rows of the albums that are a judge's (a fixed quarter, by hash), a generator's (the others) or all.
 
-    Args: groups: ``[N]`` album of every row; whose: ``judge``, ``generator`` or ``all``.
+    Args: groups: ``[N]`` album of every row; subset: ``judge``, ``generator`` or ``all``.
     """
     judged = scramble(scramble(groups.astype(np.uint64))) % np.uint64(4) == 0
-    return np.flatnonzero({"judge": judged, "generator": ~judged, "all": np.ones(len(groups), bool)}[whose])
+    return np.flatnonzero({"judge": judged, "generator": ~judged, "all": np.ones(len(groups), bool)}[subset])
 
 
 def rank_slice(batch_size: int, rank: int, ranks: int) -> range:

@@ -41,12 +41,12 @@ COVERS = ("jpg", "jpeg", "png", "webp")
 class WebDatasetStream:
     """A folder of tars, each rank streaming its own random shards."""
 
-    pure, epoch = False, 0
+    pure, epoch, dataset = False, 0, None
 
     def __init__(self, root: str | Path, split: str, *, batch_size: int, seed: int = 0, order: str = "sample",
-                 audio_scale: str = "standard", albums: str = "all", rank: int = 0, ranks: int = 1,
+                 audio_scale: str = "standard", album_subset: str = "all", rank: int = 0, ranks: int = 1,
                  max_corrupt: float = 1.0) -> None:
-        """Args: as of ``IndexedShards``; shards are those whose name starts with the split, or all when none does.
+        """Args: as of ``open_stream``; shards are those whose name starts with the split, or all when none does.
 
         Raises:
             FileNotFoundError: no tars, or no usable sample in them.
@@ -59,11 +59,11 @@ class WebDatasetStream:
         if order != "sample":
             raise ValueError("--order group needs shards with an index; pack the covers with shard_tools.pack, or give "
                              "--order sample")
-        if albums != "all":
-            raise ValueError(f"--album_subset {albums} needs shards with an index; pack the covers with "
+        if album_subset != "all":
+            raise ValueError(f"--album_subset {album_subset} needs shards with an index; pack the covers with "
                              "shard_tools.pack, or give --album_subset all")
-        self.share, self.rank, self.seed = max(1, len(rank_slice(batch_size, rank, ranks))), rank, seed
-        self.next, self.stream, self.scale = None, None, None
+        self.part, self.rank, self.seed = max(1, len(rank_slice(batch_size, rank, ranks))), rank, seed
+        self.next, self.stream, self.normalizer = None, None, None
         self.corruption, self.failures = CorruptionLog(max_corrupt, SOON), []
         stat = [(Path(url).name, Path(url).stat().st_size) for url in self.urls]
         self.identity = hashlib.sha256(repr(stat).encode()).hexdigest()
@@ -83,7 +83,7 @@ class WebDatasetStream:
             mean, std = blocks.Moments.of(stacked, found).mean_and_std()
             audio = {"dimension": stacked.shape[1], "blocks": [list(block) for block in found],
                      "mean": mean.tolist(), "std": std.tolist()}
-            self.scale = AudioNormalizer(audio, audio_scale)
+            self.normalizer = AudioNormalizer(audio, audio_scale)
         self.metadata = {"samples": len(head), "genres": self.genres, "audio": audio}
         self.samples = len(head)
         self.notice = (f"{len(self.urls)} shards without an index: epochs are approximate and a resumed run sees other "
@@ -98,9 +98,9 @@ class WebDatasetStream:
             shards = webdataset.ResampledShards(self.urls, seed=seed, deterministic=True)
             self.stream = self._samples(shards, webdataset.shuffle(BUFFER, rng=random.Random(seed)))
         self.next = number + 1
-        samples = self._take(self.stream, self.share)
+        samples = self._take(self.stream, self.part)
         covers = torch.stack([self._decode(sample) for sample in samples])
-        audio = torch.from_numpy(self.scale(np.stack([s["audio"] for s in samples]))) if self.scale else None
+        audio = torch.from_numpy(self.normalizer(np.stack([s["audio"] for s in samples]))) if self.normalizer else None
         place = {genre: i for i, genre in enumerate(self.genres)}
         return Batch(covers, audio, torch.tensor([place.get(s["genre"], -1) for s in samples]),
                      torch.tensor([s["group"] for s in samples]))
@@ -134,8 +134,8 @@ class WebDatasetStream:
                     raise ValueError("no cover")
                 codec.probe_cover(cover)
                 audio = read_vector(raw["npy"]) if "npy" in raw else None
-                if self.scale and (audio is None or len(audio) != self.scale.dimension):
-                    raise ValueError(f"an audio vector of {self.scale.dimension} numbers is missing")
+                if self.normalizer and (audio is None or len(audio) != self.normalizer.dimension):
+                    raise ValueError(f"an audio vector of {self.normalizer.dimension} numbers is missing")
                 yield {"cover": cover, "audio": audio, "genre": genre_of(raw), "group": hash64(cover) >> 1}
             except ValueError as error:
                 self._skip(error, str(raw.get("__url__")), str(raw.get("__key__")))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from covergen.data.audio import AudioNormalizer
-from covergen.data.indexed import ShardDataset, open_split
+from covergen.data.dataset import ShardDataset, open_split
 from covergen.evaluation.demo_truth import Truth
 from covergen.evaluation.fitting import fit, r2, repeatable, set_apart
 
@@ -56,11 +56,11 @@ class AudioDataset:
     def __init__(self, shards: ShardDataset, truth: Truth, seed: int) -> None:
         """Reads at most ``SONGS`` of the rows that the shards were opened for and that have a vector."""
         index = shards.index
-        plain = ShardDataset(index.root, index.split, batch_size=1, audio_scale="raw")
-        rows = shards.chosen[index.rows["audio_bytes"][shards.chosen] > 0]
+        plain = ShardDataset(index.root, index.split, audio_scale="raw")
+        rows = shards.rows[index.rows["audio_bytes"][shards.rows] > 0]
         rows = np.sort(np.random.default_rng(seed).permutation(rows)[:SONGS])
         scale = AudioNormalizer(shards.metadata["audio"])
-        self.audio = torch.cat([torch.from_numpy(scale(plain.embed_audio(rows[start:start + AT_ONCE]).numpy()))
+        self.audio = torch.cat([torch.from_numpy(scale(plain.read_audio(rows[start:start + AT_ONCE]).numpy()))
                                 for start in range(0, len(rows), AT_ONCE)])
         self.values = torch.from_numpy(known(truth, shards, rows))
         self.genres = torch.from_numpy(index.rows["genre"][rows].astype(np.int64))
@@ -119,7 +119,7 @@ def train_predictor(train: ShardDataset, held_out: ShardDataset | None, truth: T
             if (value := score(linear.to(device))) > best:
                 network, best = linear, value
     figures: dict[str, Any] = {"kind": network.kind, "validation": best}
-    test = open_split(str(train.index.root), "test", needed=False, batch_size=1)
+    test = open_split(str(train.index.root), "test", needed=False)
     if test:
         songs = AudioDataset(test, truth, seed)
         read = network.predict(songs.audio)

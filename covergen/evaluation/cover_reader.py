@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from covergen.data.audio import AudioNormalizer
 from covergen.data.batch import downscale
-from covergen.data.indexed import ShardDataset, open_split
+from covergen.data.dataset import ShardDataset, open_split
 from covergen.evaluation.audio_regressor import Predictor, known, named, train_predictor
 from covergen.evaluation.demo_truth import Truth
 from covergen.evaluation.fitting import VERSION, cached_network, fit, r2, repeatable, set_apart
@@ -58,7 +58,7 @@ def read_covers(shards: ShardDataset, resolution: int, truth: Truth | None, coun
     if resolution > shards.resolution:
         raise ValueError(f"{shards.index.root} has covers of {shards.resolution} px, {resolution} px are needed")
     index = shards.index.rows
-    rows = shards.chosen[np.unique(index["cover_hash"][shards.chosen], return_index=True)[1]]
+    rows = shards.rows[np.unique(index["cover_hash"][shards.rows], return_index=True)[1]]
     rows = np.sort(np.random.default_rng(seed).permutation(rows)[:count])
     side = min(resolution, SIDE)
     pixels = [downscale(downscale(shards.read(rows[start:start + AT_ONCE]).cover, resolution), side)
@@ -213,7 +213,7 @@ def open_reader(train: ShardDataset, held_out: ShardDataset | None, resolution: 
     """
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     audio, genres = train.metadata["audio"], len(train.metadata["genres"])
-    made_of = {"train": train.identity, "rows": crc32(train.chosen.tobytes()), "seed": seed, "steps": steps,
+    made_of = {"train": train.identity, "rows": crc32(train.rows.tobytes()), "seed": seed, "steps": steps,
                "held_out": held_out.identity if held_out else None, "truth": truth.digest if truth else None}
     options = {"device": device, "seed": seed, "tick": tick} | ({"steps": steps} if steps else {})
 
@@ -289,7 +289,7 @@ def train_reader(train: ShardDataset, held_out: ShardDataset | None, resolution:
                 tick=tick)
     reader.eval()
     figures = {"covers": len(learnt), "genres": int((counts > 0).sum()), "steps": steps}
-    if test := open_split(str(train.index.root), "test", needed=False, batch_size=1):
+    if test := open_split(str(train.index.root), "test", needed=False):
         figures |= figures_of(reader, read_covers(test, resolution, truth, COVERS, seed), truth)
     return reader, figures
 

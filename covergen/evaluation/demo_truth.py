@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from covergen.data.indexed import ShardDataset
+from covergen.data.dataset import ShardDataset
 from shard_tools.core.errors import BadFileError
 from shard_tools.core.files import file_sha256
 from shard_tools.dataset.demo_truth import TRUTH, read_columns

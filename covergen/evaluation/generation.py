@@ -16,8 +16,8 @@ from torch import Tensor
 
 from covergen.data.audio import AudioNormalizer
 from covergen.data.batch import downscale
-from covergen.data.indexed import ShardDataset
-from covergen.data.sampling import album_subset, seed_of
+from covergen.data.dataset import ShardDataset
+from covergen.data.sampling import rows_of_albums, seed_of
 from covergen.distributed.collectives import Ranks
 from covergen.evaluation.metrics import nearest
 from covergen.inference.images import to_unit
@@ -60,16 +60,16 @@ def read_songs(shards: ShardDataset, rows: np.ndarray, resolution: int) -> Songs
     """The songs of given rows."""
     parts = [shards.read(rows[start:start + 512]) for start in range(0, len(rows), 512)]
     covers = torch.cat([downscale(part.cover, resolution) for part in parts])
-    raw = np.concatenate([part.audio.numpy() for part in parts]) if shards.scale else None
+    raw = np.concatenate([part.audio.numpy() for part in parts]) if shards.normalizer else None
     return Songs(rows, raw, covers, shards.genres(rows), shards.index.rows["group"][rows])
 
 
 def choose(shards: ShardDataset, count: int, seed: int, albums: str = "all") -> np.ndarray:
     """Rows ``[<= count]``: one track, drawn at random, of each of so many albums; always the same for a seed.
 
-    Args: shards; count; seed; albums: of whom, see ``album_subset``.
+    Args: shards; count; seed; albums: of whom, see ``rows_of_albums``.
     """
-    rows = album_subset(shards.index.rows["group"], albums)
+    rows = rows_of_albums(shards.index.rows["group"], albums)
     if shards.dimension:
         rows = rows[shards.index.rows["audio_bytes"][rows] > 0]
     rows = np.random.default_rng(seed).permutation(rows)
@@ -110,7 +110,7 @@ def make_covers(run: TrainedModel, heard: np.ndarray | None, songs: int, noises:
                              for song in chosen])
         audio = None if heard is None else np.repeat(heard[chosen.start:chosen.stop], noises, axis=0)
         with torch.autocast(run.device.type, torch.bfloat16, enabled=run.config.training.mixed_precision == "bf16"):
-            images = to_unit(run.sample(latents, audio), run.model.low)
+            images = to_unit(run.sample(latents, audio), run.model.pixel_min)
         tick(len(images))
         return images.mul(255).round().byte().unflatten(0, (len(chosen), noises))
 
@@ -128,9 +128,9 @@ def baselines(run: TrainedModel, songs: Songs, train: ShardDataset, seed: int) -
     if songs.raw is None or not train.dimension:
         return {"genre_mean": None, "any": None,
                 "copy": read_songs(train, draws.choice(rows, len(songs)), run.resolution).covers}
-    raw = np.concatenate([train.embed_audio(rows[start:start + 512]).numpy() for start in range(0, len(rows), 512)])
+    raw = np.concatenate([train.read_audio(rows[start:start + 512]).numpy() for start in range(0, len(rows), 512)])
     standard = AudioNormalizer(train.metadata["audio"])  # whatever the run hears: distances of raw numbers say nothing
-    scaled = run.scale(raw) if run.model.conditional else standard(raw)
+    scaled = run.normalizer(raw) if run.model.conditional else standard(raw)
     genres = train.index.rows["genre"][rows]
     means = {genre: scaled[members].mean(0) if (members := genres == genre).any() else scaled.mean(0)
              for genre in np.unique(songs.genres)}

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from covergen.data.batch import Batch, downscale
-from covergen.data.indexed import ShardDataset
+from covergen.data.dataset import ShardDataset
 from covergen.inference.trained_model import AT_ONCE, TrainedModel, open_model
 from shard_tools.core.locks import lock_folder
 
@@ -100,5 +100,5 @@ def embed_covers(judge: TrainedModel, covers: Tensor) -> Tensor:
 @torch.no_grad()
 def embed_audio(judge: TrainedModel, raw: np.ndarray) -> Tensor:
     """Unit vectors float32 ``[N, 128]`` of raw audio ``[N, D]``."""
-    heard = torch.from_numpy(judge.scale(raw)).to(judge.device)
+    heard = torch.from_numpy(judge.normalizer(raw)).to(judge.device)
     return torch.cat([judge.model.embed_audio(judge.networks, part).float().cpu() for part in heard.split(AT_ONCE)])

@@ -11,7 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from covergen.data.batch import downscale
-from covergen.data.indexed import ShardDataset
+from covergen.data.dataset import ShardDataset
 from covergen.distributed.collectives import Ranks
 from covergen.evaluation import judge, report
 from covergen.evaluation import judge as judges
@@ -40,7 +40,7 @@ def evaluate(run: TrainedModel, judge: TrainedModel | None, reader: Any, songs: 
     """
     base = baselines(run, songs, train, seed)
     hears = run.model.conditional
-    own = run.scale(songs.raw) if hears else None
+    own = run.normalizer(songs.raw) if hears else None
     mute = run
     if hasattr(run.config.options, "guidance"):
         mute = open_model(run.folder, which=str(step_of(run.checkpoint)),
@@ -131,7 +131,7 @@ class QuickEvaluation:
     def __call__(self, run: TrainedModel) -> tuple[dict[str, float], list[str], list[list[Any]]]:
         """Scalars ``eval/...``, and columns and rows of a table of songs."""
         alone = Ranks()
-        heard = run.scale(self.songs.raw) if run.model.conditional else None
+        heard = run.normalizer(self.songs.raw) if run.model.conditional else None
         covers = make_covers(run, heard, len(self.songs), NOISES, self.seed, alone, lambda made: None)
         figures: dict[str, table.Figure] = {}
         if self.arbiter is not None:

@@ -194,7 +194,7 @@ def gaps(run: TrainedModel, songs: Songs, seed: int, ranks: Ranks, tick: Callabl
         songs, seed: with any audio.
         ranks: among whom the work is shared; tick: called now and then, may raise to stop.
     """
-    heard = run.scale(songs.raw)
+    heard = run.normalizer(songs.raw)
     right, row = losses(run, songs, heard, seed, ranks, tick).numpy(), {}
     for name, genres in (("denoising_gap", None), ("denoising_gap_within", kinds(songs))):
         chosen = mismatched_pairing(songs.groups, seed, genres)

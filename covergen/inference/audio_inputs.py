@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from covergen.data.indexed import ShardDataset
+from covergen.data.dataset import ShardDataset
 from covergen.data.sampling import stratified_rows
 from shard_tools import extractors
 from shard_tools.core.errors import BadFileError
@@ -152,11 +152,11 @@ def read_shards(root: str, split: str, count: int, metadata: dict[str, Any]) -> 
     Raises:
         ValueError, FileNotFoundError: no such split, no vectors, or not of the run's dimension.
     """
-    shards = ShardDataset(root, split, batch_size=1, audio_scale="raw")
+    shards = ShardDataset(root, split, audio_scale="raw")
     if shards.dimension != metadata["dimension"]:
         has = f"vectors of {shards.dimension} numbers" if shards.dimension else "no vectors"
         raise ValueError(f"{root} has {has}; the run was trained on {metadata['dimension']}")
-    rows = shards.audible()
+    rows = shards.rows_with_audio()
     batch = shards.read(rows[stratified_rows(shards.index.rows["genre"][rows], count)] if count else rows)
     genres = shards.metadata["genres"]
     return AudioInputs([genres[genre] for genre in batch.genre.tolist()], batch.audio.numpy())

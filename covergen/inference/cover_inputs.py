@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from covergen.data.batch import Batch, downscale
-from covergen.data.indexed import ShardDataset
+from covergen.data.dataset import ShardDataset
 from covergen.data.sampling import stratified_rows
 from covergen.inference.trained_model import TrainedModel
 from shard_tools.cli import nearest
@@ -60,12 +60,12 @@ class Samples:
         Raises:
             ValueError, FileNotFoundError: no such split, covers smaller than the run's, or not the audio it hears.
         """
-        shards = ShardDataset(root, split, batch_size=1, audio_scale="raw")
+        shards = ShardDataset(root, split, audio_scale="raw")
         if shards.resolution < run.resolution:
             raise ValueError(f"{root} has covers of {shards.resolution} px; {run.folder} needs {run.resolution} px")
-        if run.model.conditional and shards.dimension != run.scale.dimension:
+        if run.model.conditional and shards.dimension != run.normalizer.dimension:
             has = f"vectors of {shards.dimension} numbers" if shards.dimension else "no audio"
-            raise ValueError(f"{root} has {has}; {run.folder} hears {run.scale.dimension} numbers")
+            raise ValueError(f"{root} has {has}; {run.folder} hears {run.normalizer.dimension} numbers")
         self.run, self.shards, self.split = run, shards, split
         self.rows, self.genres = shards.index.rows, shards.metadata["genres"]
 
@@ -75,7 +75,7 @@ class Samples:
     def read(self, rows: Sequence[int] | np.ndarray) -> Batch:
         """Samples of given rows: covers at the run's resolution; audio scaled as the run was trained, or None."""
         batch = self.shards.read(np.asarray(rows, np.int64))
-        audio = torch.from_numpy(self.run.scale(batch.audio.numpy())) if self.run.model.conditional else None
+        audio = torch.from_numpy(self.run.normalizer(batch.audio.numpy())) if self.run.model.conditional else None
         return batch._replace(cover=downscale(batch.cover, self.run.resolution), audio=audio)
 
     def blocks(self, rows: Sequence[int] | np.ndarray) -> Iterator[Batch]:
@@ -91,9 +91,9 @@ class Samples:
         """A row of every cover, in the order of the index: tracks of one album share theirs."""
         return np.sort(np.unique(self.rows["cover_hash"], return_index=True)[1])
 
-    def audible(self) -> np.ndarray:
+    def rows_with_audio(self) -> np.ndarray:
         """The rows that have a vector; ValueError if none has."""
-        return self.shards.audible()
+        return self.shards.rows_with_audio()
 
     def of_genres(self, names: Sequence[str] | None, rows: np.ndarray) -> np.ndarray:
         """Those of the rows that are of the genres named, or all of them.

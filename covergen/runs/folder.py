@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from covergen.data.batch import Stream
+from covergen.data.stream import Stream
 from covergen.runs.checkpoint import check, checkpoints, latest_valid, quarantine, step_of
 from covergen.runs.config import Config, differences, read_run
 from shard_tools.core.files import read_bounded, write_atomically

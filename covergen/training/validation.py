@@ -6,13 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from covergen.data.batch import Batch
-from covergen.data.indexed import ShardDataset
 from covergen.data.loader import Loader
 from covergen.data.sampling import seed_of
+from covergen.data.stream import SequentialBatches
 from covergen.distributed.interrupts import StopSignal
 from covergen.models.base import Phase
 from covergen.training.engine import Engine
@@ -65,54 +63,31 @@ class EarlyStopping:
             self.validation_pending = state.get("due", False)
 
 
-class Pass:
-    """One pass over a split in its own order: batch k is this rank's part of the k-th global batch, the last smaller.
-
-    Together the ranks read every sample exactly once, whatever their number.
-    """
-
-    pure, notice = True, None
-
-    def __init__(self, shards: ShardDataset) -> None:
-        self.shards, self.count = shards, shards.metadata["samples"]
-        self.batches = -(-self.count // shards.batch_size)
-
-    def places(self, number: int) -> np.ndarray:
-        """This rank's places among the samples of a global batch; none when there are fewer samples than ranks."""
-        size = min(self.shards.batch_size, max(0, self.count - number * self.shards.batch_size))
-        return np.array_split(np.arange(size), self.shards.ranks)[self.shards.rank]
-
-    def batch(self, number: int) -> Batch:
-        """This rank's part of a global batch; a sample that is not its own where it has none."""
-        rows = number * self.shards.batch_size + self.places(number)
-        return self.shards.read(rows if len(rows) else np.zeros(1, np.int64))
-
-
-def validate(turn: Phase, engine: Engine, shards: ShardDataset, resolution: int, stop: StopSignal) -> dict[str, float] | None:
-    """Means over a whole split of a turn's loss and scalars, alike on all ranks; None when it was stopped before.
+def validate(phase: Phase, engine: Engine, batches: SequentialBatches, resolution: int, stop: StopSignal,
+             ) -> dict[str, float] | None:
+    """Means over a whole split of a phase's loss and scalars, alike on all ranks; None when it was stopped before.
 
     Args:
-        turn: one of the model's; its noise is the same in every call and on any number of ranks.
+        phase: one of the model's; its noise is the same in every call and on any number of ranks.
         engine: that trains the model; running statistics are those of this moment.
-        shards: the split, cut for this rank.
+        batches: of the split, this rank's.
         resolution: side of the covers that the model was built for.
         stop: whether to break off, of any rank.
     """
-    each = Pass(shards)
-    loader = Loader(each, 0, device=engine.device, resolution=resolution, threads=1)
+    loader = Loader(batches, 0, device=engine.device, resolution=resolution, threads=1)
     sums, generator = 0.0, torch.Generator(engine.device)
     try:
-        for number in range(each.batches):
+        for number in range(batches.batches):
             if engine.agree(bool(stop)):
                 return None
-            batch, places = next(loader), each.places(number)
-            weight = len(places)  # 0: the batch is one sample that does not count, but names what is measured
+            batch, offsets = next(loader), batches.offsets(number)
+            weight = len(offsets)  # 0: the batch is one sample that does not count, but names what is measured
             generator.manual_seed(seed_of(engine.training.seed, "validation", number))
-            chosen = torch.from_numpy(places if weight else np.zeros(1, np.int64)).to(engine.device)
-            noise = {name: values[chosen] for name, values in turn.sample_noise(shards.batch_size, generator).items()}
-            loss, scalars = engine.infer(lambda _, batch=batch, noise=noise: turn(batch, noise))
+            chosen = (torch.from_numpy(offsets) if weight else torch.zeros(1, dtype=torch.int64)).to(engine.device)
+            noise = {name: values[chosen] for name, values in phase.sample_noise(batches.batch_size, generator).items()}
+            loss, scalars = engine.infer(lambda _, batch=batch, noise=noise: phase(batch, noise))
             names = ["loss", *scalars]
             sums = sums + weight * torch.stack([loss, *scalars.values()]).double()
     finally:
         loader.close()
-    return dict(zip(names, (engine.total(sums) / each.count).tolist(), strict=True))
+    return dict(zip(names, (engine.total(sums) / batches.dataset.samples).tolist(), strict=True))

@@ -17,7 +17,7 @@ from PIL import Image
 from covergen import analyze
 from covergen.analyses import interpolate, matrix, neighbours, reconstruct
 from covergen.data.audio import AudioNormalizer
-from covergen.data.indexed import ShardDataset
+from covergen.data.dataset import ShardDataset
 from covergen.inference.cover_inputs import Pictures, Samples
 from covergen.inference.trained_model import TrainedModel, open_model
 from covergen.models.base import to_zero_one
@@ -138,7 +138,7 @@ def test_a_model_that_hears_audio_needs_shards_to_reconstruct(trained: Path, tmp
 def test_an_array_of_shards_is_in_the_order_of_the_index(trained: Path, shards: Path, tmp_path: Path) -> None:
     out = tmp_path / "x.npy"
     draw("reconstruct", trained / "vae", out, "--n", "0")
-    samples = ShardDataset(shards, "val", batch_size=1)
+    samples = ShardDataset(shards, "val")
     found, run = np.load(out), open_model(trained / "vae")
     assert len(found) == len(samples.index.rows)
     np.testing.assert_allclose(found, run.reconstruct(samples.read(np.arange(len(found)))).numpy(), atol=1e-6)
@@ -155,10 +155,10 @@ def test_a_failure_while_writing_leaves_no_file(trained: Path, tmp_path: Path, m
 
 
 def test_a_run_hears_audio_on_its_own_scale(gan: TrainedModel, shards: Path) -> None:
-    raw = ShardDataset(shards, "test", batch_size=1, audio_scale="raw").read(np.arange(5)).audio.numpy()
+    raw = ShardDataset(shards, "test", audio_scale="raw").read(np.arange(5)).audio.numpy()
     metadata = {**gan.metadata["audio"], "mean": [1.0] * 1160, "std": [2.0] * 1160}
     other = dataclasses.replace(gan, scale=AudioNormalizer(metadata, "standard"))
-    assert np.array_equal(Samples(other, str(shards), "test").read(range(5)).audio, other.scale(raw))
+    assert np.array_equal(Samples(other, str(shards), "test").read(range(5)).audio, other.normalizer(raw))
     with pytest.raises(ValueError, match=r"vectors of 1160 numbers; .* hears 12 numbers"):
         Samples(dataclasses.replace(gan, scale=AudioNormalizer({**metadata, "dimension": 12}, "raw")), str(shards), "test")
 

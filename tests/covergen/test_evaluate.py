@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from covergen.data.indexed import ShardDataset
+from covergen.data.dataset import ShardDataset
 from covergen.evaluation import scores as table
 from covergen.evaluation.generation import Songs, choose, mismatched_pairing
 from shard_tools.demo import make
@@ -189,7 +189,7 @@ def test_training_can_glance_at_its_own_evaluation(runs: Path, shards: Path) -> 
 
 
 def test_songs_are_one_track_of_each_album_and_others_are_of_another(shards: Path) -> None:
-    split = ShardDataset(shards, "train", batch_size=1, audio_scale="raw")
+    split = ShardDataset(shards, "train", audio_scale="raw")
     rows = choose(split, 1000, 0)
     groups, genres = split.index.rows["group"][rows], split.index.rows["genre"][rows]
     assert len(set(groups.tolist())) == len(groups) == split.metadata["groups"]

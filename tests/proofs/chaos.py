@@ -205,7 +205,7 @@ def check(folder: Path, starts: list[int], flags: list[str], ranks: list[int]) -
 
 
 def stream_of(shards: str | None):
-    from covergen.data.indexed import ShardDataset
+    from covergen.data.dataset import ShardDataset
     from covergen.training.setup import demo_shards
     return ShardDataset(shards or demo_shards(print), "train", batch_size=BATCH)
 

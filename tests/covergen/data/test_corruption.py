@@ -1,4 +1,4 @@
-"""Damaged samples: batches take another in their place, tell of each once, and too many stop a run."""
+"""Corrupt samples: the next one takes their place in batches, each is named once, and too many stop a run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 
 from covergen.data.batch import Batch
 from covergen.data.corruption import CorruptionLog, CorruptSample
-from covergen.data.indexed import ShardDataset, open_stream
+from covergen.data.stream import BatchStream, open_stream
 from covergen.data.webdataset import WebDatasetStream
 from shard_tools.dataset.vectors import vector_header
 from shard_tools.shards.index import open_index
@@ -50,8 +50,8 @@ def no_vector(data: bytearray, row: np.void) -> None:
     data[int(row["audio_offset"])] ^= 1
 
 
-def whole(root: Path, **options) -> ShardDataset:
-    return ShardDataset(root, "train", **{"batch_size": 12, "max_corrupt": 0.5, **options})
+def whole(root: Path, **options) -> BatchStream:
+    return open_stream(root, "train", **{"batch_size": 12, "max_corrupt": 0.5, **options})
 
 
 def same(one: Batch, other: Batch) -> bool:
@@ -64,17 +64,16 @@ def three(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return harmed(shards, tmp_path_factory.mktemp("harmed") / "shards", {3: no_picture, 50: a_bit, 77: no_vector})
 
 
-def test_another_takes_the_place_of_a_damaged_sample_and_all_else_stays(shards: Path, three: Path) -> None:
+def test_the_next_takes_the_place_of_a_corrupt_sample_and_all_else_stays(shards: Path, three: Path) -> None:
     sound, stream = whole(shards), whole(three)
     replaced = 0
     for number in range(BATCHES):
         rows, batch, before = sound.rows(number), stream.batch(number), sound.batch(number)
-        bad = torch.from_numpy(np.isin(rows, [3, 50, 77]))
+        bad = np.isin(rows, [3, 50, 77])
         replaced += int(bad.sum())
-        for now, then in zip(batch, before, strict=True):
-            assert now is then is None or torch.equal(now[~bad], then[~bad])
-        assert not (batch.audio[bad] == before.audio[bad]).all(1).any()
-    assert replaced >= 3 and stream.corruption.damaged == 3 and stream.corruption.failed >= replaced
+        expected = sound.dataset.read(rows + bad)
+        assert same(batch, expected) and not (batch.audio[bad] == before.audio[bad]).all(1).any()
+    assert replaced >= 3 and stream.corruption.total() == 3 and stream.corruption.failed >= replaced
 
 
 def test_what_takes_its_place_depends_on_neither_ranks_nor_what_was_read_before(three: Path) -> None:
@@ -92,8 +91,8 @@ def test_what_takes_its_place_depends_on_neither_ranks_nor_what_was_read_before(
 def test_a_flipped_bit_that_still_decodes_is_found_by_the_checksum(three: Path) -> None:
     stream = whole(three)
     with pytest.raises(ValueError, match=r"damaged sample at byte \d+ \(.+\): its checksum does not fit"):
-        stream.read(np.array([50]))
-    assert len(stream.read(np.array([49, 51])).cover) == 2
+        stream.dataset.read(np.array([50]))
+    assert len(stream.dataset.read(np.array([49, 51])).cover) == 2
 
 
 def test_numbers_that_are_not_finite_are_damage_even_with_a_right_checksum(shards: Path, tmp_path: Path) -> None:
@@ -101,31 +100,36 @@ def test_numbers_that_are_not_finite_are_damage_even_with_a_right_checksum(shard
         at = int(row["audio_offset"]) + len(vector_header(1160))
         data[at:at + 4] = np.float32(np.nan).tobytes()
     stream = whole(harmed(shards, tmp_path / "shards", {7: endless}))
-    stream.reader.checked[7] = True  # as if the checksum, too, were of these bytes
+    stream.dataset.reader.checked[7] = True  # as if the checksum, too, were of these bytes
     with pytest.raises(ValueError, match="its vector is not finite"):
-        stream.read(np.array([7]))
+        stream.dataset.read(np.array([7]))
     with pytest.raises(ValueError, match="its vector is not finite"):
-        stream.hear(np.array([7]))
+        stream.dataset.read_audio(np.array([7]))
+
+
+def test_the_first_follows_the_last_and_corrupt_ones_in_a_row_are_skipped(shards: Path, tmp_path: Path) -> None:
+    last = len(open_index(shards, "train").rows) - 1
+    stream = whole(harmed(shards, tmp_path / "shards", {last: a_bit, 0: a_bit, 1: no_vector}), max_corrupt=0.999)
+    batch = stream.dataset.read(np.array([last, 5]), stream.corruption)
+    assert same(batch, stream.dataset.read(np.array([2, 5]))) and stream.corruption.total() == 3
 
 
 def test_audio_for_wrong_pairs_comes_from_another_album_where_its_first_choice_is_damaged(three: Path) -> None:
     stream = whole(three)
-    stream.mismatch()
-    heard = []
-    stream.others(np.arange(2000), np.zeros(2000, np.int64), lambda rows, slots: heard.append(rows) or {})
-    assert 77 in heard[0]
-    raw = np.zeros((2000, stream.dimension), np.float32)
-    rows = stream.others(np.arange(2000), np.zeros(2000, np.int64),
-                         lambda rows, slots: stream.reader.read_audio(rows, slots, raw))
-    assert 77 not in rows and (rows != heard[0]).sum() == (heard[0] == 77).sum()
-    assert (stream.index.rows["group"][rows] != stream.index.rows["group"][0]).all() and np.isfinite(raw).all()
+    rows = stream.dataset.index.rows
+    with_audio = stream.dataset.rows_with_audio()
+    following = with_audio[with_audio > 77]
+    for album in (rows["group"][following[0]], 0):
+        audio = stream.dataset.read_audio(np.array([77, 5]), stream.corruption, not_of=np.array([album, 0]))
+        expected = next(row for row in following if rows["group"][row] != album)
+        assert torch.equal(audio, stream.dataset.read_audio(np.array([expected, 5])))
 
 
 def test_a_shard_that_is_lost_while_training_stops_it_and_is_named(shards: Path, tmp_path: Path) -> None:
     for lose in (Path.unlink, lambda path: path.write_bytes(path.read_bytes()[:700])):
         root = harmed(shards, tmp_path / lose.__name__, {})
         stream = whole(root, max_corrupt=0.01)
-        lose(stream.shards[1])
+        lose(stream.dataset.shards[1])
         with pytest.raises(ValueError, match=r"above --max_corrupt 0\.01.*train-00001-of-00003\.tar.*verify --full"):
             for number in range(BATCHES):
                 stream.batch(number)
@@ -133,7 +137,7 @@ def test_a_shard_that_is_lost_while_training_stops_it_and_is_named(shards: Path,
 
 def test_no_sound_sample_at_all_is_no_endless_search(shards: Path, tmp_path: Path) -> None:
     stream = whole(harmed(shards, tmp_path / "shards", {}), max_corrupt=0.999)
-    for shard in stream.shards:
+    for shard in stream.dataset.shards:
         shard.write_bytes(b"")
     with pytest.raises(ValueError, match=r"of 1.* samples read are damaged|in a row are damaged"):
         stream.batch(0)
@@ -150,7 +154,7 @@ def test_a_network_that_fails_is_not_damage(shards: Path) -> None:
 
     def fail(*where: int) -> bytearray:
         raise ConnectionError("no route")
-    stream.store.read = fail
+    stream.dataset.store.read = fail
     with pytest.raises(ConnectionError, match="no route"):
         stream.batch(0)
 
@@ -164,12 +168,11 @@ def test_each_damaged_sample_is_named_once_by_all_processes_together(three: Path
         for _ in range(2):  # a resumed run
             for rank in range(2):
                 stream = whole(three, rank=rank, ranks=2)
-                stream.corruption.keep(file)
+                stream.corruption.list_in(file)
                 for number in range(BATCHES):
                     stream.batch(number)
-                told = [str(warning.message) for warning in caught]
-                assert len(told) == len(set(told)) == stream.corruption.damaged
-                caught.clear()
+        told = [str(warning.message) for warning in caught]
+    assert len(told) == len(set(told)) == 3
     lines = [json.loads(line) for line in file.read_text().splitlines()]
     rows = open_index(three, "train").rows[[3, 50, 77]]
     assert sorted(line["offset"] for line in lines) == sorted(rows["cover_offset"].tolist())
@@ -199,7 +202,7 @@ def test_foreign_shards_stop_at_too_many_too(tmp_path: Path) -> None:
     bad = [{**foreign_sample(number), "jpg": b"no picture"} for number in range(2)]
     write_foreign(tmp_path / "a.tar", [*bad, *(foreign_sample(number) for number in range(2, 12))])
     stream = open_stream(str(tmp_path), "train", batch_size=100, max_corrupt=0.05)
-    assert isinstance(stream, WebDatasetStream) and stream.corruption.damaged == 2
+    assert isinstance(stream, WebDatasetStream) and stream.corruption.total() == 2
     with pytest.raises(ValueError, match=r"above --max_corrupt 0\.05; the last: .*a\.tar: damaged sample \(0001\)"):
         for number in range(20):
             stream.batch(number)
@@ -212,7 +215,7 @@ def test_foreign_shards_stop_at_too_many_too(tmp_path: Path) -> None:
 def test_a_run_goes_on_over_damage_and_lists_it_or_stops(three: Path, tmp_path: Path) -> None:
     run = ["--shards", str(three), "--steps", "12", "--name", "run", "--resolution", "32", *TINY]
     done = train(tmp_path, *run, "--max_corrupt", "0.1", "--decoded_cache", "ram")
-    assert done.stdout.count("another sample takes its place") == 3
+    assert done.stdout.count("the next sample takes its place") == 3
     assert len((tmp_path / "runs/run/corrupt_samples.jsonl").read_text().splitlines()) == 3
     assert log_of(tmp_path / "runs/run")[-1]["data/corrupt"] == 3
     done = train(tmp_path, *run, "--max_corrupt", "0", "--out", "other", ok=False)

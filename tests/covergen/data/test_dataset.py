@@ -14,8 +14,9 @@ from PIL import Image
 
 from covergen.data.audio import AudioNormalizer
 from covergen.data.batch import downscale
-from covergen.data.indexed import ShardDataset, open_stream
+from covergen.data.dataset import ShardDataset
 from covergen.data.loader import Loader
+from covergen.data.stream import open_stream
 from shard_tools.pack import pack
 from shard_tools.shards.index import open_index
 from tests.support import raw_data
@@ -33,7 +34,7 @@ def source_of(world: Path) -> dict[bytes, np.ndarray]:
 
 
 def test_a_batch_holds_the_pairs_of_the_folders(world: Path, shards: Path) -> None:
-    stream, pairs = ShardDataset(shards, "train", batch_size=16), source_of(world)
+    stream, pairs = open_stream(shards, "train", batch_size=16), source_of(world)
     audio, rows = stream.metadata["audio"], stream.rows(2)
     batch = stream.batch(2)
     assert batch.cover.shape == (16, 3, 32, 32) and batch.cover.dtype == torch.uint8
@@ -44,14 +45,14 @@ def test_a_batch_holds_the_pairs_of_the_folders(world: Path, shards: Path) -> No
     for cover, vector, genre, row in zip(batch.cover, batch.audio, batch.genre, rows, strict=True):
         pixels = standard[vector.numpy().tobytes()]
         assert np.abs(cover.permute(1, 2, 0).numpy().astype(int) - pixels).max() <= 3  # two decoders
-        assert genre == stream.index.rows["genre"][row]
+        assert genre == stream.dataset.index.rows["genre"][row]
 
 
 def test_covers_without_vectors_are_read_too(tmp_path: Path) -> None:
     for number in range(12):
         raw_data.add(tmp_path / "raw", "train/pop", f"{number}", raw_data.jpeg(number), None)
     assert pack(str(tmp_path / "raw/audio-cover_dataset/cover"), str(tmp_path / "shards"), workers=1) == 0
-    stream = ShardDataset(tmp_path / "shards", "train", batch_size=4)
+    stream = open_stream(tmp_path / "shards", "train", batch_size=4)
     batch = stream.batch(0)
     assert batch.audio is None and batch.cover.float().std() > 10
 
@@ -63,16 +64,16 @@ def test_audio_is_standardised_clipped_and_says_what_is_absent() -> None:
 
 
 def test_training_columns_have_mean_zero_and_deviation_one(shards: Path) -> None:
-    stream = ShardDataset(shards, "train", batch_size=4)
+    stream = open_stream(shards, "train", batch_size=4)
     rows = np.arange(stream.metadata["samples"])
-    audio = stream.read(rows).audio.numpy()
+    audio = stream.dataset.read(rows).audio.numpy()
     present = audio[:, 1160] == 1
     assert abs(audio[present, :580].mean()) < 0.05 and abs(audio[present, :580].std() - 1) < 0.1
     assert (audio[~present, :580] == 0).all()
 
 
 def test_the_loader_gives_the_stream_from_any_place(shards: Path) -> None:
-    stream = ShardDataset(shards, "train", batch_size=8)
+    stream = open_stream(shards, "train", batch_size=8)
     for start in (0, 57):
         loader = Loader(stream, start, device=CPU, resolution=32, threads=2)
         for number in range(start, start + 5):
@@ -81,7 +82,7 @@ def test_the_loader_gives_the_stream_from_any_place(shards: Path) -> None:
 
 
 def test_a_smaller_resolution_averages_areas(shards: Path) -> None:
-    loader = Loader(ShardDataset(shards, "train", batch_size=8), 0, device=CPU, resolution=16, threads=1)
+    loader = Loader(open_stream(shards, "train", batch_size=8), 0, device=CPU, resolution=16, threads=1)
     assert next(loader).cover.shape == (8, 3, 16, 16)
     loader.close()
     cover = torch.tensor([[[[0, 2], [4, 6]]]], dtype=torch.uint8)
@@ -112,10 +113,10 @@ def test_a_damaged_sample_is_named(shards: Path, tmp_path: Path) -> None:
     data[int(row["cover_offset"]):int(row["cover_offset"]) + 100] = bytes(100)
     shard.write_bytes(data)
     with pytest.raises(ValueError, match=rf"{shard.name}: damaged sample at byte {row['cover_offset']}"):
-        ShardDataset(tmp_path, "train", batch_size=2).read(np.array([5]))
+        ShardDataset(tmp_path, "train").read(np.array([5]))
     shard.write_bytes(data[: int(row["cover_offset"]) + 10])
     with pytest.raises(ValueError, match="ends before byte"):
-        ShardDataset(tmp_path, "train", batch_size=2).read(np.array([5]))
+        ShardDataset(tmp_path, "train").read(np.array([5]))
 
 
 def write_foreign(path: Path, samples: list[dict[str, bytes]]) -> None:

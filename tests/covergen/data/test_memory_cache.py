@@ -1,4 +1,4 @@
-"""Decoded samples that are kept (--decoded_cache): the same batches, nothing read twice, and what if they don't fit."""
+"""Decoded samples in memory (--decoded_cache): the same batches, nothing read twice, and what if they don't fit."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 
-from covergen.data import memory_cache as kept
+from covergen.data import memory_cache
 from covergen.data.batch import Batch
-from covergen.data.indexed import ShardDataset, open_stream
 from covergen.data.loader import Loader
+from covergen.data.stream import open_stream
 from covergen.distributed.environment import free_memory
 from tests.covergen.data.test_corruption import harmed, no_picture, no_vector
 from tests.support.runs import environment
@@ -27,10 +27,11 @@ BATCHES = 30  # of 12: two epochs of the small world and more
 
 def batches(root: Path, cache: str, start: int = 0, resolution: int = 32, mismatch: bool = False, threads: int = 2,
             **options) -> list[Batch]:
-    stream = ShardDataset(root, "train", batch_size=12, max_corrupt=0.5, **options)
+    stream = open_stream(root, "train", batch_size=12, max_corrupt=0.5, **options)
     if mismatch:
         stream.mismatch()
-    loader = Loader(stream, start, device=CPU, resolution=resolution, threads=threads, cache=cache)
+    memory_cache.cache_decoded(stream, cache, resolution, CPU, print)
+    loader = Loader(stream, start, device=CPU, resolution=resolution, threads=threads)
     try:
         return list(itertools.islice(loader, BATCHES - start))
     finally:
@@ -43,8 +44,8 @@ def same(one: list[Batch], other: list[Batch]) -> bool:
 
 
 @pytest.mark.parametrize("options", [
-    {}, {"mismatch": True, "resolution": 16}, {"order": "group", "resolution": 24}, {"albums": "generator", "rank": 1,
-                                                                                     "ranks": 3, "mismatch": True},
+    {}, {"mismatch": True, "resolution": 16}, {"order": "group", "resolution": 24},
+    {"album_subset": "generator", "rank": 1, "ranks": 3, "mismatch": True},
     {"audio_scale": "raw", "seed": 5}], ids=str)
 def test_batches_are_the_same_bit_for_bit(shards: Path, options: dict) -> None:
     plain = batches(shards, "none", **options)
@@ -60,19 +61,21 @@ def test_so_are_those_with_damaged_samples(shards: Path, tmp_path: Path) -> None
 
 
 def test_no_sample_is_read_twice(shards: Path) -> None:
-    stream, reads = ShardDataset(shards, "train", batch_size=12), []
-    read = stream.store.read
-    stream.store.read = lambda *where: reads.append(where) or read(*where)
-    loader = Loader(stream, 0, device=CPU, resolution=32, threads=1, cache="ram")
+    stream, reads = open_stream(shards, "train", batch_size=12), []
+    read = stream.dataset.store.read
+    stream.dataset.store.read = lambda *where: reads.append(where) or read(*where)
+    memory_cache.cache_decoded(stream, "ram", 32, CPU, print)
+    loader = Loader(stream, 0, device=CPU, resolution=32, threads=1)
     for _ in itertools.islice(loader, 4 * BATCHES):
         pass
     loader.close()
-    assert len(reads) == len(set(reads)) == stream.samples and loader.kept.share == 1.0
+    assert len(reads) == len(set(reads)) == stream.samples and stream.dataset.filled_share == 1.0
 
 
 def test_a_batch_that_was_handed_out_stays_as_it_is(shards: Path) -> None:
-    stream = ShardDataset(shards, "train", batch_size=12)
-    loader = Loader(stream, 0, device=CPU, resolution=32, threads=2, cache="ram")
+    stream = open_stream(shards, "train", batch_size=12)
+    memory_cache.cache_decoded(stream, "ram", 32, CPU, print)
+    loader = Loader(stream, 0, device=CPU, resolution=32, threads=2)
     first = next(loader)
     copies = [part.clone() for part in first if part is not None]
     first.cover.add_(1)  # nor does what is done to it reach the cache
@@ -81,50 +84,48 @@ def test_a_batch_that_was_handed_out_stays_as_it_is(shards: Path) -> None:
     first.cover.sub_(1)
     assert all(torch.equal(a, b) for a, b in zip(copies, [part for part in first if part is not None], strict=True))
     loader.close()
-    loader.kept.filled[:] = True
-    assert torch.equal(loader.kept.draw(0).batch.cover, copies[0])
+    stream.dataset.filled[:] = True
+    assert torch.equal(stream.batch(0).cover, copies[0])
 
 
 def test_where_they_do_not_fit_it_says_so_with_numbers_and_goes_on(shards: Path, monkeypatch, capsys) -> None:
-    monkeypatch.setattr(kept, "free_memory", lambda: 1_000_000)
+    monkeypatch.setattr(memory_cache, "free_memory", lambda: 1_000_000)
     assert same(batches(shards, "ram"), batches(shards, "none"))
     output = capsys.readouterr().out
     assert output == ("--decoded_cache ram: 0.0 GB of decoded covers and vectors, 0.0 GB are there for them (half of what is "
                       "free): going on without\n")
-    monkeypatch.setattr(kept, "bytes_of", lambda *_: (12_300_000_000, 0))
-    monkeypatch.setattr(kept, "free_memory", lambda: 10_200_000_000)
-    assert kept.open_decoded_cache(ShardDataset(shards, "train", batch_size=12), "ram", 32, CPU, print) is None
+    monkeypatch.setattr(memory_cache, "bytes_of", lambda *_: (12_300_000_000, 0))
+    monkeypatch.setattr(memory_cache, "free_memory", lambda: 10_200_000_000)
+    memory_cache.cache_decoded(open_stream(shards, "train", batch_size=12), "ram", 32, CPU, print)
     assert "12.3 GB of decoded covers and vectors, 5.1 GB are there" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("resolution", [32, 16])
-def test_covers_that_are_kept_on_a_device_are_the_same(shards: Path, resolution: int) -> None:
-    stream = ShardDataset(shards, "train", batch_size=12)
-    memory = mmap.mmap(-1, kept.bytes_of(stream, resolution)[1])
-    device = kept.DecodedCache(stream, resolution, memory, CPU)  # the way of a GPU, on a CPU
-    for number, plain in enumerate(batches(shards, "none", resolution=resolution)):
-        drawn = device.draw(number)
-        assert drawn.batch.cover is None and torch.equal(device.collect(drawn), plain.cover)
-        assert torch.equal(drawn.batch.audio, plain.audio) and torch.equal(drawn.batch.group, plain.group)
-    assert device.share == 1.0 and not drawn.fresh and not device.covers.size
+def test_covers_that_are_stored_on_a_device_are_the_same(shards: Path, resolution: int) -> None:
+    stream = open_stream(shards, "train", batch_size=12)
+    memory = mmap.mmap(-1, memory_cache.bytes_of(stream.dataset, resolution)[1])  # there is no memory for covers
+    stream.dataset = memory_cache.DecodedCache(stream.dataset, resolution, memory, CPU)  # the way of a GPU, on a CPU
+    plain = batches(shards, "none", resolution=resolution)
+    assert same([stream.batch(number) for number in range(BATCHES)], plain)
+    assert stream.dataset.filled_share == 1.0 and isinstance(stream.dataset.covers, torch.Tensor)
 
 
 def test_covers_as_the_decoder_gives_them_are_the_same(shards: Path) -> None:
-    stream = ShardDataset(shards, "train", batch_size=12)
+    stream = open_stream(shards, "train", batch_size=12)
     rows, slots = np.arange(12), np.arange(12)
-    cover, raw = stream.reader.allocate_batch(12)
+    cover, raw = stream.dataset.reader.allocate_batch(12)
     turned = torch.zeros(12, 32, 32, 3, dtype=torch.uint8).permute(0, 3, 1, 2)  # as for a GPU
     for where in (cover, turned):
-        assert not stream.reader.load(rows, slots, where, raw)
+        assert not stream.dataset.reader.load(rows, slots, where, raw)
     assert torch.equal(cover, turned) and cover.stride() != turned.stride()
 
 
-def test_foreign_shards_are_not_kept(tmp_path: Path, capsys) -> None:
+def test_foreign_shards_are_not_cached(tmp_path: Path, capsys) -> None:
     from tests.covergen.data.test_dataset import foreign_sample, write_foreign
     write_foreign(tmp_path / "a.tar", [foreign_sample(n) for n in range(12)])
     stream = open_stream(str(tmp_path), "train", batch_size=4)
-    assert kept.open_decoded_cache(stream, "ram", 32, CPU, print) is None
-    assert "without an index can't be kept decoded: going on without" in capsys.readouterr().out
+    memory_cache.cache_decoded(stream, "ram", 32, CPU, print)
+    assert "without an index can't be cached decoded: going on without" in capsys.readouterr().out
 
 
 def test_free_memory_is_that_of_this_machine_or_less() -> None:
@@ -134,28 +135,30 @@ def test_free_memory_is_that_of_this_machine_or_less() -> None:
 
 TWO = """
 import itertools, sys, torch
-from covergen.runtime.data import IndexedShards
-from covergen.runtime.loader import Loader
-from covergen.runtime.machine import processes
+from covergen.data.loader import Loader
+from covergen.data.memory_cache import cache_decoded
+from covergen.data.stream import open_stream
+from covergen.distributed.environment import processes
 rank, ranks, _ = processes()
 torch.distributed.init_process_group("gloo", init_method="file://" + sys.argv[2], rank=rank, world_size=ranks)
-stream = IndexedShards(sys.argv[1], "train", batch_size=12, rank=rank, ranks=ranks)
-loader = Loader(stream, 0, device=torch.device("cpu"), resolution=32, threads=1, cache="ram")
+stream = open_stream(sys.argv[1], "train", batch_size=12, rank=rank, ranks=ranks)
+cache_decoded(stream, "ram", 32, torch.device("cpu"), print)
+loader = Loader(stream, 0, device=torch.device("cpu"), resolution=32, threads=1)
 epoch = stream.samples // 12
 for _ in itertools.islice(loader, epoch + 1):
     pass
 torch.distributed.barrier()
 loader.close()
-assert loader.kept.share == 1.0, loader.kept.share  # half of it was read by the other
-stream.members.shelf = None
-plain = IndexedShards(sys.argv[1], "train", batch_size=12, rank=rank, ranks=ranks)
+assert stream.dataset.filled_share == 1.0, stream.dataset.filled_share  # half of it was read by the other
+stream.dataset.reader.store = None
+plain = open_stream(sys.argv[1], "train", batch_size=12, rank=rank, ranks=ranks)
 for number in range(epoch, 3 * epoch):
-    one, other = loader.kept.draw(number).batch, plain.batch(number)
+    one, other = stream.batch(number), plain.batch(number)
     assert torch.equal(one.cover, other.cover) and torch.equal(one.audio, other.audio)
 """
 
 
-def test_processes_of_a_machine_share_what_they_keep(shards: Path, tmp_path: Path) -> None:
+def test_processes_of_a_machine_share_the_cache(shards: Path, tmp_path: Path) -> None:
     pytest.importorskip("torch.distributed")
     before = set(Path("/dev/shm").glob("*covergen*"))
     started = [subprocess.Popen(
@@ -167,9 +170,10 @@ def test_processes_of_a_machine_share_what_they_keep(shards: Path, tmp_path: Pat
     assert set(Path("/dev/shm").glob("*covergen*")) <= before
 
 
-def test_places_of_a_choice_of_albums_are_found(shards: Path) -> None:
-    stream = ShardDataset(shards, "train", batch_size=12, albums="judge")
-    cache = kept.open_decoded_cache(stream, "ram", 32, CPU, print)
-    cache.draw(0)
-    assert len(cache.filled) == len(stream.chosen) < len(stream.index.rows)
-    assert np.flatnonzero(cache.filled).tolist() == sorted(set(np.searchsorted(stream.chosen, stream.rows(0))))
+def test_positions_in_an_album_subset_are_found(shards: Path) -> None:
+    stream = open_stream(shards, "train", batch_size=12, album_subset="judge")
+    memory_cache.cache_decoded(stream, "ram", 32, CPU, print)
+    stream.batch(0)
+    filled, rows = stream.dataset.filled, stream.dataset.rows
+    assert len(filled) == len(rows) < len(stream.dataset.index.rows)
+    assert np.flatnonzero(filled).tolist() == sorted(set(np.searchsorted(rows, stream.rows(0))))

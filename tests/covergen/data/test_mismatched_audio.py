@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 import torch
 
-from covergen.data import indexed as data
-from covergen.data.indexed import ShardDataset, open_stream
+from covergen.data import dataset as data
 from covergen.data.loader import Loader
-from covergen.data.sampling import MismatchedAudioSampler, album_subset
+from covergen.data.sampling import MismatchedAudioSampler, rows_of_albums
+from covergen.data.stream import BatchStream, open_stream
 from tests.covergen.data.test_dataset import foreign_sample, write_foreign
 
 
 def albums_seen(shards: Path, whose: str, order: str) -> set[int]:
     """The albums of one epoch's batches."""
-    stream = ShardDataset(shards, "train", batch_size=12, order=order, albums=whose)
+    stream = open_stream(shards, "train", batch_size=12, order=order, album_subset=whose)
     batches = -(-stream.epoch // 12)
     return {int(group) for number in range(batches) for group in stream.batch(number).group}
 
@@ -26,51 +26,52 @@ def albums_seen(shards: Path, whose: str, order: str) -> set[int]:
 def test_a_judge_s_albums_are_in_none_of_a_generator_s_batches(shards: Path, order: str) -> None:
     judge, generator, everyone = (albums_seen(shards, whose, order) for whose in ("judge", "generator", "all"))
     assert judge and not judge & generator and judge | generator == everyone
-    parts = [ShardDataset(shards, "train", batch_size=12, order=order, albums=whose).epoch
+    parts = [open_stream(shards, "train", batch_size=12, order=order, album_subset=whose).epoch
              for whose in ("judge", "generator", "all")]
     assert parts[0] + parts[1] == parts[2]
 
 
 def test_a_fixed_quarter_of_albums_is_a_judge_s() -> None:
     groups = np.random.default_rng(0).integers(0, 2**62, 20_000).repeat(3)
-    judge, generator, everyone = (album_subset(groups, whose) for whose in ("judge", "generator", "all"))
+    judge, generator, everyone = (rows_of_albums(groups, whose) for whose in ("judge", "generator", "all"))
     assert abs(len(judge) / len(groups) - 0.25) < 0.01 and len(everyone) == len(groups)
     assert sorted([*judge, *generator]) == everyone.tolist()
     assert not set(groups[judge]) & set(groups[generator])
     shuffled = groups[::-1]  # by the album alone, wherever its rows are
-    assert set(shuffled[album_subset(shuffled, "judge")]) == set(groups[judge])
+    assert set(shuffled[rows_of_albums(shuffled, "judge")]) == set(groups[judge])
 
 
 def test_no_album_of_the_wanted_kind_is_said_to_be(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(data, "album_subset", lambda groups, whose: np.zeros(0, np.int64))
+    monkeypatch.setattr(data, "rows_of_albums", lambda groups, subset: np.zeros(0, np.int64))
     with pytest.raises(ValueError, match=r"--album_subset judge: none of the train albums of .* is among them"):
-        ShardDataset(shards, "train", batch_size=2, albums="judge")
+        open_stream(shards, "train", batch_size=2, album_subset="judge")
 
 
 def test_foreign_shards_know_no_albums(tmp_path: Path) -> None:
     write_foreign(tmp_path / "a.tar", [foreign_sample(number) for number in range(8)])
     with pytest.raises(ValueError, match=r"--album_subset generator needs shards with an index; .*--album_subset all"):
-        open_stream(str(tmp_path), "train", batch_size=4, albums="generator")
+        open_stream(str(tmp_path), "train", batch_size=4, album_subset="generator")
     with pytest.raises(ValueError, match="--order group needs shards with an index"):
-        open_stream(str(tmp_path), "train", batch_size=4, order="group", albums="generator")
+        open_stream(str(tmp_path), "train", batch_size=4, order="group", album_subset="generator")
     stream = open_stream(str(tmp_path), "train", batch_size=4)
     assert stream.batch(0).mismatched is None
     with pytest.raises(ValueError, match=r"mismatched pairs need shards with an index; .*--mismatch_weight 0"):
         stream.mismatch()
 
 
-def mismatching(shards: Path, **options: object) -> ShardDataset:
-    stream = ShardDataset(shards, "train", **{"batch_size": 12, "order": "group", "albums": "generator", **options})
+def mismatching(shards: Path, **options: object) -> BatchStream:
+    stream = open_stream(shards, "train", **{"batch_size": 12, "order": "group", "album_subset": "generator", **options})
     stream.mismatch()
     return stream
 
 
 def test_mismatched_audio_is_of_another_album_half_of_it_of_the_same_genre(shards: Path) -> None:
     stream = mismatching(shards)
-    rows, audible = stream.index.rows, stream.index.rows["audio_bytes"].nonzero()[0]
-    heard = {vector.numpy().tobytes(): rows[row] for vector, row in zip(stream.hear(audible), audible, strict=True)}
-    judged = set(rows["group"][album_subset(rows["group"], "judge")])
-    ours = rows[stream.audible_ones]
+    rows, audible = stream.dataset.index.rows, stream.dataset.index.rows["audio_bytes"].nonzero()[0]
+    vectors = stream.dataset.read_audio(audible)
+    heard = {vector.numpy().tobytes(): rows[row] for vector, row in zip(vectors, audible, strict=True)}
+    judged = set(rows["group"][rows_of_albums(rows["group"], "judge")])
+    ours = rows[stream.rows_with_audio]
     large = [genre for genre in np.unique(ours["genre"]) if len(set(ours["group"][ours["genre"] == genre])) > 3]
     same, position = [], 0
     for number in range(40):
@@ -95,14 +96,14 @@ def test_mismatched_audio_does_not_depend_on_the_ranks(shards: Path, ranks: int)
 
 
 def test_batches_hold_it_only_when_asked_and_the_loader_passes_it_on(shards: Path) -> None:
-    assert ShardDataset(shards, "train", batch_size=12).batch(0).mismatched is None
+    assert open_stream(shards, "train", batch_size=12).batch(0).mismatched is None
     stream = mismatching(shards)
     loader = Loader(stream, 3, device=torch.device("cpu"), resolution=16, threads=2)
     batch = next(loader)
     loader.close()
     assert torch.equal(batch.mismatched, stream.batch(3).mismatched) and batch.mismatched.shape == batch.audio.shape
-    rows = stream.audible_ones[:5]
-    assert torch.equal(stream.hear(rows), stream.read(rows).audio)
+    rows = stream.rows_with_audio[:5]
+    assert torch.equal(stream.dataset.read_audio(rows), stream.dataset.read(rows).audio)
 
 
 def test_partners_are_found_where_one_album_is_nearly_everything() -> None:

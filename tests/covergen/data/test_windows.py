@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from covergen.data.indexed import ShardDataset, open_stream
 from covergen.data.sampling import GroupOrder, SampleOrder, WindowOrder, make_order, shards_mixed
+from covergen.data.stream import open_stream
 
 SIZES = [7, 5, 0, 9, 4, 6, 8, 3]  # samples of each shard
 BOUNDS = np.cumsum([0, *SIZES])
@@ -78,15 +78,10 @@ def test_ranks_share_global_batches_and_partners_come_from_the_same_window(shard
     whole.mismatch()
     assert isinstance(whole.order, WindowOrder)
     positions = np.arange(whole.epoch)
-    rows = whole.index.rows[whole.chosen[whole.order(positions)]]
-    others = whole.index.rows[whole.audible_ones[whole.mismatch_sampler(positions, rows["group"], rows["genre"])]]
+    rows = whole.dataset.index.rows[whole.dataset.rows[whole.order(positions)]]
+    drawn = whole.mismatch_sampler(positions, rows["group"], rows["genre"])
+    others = whole.dataset.index.rows[whole.rows_with_audio[drawn]]
     assert (others["group"] != rows["group"]).all()
     for _, window, here in whole.order.parts(positions):
         assert set(others["shard"][here]) <= set(whole.order.shards_of(0, window).tolist())
     assert whole.batch(3).mismatched.shape[0] == 12
-
-
-def test_local_shards_mix_the_same_with_and_without_a_plan(shards) -> None:
-    one = ShardDataset(shards, "train", batch_size=8, window=2)
-    other = open_stream(shards, "train", batch_size=8, window=2)
-    assert [one.rows(n).tolist() for n in range(20)] == [other.rows(n).tolist() for n in range(20)]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from covergen.data.indexed import ShardDataset
+from covergen.data.dataset import ShardDataset
 from covergen.evaluation import fitting as trained
 from covergen.evaluation.audio_regressor import drop_audio_blocks, train_predictor
 from covergen.evaluation.cover_reader import Readings, changed, open_reader, read_covers, train_reader
@@ -22,7 +22,7 @@ BLOCKS = [[0, 2], [2, 5]]
 
 
 def opened(root: Path, split: str) -> ShardDataset:
-    return ShardDataset(root, split, batch_size=1, audio_scale="raw")
+    return ShardDataset(root, split, audio_scale="raw")
 
 
 def opening(shards: Path, said: list[str] | None = None, **options) -> Readings:
@@ -53,7 +53,7 @@ def test_a_short_training_already_reads_hue_and_hears_something(readings: Readin
     assert readings.features(covers.pixels).shape == (len(covers), 256)
     part = opened(shards, "test")
     rows = np.arange(len(part.index.rows))
-    true, told = readings.truth_of(part, rows), readings.predict(part.hear(rows).numpy())
+    true, told = readings.truth_of(part, rows), readings.predict(part.read_audio(rows).numpy())
     assert told.shape == true.shape == (len(rows), 8) and told.dtype == np.float32
     assert np.corrcoef(told.ravel(), true.ravel())[0, 1] > 0.3
     assert readings.figures["predictor"]["kind"] in ("mlp", "ridge")
@@ -61,7 +61,7 @@ def test_a_short_training_already_reads_hue_and_hears_something(readings: Readin
 
 def test_what_is_kept_is_the_same_network_and_is_not_trained_again(readings: Readings, shards: Path, cache: Path):
     covers = torch.randint(256, (5, 3, 32, 32), dtype=torch.uint8)
-    raw = opened(shards, "train").hear(np.arange(5)).numpy()
+    raw = opened(shards, "train").read_audio(np.arange(5)).numpy()
     again = opening(shards, said := [])
     assert not said and again.figures == readings.figures
     assert torch.equal(again.read(covers)[1], readings.read(covers)[1])

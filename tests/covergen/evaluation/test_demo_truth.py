@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from covergen.data.indexed import ShardDataset
+from covergen.data.dataset import ShardDataset
 from covergen.evaluation.demo_truth import read_truth
 from shard_tools.dataset.demo_truth import read_columns
 from shard_tools.inspect import inspect
@@ -24,7 +24,7 @@ SPLITS = ("train", "val", "test")
 
 
 def opened(root: Path, split: str) -> ShardDataset:
-    return ShardDataset(root, split, batch_size=1, audio_scale="raw")
+    return ShardDataset(root, split, audio_scale="raw")
 
 
 @pytest.fixture

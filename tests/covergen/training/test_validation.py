@@ -9,30 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from covergen.data.indexed import ShardDataset
+from covergen.data.dataset import ShardDataset
 from covergen.inference.trained_model import open_model
 from covergen.runs.checkpoint import checkpoints, step_of
-from covergen.training.validation import EarlyStopping, Pass
+from covergen.training.validation import EarlyStopping
 from tests.support.runs import log_of, train
 
 SMALL = ["--model", "ae_resize", "--width", "4", "--batch_size", "12", "--tracker", "none", "--sample_every", "0"]
-
-
-@pytest.mark.parametrize("ranks", [1, 2, 3])
-@pytest.mark.parametrize("batch_size", [6, 12, 36, 48])
-def test_a_pass_has_every_sample_exactly_once_whatever_the_number_of_ranks(
-        shards: Path, ranks: int, batch_size: int) -> None:
-    index, seen = ShardDataset(shards, "val", batch_size=batch_size).index, []
-    for rank in range(ranks):
-        one = Pass(ShardDataset(shards, "val", batch_size=batch_size, rank=rank, ranks=ranks))
-        for number in range(one.batches):
-            places = one.places(number)
-            batch = one.batch(number)
-            assert len(batch.cover) == max(1, len(places))  # one that does not count where there is no share
-            seen += (number * batch_size + places).tolist()
-            groups = index.rows["group"][number * batch_size + places]
-            assert batch.group[: len(places)].tolist() == groups.tolist()
-    assert sorted(seen) == list(range(len(index.rows)))
 
 
 def test_patience_stops_after_so_many_epochs_without_a_better_loss() -> None:
@@ -64,7 +47,7 @@ def test_validation_agrees_on_1_2_and_3_ranks_and_with_a_plain_loop(shards: Path
     # Running statistics of batch norm differ after a step on other batches, by a few percent of a few percent.
     assert all(found[ranks][key] == pytest.approx(found[1][key], rel=0.02) for ranks in (2, 3) for key in found[1])
     run = open_model(tmp_path / "runs/r1")
-    held_out = ShardDataset(shards, "val", batch_size=1)
+    held_out = ShardDataset(shards, "val")
     batch = held_out.read(np.arange(held_out.metadata["samples"]))
     noise = {"latents": torch.zeros(len(batch.cover), 8)}
     with torch.no_grad():
@@ -96,7 +79,7 @@ def test_a_run_stops_early_reports_its_best_and_stays_stopped(shards: Path, tmp_
 
 
 def test_validation_is_after_every_epoch_and_epochs_end_a_run(shards: Path, tmp_path: Path) -> None:
-    samples = ShardDataset(shards, "train", batch_size=12).metadata["samples"]
+    samples = ShardDataset(shards, "train").samples
     done = train(tmp_path, *SMALL, "--shards", str(shards), "--epochs", "3", "--name", "e")
     steps = [row["step"] for row in log_of(tmp_path / "runs/e") if "val/loss" in row]
     assert steps == [-(-samples * epoch // 12) for epoch in (1, 2, 3)]

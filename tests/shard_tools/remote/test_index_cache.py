@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 import torch
 
-from covergen.data.indexed import open_stream
 from covergen.data.shard_store import RemoteShardStore
+from covergen.data.stream import open_stream
 from shard_tools.core.locks import lock
 from shard_tools.inspect import inspect
 from shard_tools.pack import pack
@@ -222,8 +222,8 @@ def test_batches_are_those_of_local_shards_and_each_shard_comes_once_an_epoch(
                    for folder in (many, root))
     here.mismatch()
     there.mismatch()
-    fetched, cache, fetch = Counter(), Cache(tmp_path / "cache"), there.store.remote.fetch
-    there.store.remote.fetch = lambda name, *rest: (fetched.update([name]), fetch(name, *rest))[1]
+    fetched, cache, fetch = Counter(), Cache(tmp_path / "cache"), there.dataset.store.remote.fetch
+    there.dataset.store.remote.fetch = lambda name, *rest: (fetched.update([name]), fetch(name, *rest))[1]
     epochs, largest = 3, 0
     batches = epochs * here.epoch // 4
     there.ends(batches * 4)
@@ -231,7 +231,7 @@ def test_batches_are_those_of_local_shards_and_each_shard_comes_once_an_epoch(
         assert all(torch.equal(*parts) for parts in zip(here.batch(number), there.batch(number), strict=True))
         largest = max(largest, sizes(cache))
     assert largest <= bound * 1e9
-    assert len(fetched) == len(here.shards)
+    assert len(fetched) == len(here.dataset.shards)
     assert set(fetched.values()) == {1} if not windows else max(fetched.values()) <= epochs
 
 
@@ -242,13 +242,13 @@ def test_the_next_window_comes_at_once(window: int, follow: int, many: Path, tmp
     windows = [stream.order.window(0)]
     for _ in range(4):
         windows.append(stream.order.window(windows[-1].stop))
-    stream.store.advance(windows[window].start, 1)
+    stream.dataset.store.advance(windows[window].start, 1)
     shards = {shard for part in windows[window:window + 1 + follow] for shard in part.shards}
-    expected = {stream.store.files[shard].sha256 for shard in shards}
+    expected = {stream.dataset.store.files[shard].sha256 for shard in shards}
 
     def idle() -> bool:
-        with stream.store._change:
-            return not stream.store._threads
+        with stream.dataset.store._change:
+            return not stream.dataset.store._threads
     wait_for(idle, "all that is fetched ahead")
     assert {path.stem for path in (tmp_path / "cache" / "shards").iterdir()} == expected
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from covergen.data.indexed import open_stream
+from covergen.data.stream import open_stream
 from shard_tools.pack import pack
 from shard_tools.remote.filesystem import Remote
 from shard_tools.remote.index_cache import resolve
