@@ -24,7 +24,7 @@ from webdataset.tariterators import group_by_keys
 
 from covergen.data.audio import AudioNormalizer
 from covergen.data.batch import Batch
-from covergen.data.corruption import SOON, CorruptionLog, CorruptSample
+from covergen.data.corruption import JUDGED_AFTER, CorruptionLog, CorruptSample
 from covergen.data.decoding import decode
 from covergen.data.sampling import rank_slice
 from shard_tools.core.files import hash64
@@ -64,7 +64,7 @@ class WebDatasetStream:
                              "shard_tools.pack, or give --album_subset all")
         self.part, self.rank, self.seed = max(1, len(rank_slice(batch_size, rank, ranks))), rank, seed
         self.next, self.stream, self.normalizer = None, None, None
-        self.corruption, self.failures = CorruptionLog(max_corrupt, SOON), []
+        self.corruption, self.failures = CorruptionLog(max_corrupt, JUDGED_AFTER), []
         stat = [(Path(url).name, Path(url).stat().st_size) for url in self.urls]
         self.identity = hashlib.sha256(repr(stat).encode()).hexdigest()
         self._look(audio_scale, self._take(self._samples(webdataset.SimpleShardList(self.urls)), HEAD))
@@ -162,8 +162,8 @@ class WebDatasetStream:
 
     def _skip(self, error: Exception, url: str = "a shard", key: str | None = None) -> bool:
         self.failures.append(CorruptSample(url, None, str(error), key))
-        if len(self.failures) >= SOON:  # of an endless stream
-            raise RuntimeError(f"{SOON:,} samples in a row are damaged, the last: {self.failures[-1]}")
+        if len(self.failures) >= JUDGED_AFTER:  # of an endless stream
+            raise RuntimeError(f"{JUDGED_AFTER:,} samples in a row are damaged, the last: {self.failures[-1]}")
         return True
 
     def _take(self, samples: Iterator[dict[str, Any]], count: int) -> list[dict[str, Any]]:
