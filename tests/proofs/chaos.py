@@ -41,17 +41,16 @@ SCRIPT = """
 import json, os, sys, time
 from pathlib import Path
 from covergen import train
-from covergen.evaluation.glance import Glance
-from covergen.runtime.data import IndexedShards
+from covergen.data.stream import BatchStream
+from covergen.evaluation.pipeline import QuickEvaluation
 from shard_tools import cli
 
 notes = open(f"rows/{os.environ['START']}-{os.environ.get('RANK', 0)}-{os.getpid()}", "w", buffering=1)
-batch, look = IndexedShards.batch, Glance.__call__
+batch, look = BatchStream.batch, QuickEvaluation.__call__
 
 def noted(self, number):
     found = batch(self, number)
-    if self.index.split == "train":
-        notes.write(json.dumps([number, self.rows(number).tolist()]) + "\\n")
+    notes.write(json.dumps([number, self.rows(number).tolist()]) + "\\n")
     return found
 
 def looking(self, *parts):
@@ -61,7 +60,7 @@ def looking(self, *parts):
     finally:
         Path("evaluating").unlink(missing_ok=True)
 
-IndexedShards.batch, Glance.__call__ = noted, looking
+BatchStream.batch, QuickEvaluation.__call__ = noted, looking
 if __name__ == "__main__":
     cli.guarded(train.main)
 """
@@ -205,9 +204,9 @@ def check(folder: Path, starts: list[int], flags: list[str], ranks: list[int]) -
 
 
 def stream_of(shards: str | None):
-    from covergen.data.dataset import ShardDataset
+    from covergen.data.stream import open_stream
     from covergen.training.setup import demo_shards
-    return ShardDataset(shards or demo_shards(print), "train", batch_size=BATCH)
+    return open_stream(shards or demo_shards(print), "train", batch_size=BATCH)
 
 
 if __name__ == "__main__":
