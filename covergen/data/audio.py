@@ -1,4 +1,4 @@
-"""Audio vectors as they lie in shards or files in, what networks hear out."""
+"""Normalises audio vectors, as they lie in shards or files, for networks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ STANDARD_LIMIT = 5.0
 
 
 class AudioNormalizer:
-    """Raw vectors to what networks see, of ``size`` numbers.
+    """Raw vectors to the input of networks, of ``size`` numbers.
 
     ``standard``: standardised with the training split's statistics and clipped to +-5, absent blocks zero, one presence
     bit per block appended. ``raw``: as they are.

@@ -1,4 +1,4 @@
-"""Samples of shards: rows of an index in, covers and vectors in arrays out, and which of the rows are damaged."""
+"""Reads and decodes samples of shards: covers and vectors of rows of an index, straight into arrays of a batch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from covergen.data.corruption import CorruptSample, is_corruption
+from covergen.data.corruption import CorruptSample, Failures, is_corruption
 from covergen.data.shard_store import ShardStore
 from shard_tools.dataset import images as codec
 from shard_tools.dataset.vectors import VECTOR_BYTES, parse_vector
@@ -22,7 +22,7 @@ RGB = 3  # torchvision.io.ImageReadMode.RGB
 
 @cache
 def _fast() -> Callable[..., np.ndarray] | None:
-    """A decoder that writes where it is told to and refuses what is cut or bent, where it is installed."""
+    """A decoder that writes into given memory and refuses what is incomplete, where it is installed."""
     try:
         from simplejpeg import decode_jpeg
     except ImportError:
@@ -32,11 +32,10 @@ def _fast() -> Callable[..., np.ndarray] | None:
 
 @cache
 def _general() -> Callable[[Any, int], Any]:
-    """What torchvision.io.decode_jpeg calls, without the ten microseconds that its checks take of the interpreter lock.
+    """What torchvision.io.decode_jpeg calls, without its checks, which hold the interpreter lock for ten microseconds.
 
     torchvision takes two seconds to import, which nobody who only generates covers needs to wait for.
     """
-    import torch
     import torchvision.io  # noqa: F401  (registers the operator)
     return torch.ops.image.decode_jpeg.default
 
@@ -58,7 +57,6 @@ def decode(jpeg: bytearray | memoryview, out: np.ndarray | None = None) -> np.nd
                 return pixels
         except ValueError:
             pass
-    import torch
     pixels = _general()(torch.frombuffer(jpeg, dtype=torch.uint8), RGB).permute(1, 2, 0).numpy()
     if out is None:
         return pixels
@@ -68,29 +66,35 @@ def decode(jpeg: bytearray | memoryview, out: np.ndarray | None = None) -> np.nd
     return out
 
 
-PLACE = ("shard", "cover_offset", "cover_bytes", "audio_offset", "audio_bytes")  # where a sample lies
-LARGEST = codec.COVER_BYTES + VECTOR_BYTES  # that a sample can be
-TURNED = 4  # pictures at a time, see Desk
+RANGES = ("shard", "cover_offset", "cover_bytes", "audio_offset", "audio_bytes")  # where a sample lies
+LARGEST = codec.COVER_BYTES + VECTOR_BYTES  # bytes of a sample
+BLOCK = 4  # pictures at a time, see JpegBatchDecoder
 HEADER = 512  # bytes of a tar's header before a member; the name is the first hundred
-Failures = dict[int, CorruptSample]  # by their slots in a batch
 
 
 class SampleReader:
-    """The samples of an opened index, whose bytes come from a shelf; safe from many threads."""
+    """Reads the samples of an opened index; safe from many threads.
+
+    Attributes:
+        resolution: side of the covers in pixels; dimension: of the vectors, 0 without.
+        checked: by row, whether the checksum was found to fit.
+        pinned: whether covers are to lie in memory that a GPU can copy from.
+    """
 
     def __init__(self, index: Index, store: ShardStore) -> None:
+        """Args: index; store: where bytes of its shards come from."""
         self.rows, self.store = index.rows, store
         self.names = [shard["name"] for shard in index.metadata["shards"]]
         self.resolution, audio = index.metadata["resolution"], index.metadata["audio"]
         self.dimension = audio["dimension"] if audio else 0
-        self.checked = np.zeros(len(self.rows), bool)  # rows whose checksum was seen to fit
+        self.checked = np.zeros(len(self.rows), bool)
         self.pinned = False
 
     def allocate_batch(self, count: int) -> tuple[Tensor, np.ndarray]:
         """Where ``load`` puts covers, uint8 ``[count, 3, R, R]``, and vectors, float32 ``[count, D]``.
 
-        For a GPU the covers lie in pinned memory and as the decoder gives them, colour beside colour: the GPU turns
-        them around in no time.
+        For a GPU the covers lie in pinned memory and as the decoder gives them, with interleaved colours: the GPU
+        transposes them in no time.
         """
         side = self.resolution
         cover = (torch.empty(count, side, side, 3, dtype=torch.uint8, pin_memory=True).permute(0, 3, 1, 2)
@@ -98,21 +102,21 @@ class SampleReader:
         return cover, np.zeros((count, self.dimension), np.float32)
 
     def load(self, rows: np.ndarray, slots: np.ndarray, cover: Tensor, raw: np.ndarray) -> Failures:
-        """Reads and decodes rows ``[n]`` into slots ``[n]`` of ``allocate_batch``; tells which of them are damaged.
+        """Reads and decodes rows ``[n]`` into slots ``[n]`` of ``allocate_batch``; returns which of them are corrupt.
 
-        What is read for the first time must fit its checksum: a flipped bit that still decodes would go unseen.
+        What is read for the first time must fit its checksum: a flipped bit may still decode.
         """
         failures: Failures = {}
         samples, checked = self.rows[rows], self.checked[rows].tolist()
         self.store.prefetch(samples["shard"].tolist())
-        desk, vectors = JpegBatchDecoder(cover), memoryview(raw.reshape(-1).view(np.uint8))
-        places = zip(rows.tolist(), slots.tolist(), checked, *(samples[name].tolist() for name in PLACE), strict=True)
-        for row, slot, sound, shard, start, size, audio, length in places:
+        decoder, vectors = JpegBatchDecoder(cover), memoryview(raw.reshape(-1).view(np.uint8))
+        ranges = zip(rows.tolist(), slots.tolist(), checked, *(samples[name].tolist() for name in RANGES), strict=True)
+        for row, slot, was_checked, shard, start, size, audio, length in ranges:
             try:
                 data = self._bytes(shard, start, audio + length - start if length else size)
-                if not sound:
+                if not was_checked:
                     self._check(row, data, size, audio - start, length)
-                desk.decode(memoryview(data)[:size], slot)
+                decoder.decode(memoryview(data)[:size], slot)
                 if length:  # not by numpy, which would let go of the interpreter's lock for so little
                     vector = parse_vector(data, self.dimension, audio - start)
                     vectors[slot * vector.nbytes:(slot + 1) * vector.nbytes] = memoryview(vector).cast("B")
@@ -120,16 +124,16 @@ class SampleReader:
                     raw[slot] = 0
             except Exception as error:  # boundary to bytes that may be anything
                 failures[slot] = self._failure(error, shard, start)
-        desk.clear()
+        decoder.flush()
         self._refuse_infinite(rows, slots, raw, failures)
         return failures
 
     def read_audio(self, rows: np.ndarray, slots: np.ndarray, raw: np.ndarray) -> Failures:
-        """Reads the vectors alone of rows ``[n]`` that have one into slots ``[n]``; tells which are damaged."""
+        """Reads the vectors alone of rows ``[n]`` that have one into slots ``[n]``; returns which are corrupt."""
         failures: Failures = {}
         samples = self.rows[rows]
-        places = zip(slots.tolist(), *(samples[name].tolist() for name in PLACE), strict=True)
-        for slot, shard, start, _, audio, length in places:
+        ranges = zip(slots.tolist(), *(samples[name].tolist() for name in RANGES), strict=True)
+        for slot, shard, start, _, audio, length in ranges:
             try:
                 raw[slot] = parse_vector(self._bytes(shard, audio, length), self.dimension)
             except Exception as error:  # boundary to bytes that may be anything
@@ -160,12 +164,12 @@ class SampleReader:
             return
         for row, slot in zip(rows.tolist(), slots.tolist(), strict=True):
             if slot not in failures and not np.isfinite(raw[slot]).all():
-                place = self.rows[row]
-                failures[slot] = self._failure(ValueError("its vector is not finite"), int(place["shard"]),
-                                               int(place["cover_offset"]))
+                sample = self.rows[row]
+                failures[slot] = self._failure(ValueError("its vector is not finite"), int(sample["shard"]),
+                                               int(sample["cover_offset"]))
 
     def _failure(self, error: Exception, shard: int, start: int) -> CorruptSample:
-        """What is damaged and why; raises the error itself where it is not the sample's fault."""
+        """What is corrupt and why; raises the error itself where it is not the sample's fault."""
         if not is_corruption(error):
             raise error
         name = self.names[shard] if shard < len(self.names) else f"shard {shard} of {len(self.names)}"
@@ -175,34 +179,34 @@ class SampleReader:
         try:
             name = bytes(self.store.read(shard, start - HEADER, 100)).split(b"\0")[0].decode("ascii")
         except (OSError, ValueError, IndexError, OverflowError):
-            return None  # that, too, is damaged
+            return None  # that, too, is corrupt
         return name.rpartition(".")[0] if name.isprintable() else None
 
 
 class JpegBatchDecoder:
     """Decodes JPEGs into slots of a batch, uint8 ``[B, 3, R, R]``, whatever its layout.
 
-    A decoder gives colour beside colour. Where the batch wants them apart, a few pictures at a time are turned, while
-    they are in the processor's cache; more at a time would drive the decoder's tables out of it, and fewer would give
-    up the interpreter's lock more often. By numpy: torch would start compute threads from every decoding thread.
+    A decoder gives interleaved colours. Where the batch wants them in planes, a few pictures at a time are transposed,
+    while they are in the processor's cache; more at a time would drive the decoder's tables out of it, and fewer would
+    give up the interpreter's lock more often. By numpy: torch would start compute threads from every decoding thread.
     """
 
     def __init__(self, cover: Tensor) -> None:
-        self.apart = cover.is_contiguous()
-        self.cover = cover.numpy() if self.apart else cover.permute(0, 2, 3, 1).numpy()
-        self.place = np.empty((TURNED, *cover.shape[2:], RGB), np.uint8) if self.apart else self.cover
+        self.planar = cover.is_contiguous()
+        self.cover = cover.numpy() if self.planar else cover.permute(0, 2, 3, 1).numpy()
+        self.pixels = np.empty((BLOCK, *cover.shape[2:], RGB), np.uint8) if self.planar else self.cover
         self.slots: list[int] = []
 
     def decode(self, jpeg: memoryview, slot: int) -> None:
-        """Raises RuntimeError or ValueError, see ``reading.decode``."""
-        decode(jpeg, self.place[len(self.slots) if self.apart else slot])
-        if self.apart:
+        """Raises RuntimeError or ValueError, see ``decode``."""
+        decode(jpeg, self.pixels[len(self.slots) if self.planar else slot])
+        if self.planar:
             self.slots.append(slot)
-            if len(self.slots) == TURNED:
-                self.clear()
+            if len(self.slots) == BLOCK:
+                self.flush()
 
-    def clear(self) -> None:
+    def flush(self) -> None:
         """Puts the last pictures into their slots."""
         if self.slots:
-            self.cover[self.slots] = self.place[:len(self.slots)].transpose(0, 3, 1, 2)
+            self.cover[self.slots] = self.pixels[:len(self.slots)].transpose(0, 3, 1, 2)
             self.slots = []

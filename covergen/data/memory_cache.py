@@ -121,7 +121,8 @@ class DecodedCache:
         return values.to(self.device, non_blocking=True)
 
 
-def cache_decoded(stream: Stream, where: str, resolution: int, device: torch.device, say: Callable[[str], None]) -> None:
+def cache_decoded(stream: Stream, where: str, resolution: int, device: torch.device,
+                  say: Callable[[str], None]) -> None:
     """From now on a stream reads its samples through a ``DecodedCache``, if they fit; else says so, with numbers.
 
     Args:

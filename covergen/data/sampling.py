@@ -1,8 +1,8 @@
-"""In which order samples are seen: stream positions in, rows of the index out, without ever building a list of rows.
+"""The order of samples: positions of an endless stream to rows, without ever building a list of rows.
 
 An epoch is a keyed permutation of ``range(size)``: a Feistel network over the next power of four, walked until it
 lands inside. Position ``p`` of the endless stream is entry ``p % size`` of epoch ``p // size``, so any part of any
-epoch is known at once, a resume needs one number, and an epoch has every row exactly once however it is cut.
+epoch is known at once, a resume needs one number, and an epoch has every row exactly once however it is divided.
 
 Source: Black and Rogaway 2002, "Ciphers with Arbitrary Finite Domains" (cycle walking, generalised Feistel).
 """
@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 ROUNDS = 6
-TRIES = 16  # draws of a partner of the same genre before any other will do
+TRIES = 16  # draws of a row of the same genre before any other will do
 
 
 def keys(*parts: int | str, count: int = ROUNDS) -> np.ndarray:
@@ -40,8 +40,8 @@ def scramble(values: np.ndarray) -> np.ndarray:
     return values ^ (values >> np.uint64(31))
 
 
-def permute(places: np.ndarray, size: int, seed: int, epoch: int) -> np.ndarray:
-    """Where one epoch's permutation of ``range(size)`` sends each place; int64 in, int64 out, same shape."""
+def permute(entries: np.ndarray, size: int, seed: int, epoch: int) -> np.ndarray:
+    """Entries of one epoch's permutation of ``range(size)``; int64 in, int64 out, same shape."""
     half = np.uint64(max(1, (max(size - 1, 1).bit_length() + 1) // 2))
     mask = np.uint64((1 << int(half)) - 1)
     rounds = keys("order", seed, epoch)
@@ -52,7 +52,7 @@ def permute(places: np.ndarray, size: int, seed: int, epoch: int) -> np.ndarray:
             left, right = right, left ^ (scramble(right + key) & mask)
         return (left << half) | right
 
-    values = encrypt(places.astype(np.uint64))
+    values = encrypt(entries.astype(np.uint64))
     while (outside := values >= size).any():
         values[outside] = encrypt(values[outside])
     return values.astype(np.int64)
@@ -68,14 +68,14 @@ def rows_of_albums(groups: np.ndarray, subset: str) -> np.ndarray:
 
 
 def rank_slice(batch_size: int, rank: int, ranks: int) -> range:
-    """Which places of a global batch a rank reads: as many as the others, or one more or less."""
+    """Which part of a global batch a rank reads: as much as the others, or one more or less."""
     return range(batch_size * rank // ranks, batch_size * (rank + 1) // ranks)
 
 
 def stratified_rows(genres: np.ndarray, count: int) -> list[int]:
     """At most ``count`` rows, round by round one of every genre, from the genre ``[N]`` of all rows."""
-    members = [np.flatnonzero(genres == genre)[:count].tolist() for genre in np.unique(genres)]
-    return [row for rows in zip_longest(*members) for row in rows if row is not None][:count]
+    by_genre = [np.flatnonzero(genres == genre)[:count].tolist() for genre in np.unique(genres)]
+    return [row for rows in zip_longest(*by_genre) for row in rows if row is not None][:count]
 
 
 class SampleOrder:
@@ -100,7 +100,8 @@ class GroupOrder:
     def __init__(self, groups: np.ndarray, seed: int) -> None:
         """Args: groups: ``[N]`` album of every row; seed: of the whole order."""
         groups = torch.from_numpy(np.require(groups, requirements=["C", "W"]))
-        ordered, self.sorted_rows = (part.numpy() for part in torch.sort(groups, stable=True))  # a quarter of numpy's time
+        # By torch, in a quarter of numpy's time.
+        ordered, self.sorted_rows = (part.numpy() for part in torch.sort(groups, stable=True))
         self.starts = np.flatnonzero(np.append(True, ordered[1:] != ordered[:-1]))
         self.counts = np.diff(self.starts, append=len(groups))
         self.albums = SampleOrder(len(self.starts), seed)
@@ -114,10 +115,10 @@ class GroupOrder:
 
 
 class MismatchedAudioSampler:
-    """For every place of the stream another row, always of another album, and every second one of the same genre."""
+    """Another row for every position of the stream, always of another album, every second one of the same genre."""
 
     def __init__(self, groups: np.ndarray, genres: np.ndarray, seed: int) -> None:
-        """Args: groups, genres: ``[N]`` of the rows that may be partners; seed: of all draws.
+        """Args: groups, genres: ``[N]`` of the rows to draw from; seed: of all draws.
 
         Raises:
             ValueError: they are all of one album.
@@ -126,12 +127,13 @@ class MismatchedAudioSampler:
             raise ValueError("mismatched pairs need tracks of two albums or more; pack more albums")
         self.groups, self.genres, self.seed = groups, genres, seed
         self.sorted_rows = np.argsort(genres, kind="stable")
-        self.known, self.starts, self.counts = np.unique(genres[self.sorted_rows], return_index=True, return_counts=True)
+        self.known, self.starts, self.counts = np.unique(genres[self.sorted_rows], return_index=True,
+                                                         return_counts=True)
 
     def __call__(self, positions: np.ndarray, groups: np.ndarray, genres: np.ndarray) -> np.ndarray:
         """Rows ``[n]`` for the positions ``[n]`` of the endless stream, whose albums and genres are given.
 
-        Where a genre has no other album (after some tries) the partner is of any genre.
+        Where a genre has no other album (after some tries) the row is of any genre.
         """
         rows = np.full(len(positions), -1, np.int64)
         draws = scramble(scramble(positions.astype(np.uint64)) + keys("partner", self.seed, count=1))
@@ -139,20 +141,21 @@ class MismatchedAudioSampler:
         same = (positions % 2 == 0) & (self.known[genre] == genres)
         for attempt in range(2 * TRIES):
             draws = scramble(draws + np.uint64(attempt + 1))
-            within = self.sorted_rows[self.starts[genre] + (draws % self.counts[genre].astype(np.uint64)).astype(np.int64)]
+            offsets = (draws % self.counts[genre].astype(np.uint64)).astype(np.int64)
+            within = self.sorted_rows[self.starts[genre] + offsets]
             anywhere = (draws % np.uint64(len(self.groups))).astype(np.int64)
             drawn = np.where(same & (attempt < TRIES), within, anywhere)
             rows = np.where((rows < 0) & (self.groups[drawn] != groups), drawn, rows)
             if (rows >= 0).all():
                 return rows
-        for place in np.flatnonzero(rows < 0):  # one album is nearly everything
-            rows[place] = np.flatnonzero(self.groups != groups[place])[0]
+        for slot in np.flatnonzero(rows < 0):  # one album is nearly everything
+            rows[slot] = np.flatnonzero(self.groups != groups[slot])[0]
         return rows
 
 
 WHOLE_BYTES = 32 * 10**9  # shards of so many bytes together are mixed as a whole
 WINDOW = 64  # shards that are mixed where there are more
-LOOKED_AHEAD = 16_384  # samples of a whole that tell which shards are needed first
+AHEAD = 16_384  # samples of an epoch without windows whose shards are fetched first
 
 
 class ShardWindow(NamedTuple):
@@ -175,45 +178,45 @@ def first_rows(metadata: dict[str, Any]) -> np.ndarray:
     return np.cumsum([0, *(shard["samples"] for shard in metadata["shards"])])
 
 
-def shard_bounds(metadata: dict[str, Any], some: np.ndarray | None) -> np.ndarray:
-    """``[S + 1]``: the place among some rows (ascending; None = all) at which each shard's begin, and their number."""
-    return first_rows(metadata) if some is None else np.searchsorted(some, first_rows(metadata))
+def shard_bounds(metadata: dict[str, Any], subset: np.ndarray | None) -> np.ndarray:
+    """``[S + 1]``: where each shard's rows begin among a subset (ascending; None = all), and their number."""
+    return first_rows(metadata) if subset is None else np.searchsorted(subset, first_rows(metadata))
 
 
-def make_order(metadata: dict[str, Any], samples: int, some: np.ndarray | None, groups: np.ndarray | None, seed: int,
+def make_order(metadata: dict[str, Any], samples: int, subset: np.ndarray | None, groups: np.ndarray | None, seed: int,
                window: int | None) -> SampleOrder | GroupOrder | WindowOrder:
-    """The order of an index: positions of the stream in, places among the rows that are seen out.
+    """The order of an index: from positions in the stream to positions among the rows that are read.
 
     Args:
         metadata: of the index.
-        samples: how many rows are seen.
-        some: which, ascending; None = all.
-        groups: their albums, to see every album once an epoch; None to see every sample.
+        samples: how many rows are read.
+        subset: which, ascending; None = all.
+        groups: their albums, to have every album once an epoch; None to have every sample.
         seed: of the order.
         window: shards that are mixed, 0 = all, None = by the rule.
     """
     whole = SampleOrder(samples, seed) if groups is None else GroupOrder(groups, seed)
     count = shards_mixed(metadata, window)
-    return WindowOrder(whole, shard_bounds(metadata, some), seed, count) if count else whole
+    return WindowOrder(whole, shard_bounds(metadata, subset), seed, count) if count else whole
 
 
 class _Epoch(NamedTuple):
-    """places: that are seen, ascending, None = all; bounds: ``[S + 1]`` where each shard's begin; shards: in the
-    epoch's order, those without samples left out; ends: ``[W + 1]`` where each window begins."""
+    """rows: that are read, ascending, None = all; bounds: ``[S + 1]`` where each shard's begin; shards: in the epoch's
+    order, those without samples left out; ends: ``[W + 1]`` where each window begins."""
 
-    places: np.ndarray | None
+    rows: np.ndarray | None
     bounds: np.ndarray
     shards: np.ndarray
     ends: np.ndarray
 
 
 class WindowOrder:
-    """Every sample (or album) once an epoch, shards in windows."""
+    """Every sample (or album) once an epoch; only the shards of a window are mixed at a time."""
 
     def __init__(self, whole: SampleOrder | GroupOrder, bounds: np.ndarray, seed: int, window: int) -> None:
         """Args:
             whole: the order without windows, which knows samples and albums.
-            bounds: ``[S + 1]`` places where each shard's begin.
+            bounds: ``[S + 1]`` where each shard's rows begin.
             seed: of the order.
             window: shards in a window.
         """
@@ -221,50 +224,46 @@ class WindowOrder:
         self._epoch = lru_cache(maxsize=3)(self._make_epoch)
 
     def _make_epoch(self, epoch: int) -> _Epoch:
-        places, bounds = None, self.bounds
+        rows, bounds = None, self.bounds
         if isinstance(self.whole, GroupOrder):
             albums = self.whole
             draws = scramble(scramble(np.arange(self.size, dtype=np.uint64)) + keys("drawn", self.seed, epoch, count=1))
             drawn = (draws % albums.counts.astype(np.uint64)).astype(np.int64)
-            places = np.sort(albums.sorted_rows[albums.starts + drawn])
-            bounds = np.searchsorted(places, bounds)
+            rows = np.sort(albums.sorted_rows[albums.starts + drawn])
+            bounds = np.searchsorted(rows, bounds)
         count = len(bounds) - 1
         shards = permute(np.arange(count), count, seed_of("shards", self.seed), epoch)
         shards = shards[np.diff(bounds)[shards] > 0]
         starts = np.cumsum([0, *np.diff(bounds)[shards]])
-        return _Epoch(places, bounds, shards, np.append(starts[:-1:self.shards], starts[-1]))
+        return _Epoch(rows, bounds, shards, np.append(starts[:-1:self.shards], starts[-1]))
 
     def __call__(self, positions: np.ndarray) -> np.ndarray:
-        """Places ``[n]`` at the positions ``[n]`` of the endless stream."""
-        found = np.empty(len(positions), np.int64)
-        for epoch, window, here in self.parts(positions):
-            about = self._epoch(epoch)
-            shards, start = self._members(about, window), int(about.ends[window])
-            sizes = np.diff(about.bounds)[shards]
-            size = int(sizes.sum())
-            inside = permute(positions[here] % self.size - start, size, seed_of("window", self.seed, epoch), window)
+        """Rows ``[n]`` at the positions ``[n]`` of the endless stream."""
+        rows = np.empty(len(positions), np.int64)
+        for number, window, here in self.parts(positions):
+            epoch, shards = self._epoch(number), self.shards_of(number, window)
+            sizes = np.diff(epoch.bounds)[shards]
+            entries = positions[here] % self.size - int(epoch.ends[window])
+            inside = permute(entries, int(sizes.sum()), seed_of("window", self.seed, number), window)
             before = np.cumsum([0, *sizes])
             shard = np.searchsorted(before, inside, side="right") - 1
-            found[here] = about.bounds[shards[shard]] + inside - before[shard]
-            if about.places is not None:
-                found[here] = about.places[found[here]]
-        return found
+            rows[here] = epoch.bounds[shards[shard]] + inside - before[shard]
+            if epoch.rows is not None:
+                rows[here] = epoch.rows[rows[here]]
+        return rows
 
     def parts(self, positions: np.ndarray) -> list[tuple[int, int, np.ndarray]]:
-        """(epoch, window in it, mask of the positions that are there) of every window that the positions touch."""
-        epochs, found = positions // self.size, []
+        """(epoch, window in it, mask of the positions that are there) of every window that has one of the positions."""
+        epochs, parts = positions // self.size, []
         for epoch in np.unique(epochs).tolist():
             ends = self._epoch(epoch).ends
             windows = np.where(epochs == epoch, np.searchsorted(ends, positions % self.size, side="right") - 1, -1)
-            found += [(epoch, window, windows == window) for window in np.unique(windows[windows >= 0]).tolist()]
-        return found
+            parts += [(epoch, window, windows == window) for window in np.unique(windows[windows >= 0]).tolist()]
+        return parts
 
     def shards_of(self, epoch: int, window: int) -> np.ndarray:
         """The shards of a window."""
-        return self._members(self._epoch(epoch), window)
-
-    def _members(self, about: _Epoch, window: int) -> np.ndarray:
-        return about.shards[window * self.shards:(window + 1) * self.shards]
+        return self._epoch(epoch).shards[window * self.shards:(window + 1) * self.shards]
 
     def window(self, position: int) -> ShardWindow:
         """The window that a position is in."""
@@ -273,49 +272,47 @@ class WindowOrder:
         return ShardWindow(start, stop, self.shards_of(epoch, window).tolist())
 
 
-def window_at(order: SampleOrder | GroupOrder | WindowOrder, some: np.ndarray | None, metadata: dict[str, Any],
+def window_at(order: SampleOrder | GroupOrder | WindowOrder, subset: np.ndarray | None, metadata: dict[str, Any],
               position: int) -> ShardWindow:
-    """The window that a position of the stream is in; without windows an epoch is one, with all its shards."""
+    """The shard window that a position of the stream is in; without windows an epoch is one, with all its shards."""
     if isinstance(order, WindowOrder):
         return order.window(position)
     start = position // order.size * order.size
     bounds = first_rows(metadata)
-    ahead = order(np.arange(position, position + min(order.size, LOOKED_AHEAD)))
-    seen = np.searchsorted(bounds, ahead if some is None else some[ahead], side="right") - 1
-    first = seen[np.sort(np.unique(seen, return_index=True)[1])].tolist()
-    used = np.flatnonzero(np.diff(shard_bounds(metadata, some))).tolist()
+    ahead = order(np.arange(position, position + min(order.size, AHEAD)))
+    needed = np.searchsorted(bounds, ahead if subset is None else subset[ahead], side="right") - 1
+    first = needed[np.sort(np.unique(needed, return_index=True)[1])].tolist()
+    used = np.flatnonzero(np.diff(shard_bounds(metadata, subset))).tolist()
     return ShardWindow(start, start + order.size, first + sorted(set(used).difference(first)))
 
 
 class WindowMismatchedAudioSampler:
-    """Mismatched audio from the same window of shards, see ``MismatchedAudioSampler``, as places among the audible rows."""
+    """Mismatched audio from the same window of shards, see ``MismatchedAudioSampler``."""
 
-    def __init__(self, order: WindowOrder, bounds: np.ndarray, mismatch_sampler: Callable[[np.ndarray], MismatchedAudioSampler]) -> None:
+    def __init__(self, order: WindowOrder, bounds: np.ndarray,
+                 sampler_of: Callable[[np.ndarray], MismatchedAudioSampler]) -> None:
         """Args:
             order: of the samples.
-            bounds: ``[S + 1]`` places among the audible rows where each shard's begin.
-            partners: that some of the audible rows, by their places, make.
-
-        Raises:
-            ValueError: there is nothing to be a partner.
+            bounds: ``[S + 1]`` where each shard's begin among the rows with audio.
+            sampler_of: makes a sampler of some of the rows with audio, given by their positions among them.
         """
-        if bounds[-1] == bounds[0]:
-            raise ValueError("mismatched pairs need tracks with audio; pack some")
-        self.order, self.bounds = order, bounds
+        self.order = order
 
-        def of(epoch: int, window: int) -> tuple[np.ndarray, MismatchedAudioSampler]:
+        def of_window(epoch: int, window: int) -> tuple[np.ndarray, MismatchedAudioSampler]:
             shards = order.shards_of(epoch, window)
-            places = np.concatenate([np.arange(bounds[shard], bounds[shard + 1]) for shard in shards])
+            candidates = np.concatenate([np.arange(bounds[shard], bounds[shard + 1]) for shard in shards])
             try:
-                return places, mismatch_sampler(places)
+                return candidates, sampler_of(candidates)
             except ValueError as error:
-                raise ValueError(f"{error}, or give a larger --shard_window: partners are of the same window") from None
-        self._of = lru_cache(maxsize=4)(of)
+                raise ValueError(f"{error}, or give a larger --shard_window: mismatched audio is of the same "
+                                 "window") from None
+        self._of_window = lru_cache(maxsize=4)(of_window)
 
     def __call__(self, positions: np.ndarray, groups: np.ndarray, genres: np.ndarray) -> np.ndarray:
-        """Places ``[n]`` among the audible rows for the positions ``[n]``, whose albums and genres are given."""
-        found = np.empty(len(positions), np.int64)
+        """Positions ``[n]`` among the rows with audio, for the positions ``[n]`` of the stream with their albums and
+        genres."""
+        rows = np.empty(len(positions), np.int64)
         for epoch, window, here in self.order.parts(positions):
-            places, partners = self._of(epoch, window)
-            found[here] = places[partners(positions[here], groups[here], genres[here])]
-        return found
+            candidates, sampler = self._of_window(epoch, window)
+            rows[here] = candidates[sampler(positions[here], groups[here], genres[here])]
+        return rows

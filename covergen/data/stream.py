@@ -94,7 +94,8 @@ class BatchStream:
         self._ordered = lru_cache(maxsize=8)(
             lambda block: self.order(np.arange(block * ORDER_BLOCK, (block + 1) * ORDER_BLOCK)))
         largest = self.order.shards if isinstance(self.order, WindowOrder) else len(dataset.shards)
-        dataset.store.set_order(lambda position: window_at(self.order, dataset.subset, self.metadata, position), largest)
+        dataset.store.set_order(
+            lambda position: window_at(self.order, dataset.subset, self.metadata, position), largest)
 
     def positions(self, number: int) -> np.ndarray:
         """Positions in the endless stream of this rank's part of a global batch."""

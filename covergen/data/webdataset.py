@@ -1,4 +1,4 @@
-"""Shards that others wrote: WebDataset tars without our index in, the same kind of batches out, in a random order.
+"""Streams WebDataset tars of others, which have no index of ours, as the same kind of batches in a random order.
 
 Members ``jpg`` (or jpeg, png, webp), optionally ``npy`` and optionally ``json`` or ``cls`` with a genre. Shards are
 drawn with replacement and samples shuffled in a buffer: epochs are approximate, and a resumed run sees other samples
@@ -34,7 +34,7 @@ from shard_tools.shards import statistics as blocks
 
 HEAD = 2_000  # samples read at the start for resolution, genres and the statistics of the audio
 BUFFER = 2_000  # samples shuffled among each other
-META = re.compile(r"__[^/]*__($|/)")  # files that webdataset keeps for itself
+META = re.compile(r"__[^/]*__($|/)")  # files that webdataset reserves for itself
 COVERS = ("jpg", "jpeg", "png", "webp")
 
 
@@ -50,7 +50,7 @@ class WebDatasetStream:
 
         Raises:
             FileNotFoundError: no tars, or no usable sample in them.
-            ValueError: an order or a choice by album, which foreign shards don't know.
+            ValueError: an order or a subset by album, which these shards don't know.
         """
         tars = sorted(map(str, Path(root).glob("*.tar")))
         self.urls = [tar for tar in tars if Path(tar).name.startswith(split)] or tars
@@ -67,9 +67,9 @@ class WebDatasetStream:
         self.corruption, self.failures = CorruptionLog(max_corrupt, JUDGED_AFTER), []
         stat = [(Path(url).name, Path(url).stat().st_size) for url in self.urls]
         self.identity = hashlib.sha256(repr(stat).encode()).hexdigest()
-        self._look(audio_scale, self._take(self._samples(webdataset.SimpleShardList(self.urls)), HEAD))
+        self._describe(audio_scale, self._take(self._samples(webdataset.SimpleShardList(self.urls)), HEAD))
 
-    def _look(self, audio_scale: str, head: list[dict[str, Any]]) -> None:
+    def _describe(self, audio_scale: str, head: list[dict[str, Any]]) -> None:
         if not head:
             raise FileNotFoundError(f"{Path(self.urls[0]).parent}: no sample with a cover ({', '.join(COVERS)})")
         sides = [min(codec.read_cover(sample["cover"]).shape[:2]) for sample in head[:100]]
@@ -91,7 +91,7 @@ class WebDatasetStream:
                        "shard_tools.pack makes shards with an index")
 
     def batch(self, number: int) -> Batch:
-        """The next batch of this rank; a number out of turn starts a new random stream there."""
+        """The next batch of this rank; any other number starts a new random stream."""
         if number != self.next:
             seed = hashlib.blake2b(repr((self.seed, self.rank, number)).encode(), digest_size=4).digest()
             seed = int.from_bytes(seed, "little")
@@ -101,8 +101,8 @@ class WebDatasetStream:
         samples = self._take(self.stream, self.part)
         covers = torch.stack([self._decode(sample) for sample in samples])
         audio = torch.from_numpy(self.normalizer(np.stack([s["audio"] for s in samples]))) if self.normalizer else None
-        place = {genre: i for i, genre in enumerate(self.genres)}
-        return Batch(covers, audio, torch.tensor([place.get(s["genre"], -1) for s in samples]),
+        numbers = {genre: number for number, genre in enumerate(self.genres)}
+        return Batch(covers, audio, torch.tensor([numbers.get(s["genre"], -1) for s in samples]),
                      torch.tensor([s["group"] for s in samples]))
 
     def mismatch(self) -> None:
@@ -122,7 +122,7 @@ class WebDatasetStream:
         return torch.from_numpy(decode(bytearray(jpeg)).transpose(2, 0, 1).copy())
 
     def _samples(self, shards: Any, *stages: Any) -> Iterator[dict[str, Any]]:
-        """Raw samples of shards; damaged or incomplete ones are counted, named and left out."""
+        """Raw samples of shards; corrupt or incomplete ones are counted, named and left out."""
         def grouped(found: Any) -> Iterator[dict[str, Any]]:
             return group_by_keys(self._members(found), handler=self._skip)
 

@@ -92,8 +92,8 @@ def test_where_they_do_not_fit_it_says_so_with_numbers_and_goes_on(shards: Path,
     monkeypatch.setattr(memory_cache, "free_memory", lambda: 1_000_000)
     assert same(batches(shards, "ram"), batches(shards, "none"))
     output = capsys.readouterr().out
-    assert output == ("--decoded_cache ram: 0.0 GB of decoded covers and vectors, 0.0 GB are there for them (half of what is "
-                      "free): going on without\n")
+    assert output == ("--decoded_cache ram: 0.0 GB of decoded covers and vectors, 0.0 GB are there for them (half "
+                      "of what is free): going on without\n")
     monkeypatch.setattr(memory_cache, "bytes_of", lambda *_: (12_300_000_000, 0))
     monkeypatch.setattr(memory_cache, "free_memory", lambda: 10_200_000_000)
     memory_cache.cache_decoded(open_stream(shards, "train", batch_size=12), "ram", 32, CPU, print)
