@@ -39,7 +39,7 @@ class TrainedModel:
         networks: the networks to use, in evaluation mode: averaged where the run has an average, else as trained.
         checkpoint: the folder that they are from.
         device: where they are.
-        scale: raw vectors to what the model hears, None without audio.
+        normalizer: of its audio, None without audio.
     """
 
     folder: Path
@@ -49,7 +49,7 @@ class TrainedModel:
     networks: dict[str, nn.Module]
     checkpoint: Path
     device: torch.device
-    scale: AudioNormalizer | None
+    normalizer: AudioNormalizer | None
 
     @property
     def resolution(self) -> int:
@@ -61,7 +61,7 @@ class TrainedModel:
 
         Args:
             latents: ``[N, L]``.
-            audio: what the model hears, ``[N, A]`` (``scale`` of raw vectors); conditional models only.
+            audio: what the model hears, ``[N, A]`` (``normalizer`` of raw vectors); conditional models only.
         """
         assert self.model.sample is not None
         heard = None if audio is None else torch.from_numpy(audio)
