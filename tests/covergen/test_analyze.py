@@ -157,10 +157,10 @@ def test_a_failure_while_writing_leaves_no_file(trained: Path, tmp_path: Path, m
 def test_a_run_hears_audio_on_its_own_scale(gan: TrainedModel, shards: Path) -> None:
     raw = ShardDataset(shards, "test", audio_scale="raw").read(np.arange(5)).audio.numpy()
     metadata = {**gan.metadata["audio"], "mean": [1.0] * 1160, "std": [2.0] * 1160}
-    other = dataclasses.replace(gan, scale=AudioNormalizer(metadata, "standard"))
+    other = dataclasses.replace(gan, normalizer=AudioNormalizer(metadata, "standard"))
     assert np.array_equal(Samples(other, str(shards), "test").read(range(5)).audio, other.normalizer(raw))
     with pytest.raises(ValueError, match=r"vectors of 1160 numbers; .* hears 12 numbers"):
-        Samples(dataclasses.replace(gan, scale=AudioNormalizer({**metadata, "dimension": 12}, "raw")), str(shards), "test")
+        Samples(dataclasses.replace(gan, normalizer=AudioNormalizer({**metadata, "dimension": 12}, "raw")), str(shards), "test")
 
 
 def test_the_matrix_shares_noise_in_columns_and_audio_in_rows(gan: TrainedModel, tmp_path: Path) -> None:
