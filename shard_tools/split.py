@@ -218,7 +218,7 @@ def _write_tables(root: Path, source: Path, listing: Listing, samples: Sequence[
         schema.write_schema(root / "audio", found)
     entry = find_truth(listing)
     if entry:
-        columns = read_columns(io.BytesIO(read_truth(source, entry)), entry.path)
+        columns = read_columns(read_truth(source, entry), entry.path)
         moved = {sample.name: name for sample, name in zip(samples, splits, strict=True)}
         rows = zip(columns["genre"].tolist(), columns["stems"].tolist(), columns["split"].tolist(), strict=True)
         columns["split"] = np.array([moved.get((genre, stem), before) for genre, stem, before in rows])

@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, Literal
 
+from shard_tools.core.errors import BadFileError
+
 GROUPS_BYTES = 2**30  # of a table of samples or groups; a line is 60 bytes or so
 METADATA_BYTES = 2**27  # most bytes of a JSON that are read; 100,000 shards have 20 million
 
@@ -23,7 +25,8 @@ def hash64(data: bytes) -> int:
 
 
 def file_sha256(path: Path) -> str:
-    with open(path, "rb") as file:
+    """The SHA-256 of a regular file; OSError as of ``open_regular``."""
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -43,13 +46,16 @@ def read_bounded(path: str | Path, limit: int = METADATA_BYTES) -> bytes:
 
     Raises:
         OSError: as ``open_regular``.
-        ValueError: larger than the limit.
+        BadFileError: ``too many bytes``.
     """
-    with open_regular(path) as file:
-        data = file.read(limit + 1)
-    if len(data) > limit:
-        raise ValueError(f"more than {limit:,} bytes, which is the limit")
-    return data
+    with open_regular(path, buffering=0) as file:
+        parts, left = [], limit + 1
+        while left and (part := file.read(min(left, max(os.fstat(file.fileno()).st_size, 2**16)))):
+            parts.append(part)
+            left -= len(part)
+    if not left:
+        raise BadFileError("too many bytes", f"more than {limit:,} bytes")
+    return b"".join(parts)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The truth of demo data: a source, shards or a file in; where ``attributes.npz`` lies, and its columns out.
+"""Finds, copies and reads the truth of demo data, ``attributes.npz``.
 
 ``shard_tools.demo`` writes the file, packing puts a copy beside the shards: byte for byte, and known to no index, so
 that shards and indexes are the same with it and without.
@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from shard_tools.core.errors import BadFileError
-from shard_tools.core.files import write_atomically
+from shard_tools.core.files import read_bounded, write_atomically
 from shard_tools.dataset.layout import Listing
 from shard_tools.dataset.source import Entry, read_entry
 
@@ -56,26 +56,25 @@ def copy_truth(source: Path, listing: Listing, root: Path) -> bool:
     if entry is None:
         return False
     data = read_truth(source, entry)
-    read_columns(io.BytesIO(data), f"{source}/{entry.path}")
+    read_columns(data, f"{source}/{entry.path}")
     if (root / TRUTH).is_file() and (root / TRUTH).read_bytes() == data:
         return False
     write_atomically(root / TRUTH, data)
     return True
 
 
-def read_columns(file: Path | io.BytesIO, name: str = "") -> dict[str, np.ndarray]:
+def read_columns(source: Path | bytes, name: str = "") -> dict[str, np.ndarray]:
     """All arrays of an ``attributes.npz`` by name, see ``shard_tools.demo``; nothing in it is ever unpickled.
 
     Args:
-        file: a path, or the bytes.
-        name: for messages, where ``file`` is no path.
+        source: a path, or the bytes.
+        name: for messages, where ``source`` is no path.
 
     Raises:
         ValueError: damaged, or without the columns that tell rows and what their covers show.
     """
     try:
-        if isinstance(file, Path) and not file.is_file():  # a FIFO would be waited for
-            raise ValueError("not a file")
+        file = io.BytesIO(read_bounded(source, FILE_BYTES) if isinstance(source, Path) else source)
         with zipfile.ZipFile(file) as archive:
             if sum(member.file_size for member in archive.infolist()) > UNPACKED_BYTES:
                 raise ValueError("it would unpack to more than any demo holds")
@@ -89,5 +88,5 @@ def read_columns(file: Path | io.BytesIO, name: str = "") -> dict[str, np.ndarra
             raise ValueError("its column 'drawn' is not what shard_tools.demo writes")
     except Exception as error:  # zipfile, zlib and numpy have a dozen kinds for damaged bytes
         what = str(error) or type(error).__name__
-        raise ValueError(f"{name or file} is no truth of a demo ({what})") from None
+        raise ValueError(f"{name or source} is no truth of a demo ({what})") from None
     return columns

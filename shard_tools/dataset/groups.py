@@ -1,4 +1,4 @@
-"""Which samples must stay together: ``groups.csv`` at the top of a data set in; a group for each cover out, and back.
+"""Reads and writes ``groups.csv`` at the top of a data set: which samples must stay together.
 
 It overrules what file names say of albums. Columns: genre, stem, group.
 """
@@ -9,8 +9,11 @@ import csv
 import io
 from pathlib import Path
 
-from shard_tools.core.files import GROUPS_BYTES, read_bounded, write_atomically
+from shard_tools.core.files import GROUPS_BYTES, write_atomically
 from shard_tools.dataset.source import Folder, Zip, read_sidecar
+
+FILE = "groups.csv"
+COLUMNS = ("genre", "stem", "group")
 
 
 def find_groups(source: Folder | Zip, top: str) -> dict[tuple[str, str], str]:
@@ -20,34 +23,8 @@ def find_groups(source: Folder | Zip, top: str) -> dict[tuple[str, str], str]:
         ValueError: it is damaged.
     """
     data = read_sidecar(source, top, FILE, GROUPS_BYTES)
-    return parse_groups(data, f"{FILE} of --source") if data is not None else {}
-
-
-FILE = "groups.csv"
-COLUMNS = ("genre", "stem", "group")
-
-
-def write_groups(folder: Path, groups: dict[tuple[str, str], str]) -> None:
-    """Writes ``{(genre, stem): group}`` whole or not at all."""
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    writer.writerows([*place, group] for place, group in sorted(groups.items()))
-    write_atomically(folder / FILE, text.getvalue().encode("utf-8", "surrogateescape"))
-
-
-def read_groups(folder: Path) -> dict[tuple[str, str], str]:
-    """``{(genre, stem): group}``, empty where there is no such file.
-
-    Raises:
-        ValueError: the file is damaged.
-    """
-    path = folder / FILE
-    return parse_groups(read_bounded(path, GROUPS_BYTES), str(path)) if path.is_file() else {}
-
-
-def parse_groups(data: bytes, name: str) -> dict[tuple[str, str], str]:
-    """The groups in the bytes of a ``FILE`` called ``name``; ValueError as of ``read_groups``."""
+    if data is None:
+        return {}
     rows = csv.reader(io.StringIO(data.decode("utf-8", "surrogateescape"), newline=""))
     try:
         if tuple(next(rows, ())) != COLUMNS:
@@ -57,5 +34,14 @@ def parse_groups(data: bytes, name: str) -> dict[tuple[str, str], str]:
             if not group or found.setdefault((genre, stem), group) != group:
                 raise ValueError(f"line {rows.line_num}: {stem} of {genre} has no group, or two")
     except (ValueError, csv.Error) as error:
-        raise ValueError(f"{name} can't be read ({error}); make it again with shard_tools.dedup") from None
+        raise ValueError(f"{FILE} of --source can't be read ({error}); make it again with shard_tools.dedup") from None
     return found
+
+
+def write_groups(folder: Path, groups: dict[tuple[str, str], str]) -> None:
+    """Writes ``{(genre, stem): group}`` whole or not at all."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    writer.writerows([*sample, group] for sample, group in sorted(groups.items()))
+    write_atomically(folder / FILE, text.getvalue().encode("utf-8", "surrogateescape"))

@@ -1,4 +1,4 @@
-"""What the numbers of a folder of vectors mean: ``features.json`` beside them in; a checked schema out, and back.
+"""Reads and writes ``features.json``: what the numbers of a folder of vectors mean.
 
 Two folders of vectors may be mixed if and only if their schemas have the same hash.
 """
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from shard_tools.core.files import write_atomically
+from shard_tools.core.files import read_bounded, write_atomically
 from shard_tools.dataset.source import Folder, Zip, read_sidecar
 
 
@@ -88,7 +88,6 @@ def write_schema(folder: Path, schema: Schema) -> None:
     if there is not None and there.sha256 != schema.sha256:
         raise ValueError(f"{folder} holds vectors of {there}; these would be of {schema}: take another folder")
     if there is None:
-        folder.mkdir(parents=True, exist_ok=True)
         text = json.dumps({"features": schema.features, "version": schema.version, "options": schema.options,
                            "excerpt": schema.excerpt, "sha256": schema.sha256, "names": list(schema.names)}, indent=1)
         write_atomically(folder / FILE, text.encode() + b"\n")
@@ -101,17 +100,12 @@ def read_schema(folder: Path) -> Schema | None:
         ValueError: the file is damaged, or its hash is not that of what it says.
     """
     path = folder / FILE
-    if not path.is_file():
-        return None
-    with open(path, "rb") as file:
-        return parse_schema(file.read(LARGEST + 1), str(path))
+    return parse_schema(read_bounded(path, LARGEST), str(path)) if path.is_file() else None
 
 
 def parse_schema(data: bytes, name: str) -> Schema:
     """The schema in the bytes of a ``FILE`` called ``name``; ValueError as of ``read_schema``."""
     try:
-        if len(data) > LARGEST:
-            raise ValueError(f"more than {LARGEST:,} bytes")
         found = json.loads(data)
         schema = Schema(str(found["features"]), int(found["version"]), tuple(map(str, found["names"])),
                         dict(found["options"]), dict(found["excerpt"]))

@@ -47,8 +47,8 @@ def to_line(candidate: Candidate) -> bytes:
 
 
 def _entry_text(entry: Entry) -> str:
-    path, size, stamp, place = entry
-    return f"[{quoted(path)},{size},{stamp},{list(place)}]"
+    path, size, stamp, member = entry
+    return f"[{quoted(path)},{size},{stamp},{list(member)}]"
 
 
 def from_line(line: bytes) -> Candidate:
@@ -57,8 +57,8 @@ def from_line(line: bytes) -> Candidate:
 
 
 def _entry(parts: list) -> Entry:
-    path, size, stamp, place = parts
-    return Entry(path, size, stamp, tuple(place))
+    path, size, stamp, member = parts
+    return Entry(path, size, stamp, tuple(member))
 
 
 def check_sample(source: Path, candidate: Candidate, max_pixels: int, drops: list[Drop]) -> Sample | None:

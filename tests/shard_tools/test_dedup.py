@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from shard_tools.curation import removal
-from shard_tools.dataset.groups import read_groups, write_groups
+from shard_tools.dataset.groups import find_groups, write_groups
 from shard_tools.dataset.layout import album_of, open_layout
 from shard_tools.dataset.source import open_source
 from shard_tools.dedup import COLUMNS, dedup
@@ -109,7 +109,7 @@ def test_group_gives_every_cluster_one_name_that_pack_and_split_read(library, tm
     dedup(str(library), apply="group", workers=1)
     path = library / "groups.csv"
     assert {name: value for name, value in raw_data.hashes(library).items() if name != "groups.csv"} == before
-    groups = read_groups(library)
+    groups = find_groups(open_source(library), '')
     assert len(groups) == 7 and len(set(groups.values())) == 3
     of = {candidate.cover.name: candidate.album for candidate in open_layout(open_source(library))}
     names = [of[Path(row["path"]).name] for row in table(library.parent / "library.dedup")]
@@ -126,7 +126,7 @@ def test_group_merges_with_the_groups_that_are_there(library) -> None:
              ("gone", "a file that is no more"): "box"}
     write_groups(library, known)
     dedup(str(library), apply="group", workers=1)
-    groups = read_groups(library)
+    groups = find_groups(open_source(library), '')
     assert known.items() <= groups.items()
     assert [groups["pop", raw_data.stem(0, 0, 0)], groups["rock", raw_data.stem(1, 0, 1)]] == ["box", "box"]
     written = (library / "groups.csv").read_bytes()
@@ -141,7 +141,7 @@ def test_two_clusters_of_one_album_become_one_group(tmp_path) -> None:
         add(tmp_path / "s", number, album, covers[cover])
     dedup(str(tmp_path / "s"), apply="group", workers=1)
     assert albums(table(tmp_path / "s.dedup")) == [{0, 1}, {0, 2}]
-    groups = read_groups(tmp_path / "s")
+    groups = find_groups(open_source(tmp_path / "s"), '')
     assert len(groups) == 4 and len(set(groups.values())) == 1
 
 
@@ -226,7 +226,7 @@ def test_odd_names_come_through(tmp_path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(planted.plant(list(planted.PLANTS)[number], picture, planted.rng_of(number)))
     dedup(str(tmp_path / "s"), apply="group", workers=1)
-    assert set(read_groups(tmp_path / "s").values()) == {'r&b/a "quoted", one'}
+    assert set(find_groups(open_source(tmp_path / "s"), '').values()) == {'r&b/a "quoted", one'}
     dedup(str(tmp_path / "s"), apply="keep-one", workers=1)
     assert len(list((tmp_path / "s" / "r&b").iterdir())) == 1
     assert len(list((tmp_path / "s.dropped" / "r&b").iterdir())) == 3

@@ -181,3 +181,36 @@ def test_cut_zips_are_refused(tmp_path):
         (tmp_path / "b.zip").write_bytes(whole[:cut])
         with pytest.raises(ValueError, match="zip"):
             Zip(tmp_path / "b.zip")
+
+
+def test_a_zip_whose_count_has_wrapped_is_read_to_the_end_of_its_directory(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for name in ("a", "b", "c"):
+            archive.writestr(f"train/rock/{name}.jpg", name)
+    data = bytearray((tmp_path / "a.zip").read_bytes())
+    end = data.rfind(b"PK\5\6")
+    data[end + 8:end + 12] = (1).to_bytes(2, "little") * 2  # as of 65,537 members
+    (tmp_path / "a.zip").write_bytes(data)
+    assert [entry.name for entry in Zip(tmp_path / "a.zip").list("train/rock")[1]] == ["a.jpg", "b.jpg", "c.jpg"]
+
+
+def test_names_that_no_flag_calls_utf8_are_utf8_or_else_cp437(tmp_path):
+    names = {b"train/rock/caf\xc3\xa9.jpg": "caf\u00e9.jpg", b"train/rock/caf\x82.jpg": "caf\u00e9.jpg",
+             b"train\\rock\\b.jpg": "b.jpg", b"./train//rock/./c.jpg": "c.jpg"}
+    for number, (raw, name) in enumerate(names.items()):
+        path = tmp_path / f"{number}.zip"
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("x" * len(raw), b"data")
+        path.write_bytes(path.read_bytes().replace(b"x" * len(raw), raw))
+        archive = Zip(path)
+        entry, = archive.list("train/rock")[1]
+        assert entry.name == name and read_entry(path, entry, 10) == b"data"
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_of_members_with_one_path_the_last_counts(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for name, data in (("a.jpg", b"old"), ("a.npy", b"old"), ("a.jpg", b"new"), ("./a.npy", b"new")):
+            archive.writestr(f"train/rock/{name}" if name[0] == "a" else "train/./rock/a.npy", data)
+    entries = Zip(tmp_path / "a.zip").list("train/rock")[1]
+    assert [(e.name, read_entry(tmp_path / "a.zip", e, 10)) for e in entries] == [("a.jpg", b"new"), ("a.npy", b"new")]
