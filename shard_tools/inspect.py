@@ -26,7 +26,7 @@ COLUMNS, LINES = 8, 6
 
 
 def inspect(shards: str, preview: str | None = None, unpack: str | None = None, split: str | None = None) -> int:
-    """Tells what a folder of shards holds: samples, genres, sizes of groups (albums), audio, drops.
+    """Shows what a folder of shards holds: samples, genres, sizes of groups (albums), audio, drops.
 
     Args:
         shards: the folder, or its URL (without preview and unpack).
@@ -66,8 +66,8 @@ def _tables(indexes: list[Index]) -> Iterator[str]:
     yield f"{'split':7} {'samples':>10} {'groups':>10} {'shards':>7} {'MB':>10}"
     for index in indexes:
         size = sum(shard["bytes"] for shard in index.metadata["shards"]) / 1e6
-        yield (f"{index.split:7} {len(index.rows):10,} {index.metadata['groups']:10,} {len(index.metadata['shards']):7,} "
-               f"{size:10,.1f}")
+        yield (f"{index.split:7} {len(index.rows):10,} {index.metadata['groups']:10,} "
+               f"{len(index.metadata['shards']):7,} {size:10,.1f}")
     audio = metadata["audio"]
     yield f"\ncovers  {metadata['resolution']} x {metadata['resolution']} JPEG"
     if audio is None:

@@ -1,8 +1,8 @@
-"""``python -m shard_tools.pack --source DIR_OR_ZIP --out DIR``: covers and vectors in, shards and their index out.
+"""Packs covers and vectors into shards with an index: ``python -m shard_tools.pack --source DIR_OR_ZIP --out DIR``.
 
 One pass over the source, shared among processes, a shard a task: every file is read once, checked and packed, as if all
-were sound, for the order of the samples hangs on their names alone. Where some are not, the shards are cut anew from
-those (``shards.tasks``). What is finished is kept in ``OUT/.pack`` until the end, so that the same command goes on
+were valid, for the order of the samples hangs on their names alone. Where some are not, the shards are repartitioned
+(``shards.tasks``). What is finished is stored in ``OUT/.pack`` until the end, so that the same command goes on
 where a killed one stopped. Memory: some 50 bytes a sample, and what the listing of the largest folder takes.
 """
 
@@ -29,16 +29,16 @@ from shard_tools.dataset.schema import find_schema
 from shard_tools.dataset.source import open_source
 from shard_tools.remote.filesystem import is_remote
 from shard_tools.remote.upload import Upload
-from shard_tools.shards import state as job
 from shard_tools.shards.index import write_index
 from shard_tools.shards.packing import (
     PackOptions,
+    assign_groups,
     audio_metadata,
     make_shards,
-    settle_groups,
     split_metadata,
     split_rows,
 )
+from shard_tools.shards.state import check_same, finished, open_state
 
 
 @checked
@@ -86,25 +86,25 @@ def pack(source: str, out: str, dataset: Literal["auto", "audio-cover", "cover"]
     root.mkdir(parents=True, exist_ok=True)
     with upload or nullcontext(), lock_output(root):
         if upload and (metadata := upload.published()):
-            job.check_same(out, upload.remote.sizes(), metadata, options, listing)
+            check_same(out, upload.remote.sizes(), metadata, options, listing)
             print(f"{out} is already packed")
             return _verdict(sum(metadata[0]["drops"].values()), sum(f["samples"] for f in metadata), max_failure_rate)
-        metadata = [] if overwrite else job.finished(root)
+        metadata = [] if overwrite else finished(root)
         if metadata:
-            job.check_same(root, {path.name: path.stat().st_size for path in root.iterdir()}, metadata, options, listing)
+            check_same(root, {path.name: path.stat().st_size for path in root.iterdir()}, metadata, options, listing)
             added = _copy_truth(source_path, listing, root)
             print(f"{root} is already packed" + (f"; {TRUTH} was added" if added else ""))
             return _verdict(sum(metadata[0]["drops"].values()), sum(f["samples"] for f in metadata), max_failure_rate)
-        work = job.open_state(root, listing, options, overwrite)
+        state = open_state(root, listing, options, overwrite)
         if dataset == "audio-cover" and not listing.paired:
             raise ValueError("--dataset audio-cover, but --source holds no vectors; use --dataset cover")
-        orders = PackOptions(source_path, root, resolution, samples_per_shard, audio_blocks, max_pixels, schema,
-                        Pool(workers or available_workers(distributor), distributor, (source_path, work.folder)))
+        pack_options = PackOptions(source_path, root, resolution, samples_per_shard, audio_blocks, max_pixels, schema,
+                        Pool(workers or available_workers(distributor), distributor, (source_path, state.folder)))
         drops: list[Drop] = []
         try:
-            packed = make_shards(work, orders, drops)
+            packed = make_shards(state, pack_options, drops)
         except SourceChangedError:
-            job.forget(root)
+            state.forget()
             raise
         except ValueError:  # nothing to pack: say why as fully as otherwise
             write_quarantine(root, drops)
@@ -112,26 +112,26 @@ def pack(source: str, out: str, dataset: Literal["auto", "audio-cover", "cover"]
             raise
         basis = next(iter(packed.tasks))  # train, where there is one
         common = {
-            "options": options, "version": __version__, "source_sha256": work.source_sha256,
-            "splits": list(packed.tasks), "genres": work.genres, "resolution": packed.expected.resolution,
-            "ignored_files": work.ignored, "drops": dict(sorted(Counter(drop.reason for drop in drops).items())),
+            "options": options, "version": __version__, "source_sha256": state.source_sha256,
+            "splits": list(packed.tasks), "genres": state.genres, "resolution": packed.expected.resolution,
+            "ignored_files": state.ignored, "drops": dict(sorted(Counter(drop.reason for drop in drops).items())),
             "quarantine_sha256": write_quarantine(root, drops),
             "audio": audio_metadata(packed, basis, schema),
         }
         _copy_truth(source_path, listing, root)  # before the index: with that the folder is finished
-        groups = settle_groups(packed.tasks)
-        metadata = {split: common | split_metadata(shards, work.genres, groups[split])
+        groups = assign_groups(packed.tasks)
+        metadata = {split: common | split_metadata(shards, state.genres, groups[split])
                  for split, shards in packed.tasks.items()}
         for split, shards in packed.tasks.items():
             write_index(root, split, metadata[split], len(groups[split]), split_rows(shards, groups[split]))
-        job.commit(root)
+        state.commit()
         _report(out if upload else root, metadata, groups, drops, (root / TRUTH).is_file(),
                 time.monotonic() - started)
         return _verdict(len(drops), sum(map(len, groups.values())), max_failure_rate)
 
 
 def _copy_truth(source: Path, listing: Listing, root: Path) -> bool:
-    """As ``copy_truth``; a damaged one stops nothing, for the covers are sound without it."""
+    """As ``copy_truth``; a damaged one stops nothing, for the covers are good without it."""
     try:
         return copy_truth(source, listing, root)
     except ValueError as error:
@@ -171,7 +171,7 @@ def _report_drops(out: Path | str, drops: list[Drop]) -> None:
 
 
 def _verdict(dropped: int, packed: int, max_failure_rate: float) -> int:
-    return verdict(dropped, packed, max_failure_rate, "{:,} bad files to {:,} samples", "what was sound is packed")
+    return verdict(dropped, packed, max_failure_rate, "{:,} bad files to {:,} samples", "what was valid is packed")
 
 
 if __name__ == "__main__":

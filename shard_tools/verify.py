@@ -20,7 +20,7 @@ from shard_tools.curation.fingerprints import fingerprint_shards
 from shard_tools.curation.leakage import MAX_DISTANCE, find_leaks, near_duplicates, show_leaks
 from shard_tools.dataset.demo_truth import TRUTH, read_columns
 from shard_tools.remote.filesystem import is_remote
-from shard_tools.shards.check import Check, check_shard
+from shard_tools.shards.check import ShardCheck, check_shard
 from shard_tools.shards.index import (
     Index,
     check_metadata,
@@ -140,12 +140,13 @@ def _sha256(path: Path) -> str:
     return ""
 
 
-def _shard_checks(index: Index, full: bool) -> list[Check]:
+def _shard_checks(index: Index, full: bool) -> list[ShardCheck]:
     metadata = index.metadata
     ends = list(itertools.accumulate(shard["samples"] for shard in metadata["shards"]))
     dimension = metadata["audio"]["dimension"] if metadata["audio"] else 0
-    return [Check(index.root / shard["name"], shard["bytes"], shard["sha256"],
-                  np.array(index.rows[end - shard["samples"]:end]) if full else None, metadata["resolution"], dimension)
+    return [ShardCheck(index.root / shard["name"], shard["bytes"], shard["sha256"],
+                       np.array(index.rows[end - shard["samples"]:end]) if full else None, metadata["resolution"],
+                       dimension)
             for shard, end in zip(metadata["shards"], ends, strict=True)]
 
 

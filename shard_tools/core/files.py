@@ -58,6 +58,15 @@ def read_bounded(path: str | Path, limit: int = METADATA_BYTES) -> bytes:
     return b"".join(parts)
 
 
+def sync(path: Path) -> None:
+    """Returns when what was written to a file, or the names in a folder, are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """A temporary name to write a file under; it is synced and renamed to ``path`` when that went well, else removed.
@@ -68,8 +77,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         yield temporary
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
+        sync(temporary)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -1,5 +1,4 @@
-"""Candidates for samples as lines of JSON, so that no process holds them all, and the check of one: metadata or drops out.
-"""
+"""Candidates for samples as lines of JSON, so that no process holds them all, and the check of one's files."""
 
 from __future__ import annotations
 
@@ -20,8 +19,8 @@ from shard_tools.dataset.source import Entry, read_entry
 from shard_tools.dataset.vectors import VECTOR_BYTES, is_finite, read_vector, vector_header, vector_start, write_vector
 
 
-class Sample(NamedTuple):
-    """A candidate that proved sound.
+class ProbedSample(NamedTuple):
+    """A candidate whose files are valid.
 
     Attributes:
         cover: bytes as found.
@@ -61,27 +60,27 @@ def _entry(parts: list) -> Entry:
     return Entry(path, size, stamp, tuple(member))
 
 
-def check_sample(source: Path, candidate: Candidate, max_pixels: int, drops: list[Drop]) -> Sample | None:
+def probe_sample(source: Path, candidate: Candidate, max_pixels: int, drops: list[Drop]) -> ProbedSample | None:
     """Reads the files of a candidate, each once, and checks them; None = one is bad, all that are go to the drops.
 
     Raises:
         SourceChangedError: a file is not of the size that it was listed with.
     """
     entry, audio_entry = candidate.cover, candidate.audio
-    metadata, cover, audio, vector = None, b"", b"", None
+    info, cover, audio, vector = None, b"", b"", None
     try:
         cover = _read(source, entry, COVER_BYTES)
-        metadata = probe_cover(cover, max_pixels)
+        info = probe_cover(cover, max_pixels)
     except BadFileError as error:
         drops.append(Drop(entry.path, "cover", error.reason, error.detail))
-    if audio_entry:  # looked at even when the cover is bad: every bad file is named in one run
+    if audio_entry:  # read even when the cover is bad: every bad file is named in one run
         try:
             audio, vector = canonical(_read(source, audio_entry, VECTOR_BYTES))
         except BadFileError as error:
             drops.append(Drop(audio_entry.path, "audio", error.reason, error.detail))
-    if metadata is None or (audio_entry and vector is None):
+    if info is None or (audio_entry and vector is None):
         return None
-    return Sample(cover, *metadata, audio, vector)
+    return ProbedSample(cover, *info, audio, vector)
 
 
 def canonical(data: bytes) -> tuple[bytes, np.ndarray]:

@@ -1,4 +1,4 @@
-"""One shard against its index: what the index says of it in; its problems, each naming the bad sample, out."""
+"""Checks one shard against its index."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from shard_tools.shards.tar import read_sample
 
 
 @dataclass(frozen=True)
-class Check:
-    """One shard to look at: what the index says of it, and with ``full`` the rows of its samples."""
+class ShardCheck:
+    """One shard to check: what the index says of it, and with ``full`` the rows of its samples."""
 
     path: Path
     bytes: int
@@ -28,7 +28,7 @@ class Check:
     dimension: int
 
 
-def check_shard(check: Check) -> list[str]:
+def check_shard(check: ShardCheck) -> list[str]:
     """The problems of one shard, each as a line that begins with its name."""
     name = check.path.name
     assert SHARD_NAME.fullmatch(name)
@@ -45,17 +45,17 @@ def check_shard(check: Check) -> list[str]:
     return problems
 
 
-def _sample_problems(check: Check) -> list[str]:
-    """Reads every sample in its place and decodes it; what lies between samples must be nothing."""
+def _sample_problems(check: ShardCheck) -> list[str]:
+    """Reads every sample at its offset and decodes it; what lies between samples must be nothing."""
     problems, at, keys = [], 0, set()
     with open(check.path, "rb") as file:
         for i, row in enumerate(check.rows):
             try:
                 key, cover, audio = read_sample(file, row)
-                places = [(int(row["cover_offset"]), len(cover))]
+                extents = [(int(row["cover_offset"]), len(cover))]
                 if audio:
-                    places.append((int(row["audio_offset"]), len(audio)))
-                for start, length in places:
+                    extents.append((int(row["audio_offset"]), len(audio)))
+                for start, length in extents:
                     if start != at + tarfile.BLOCKSIZE:
                         raise BadFileError("damaged sample", f"{key}: a gap or an overlap before it")
                     at = start + length + -length % tarfile.BLOCKSIZE
@@ -73,10 +73,10 @@ def _sample_problems(check: Check) -> list[str]:
     return problems
 
 
-def _decode(key: str, cover: bytes, audio: bytes, check: Check) -> None:
+def _decode(key: str, cover: bytes, audio: bytes, check: ShardCheck) -> None:
     try:
-        metadata = probe_cover(cover)
-        if not metadata.plain or (metadata.width, metadata.height) != (check.resolution, check.resolution):
+        info = probe_cover(cover)
+        if not info.plain or (info.width, info.height) != (check.resolution, check.resolution):
             raise BadFileError("wrong cover", f"not a baseline RGB JPEG of {check.resolution} x {check.resolution}")
         if audio and not np.isfinite(parse_vector(audio, check.dimension)).all():
             raise BadFileError("not finite", "the vector holds NaN or infinity")

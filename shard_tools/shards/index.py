@@ -1,6 +1,6 @@
 """The index beside a split's shards: ``<split>.index.json`` (metadata) and ``<split>.index.npy`` (one row a sample).
 
-Shards are plain WebDataset tars; the index adds what a tar can't tell without reading it: where every sample lies, its
+Shards are plain WebDataset tars; the index adds what only reading a tar would show: where every sample lies, its
 genre, album and cover hash, the statistics of the audio, and the hash of every file. It is written last, the JSON after
 everything else, so a folder that has ``<split>.index.json`` is complete.
 """
@@ -11,7 +11,6 @@ import hashlib
 import io
 import json
 import math
-import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from shard_tools.core.files import read_bounded, write_atomically
+from shard_tools.core.files import atomic_path, read_bounded, write_atomically
 from shard_tools.dataset.layout import SPLITS
 
 SCHEMA = 1
@@ -42,8 +41,9 @@ class Index:
     Attributes:
         root: folder of the shards.
         split: ``train``, ``val`` or ``test``.
-        metadata: the JSON: schema, options, samples, groups, genres, genre_counts, resolution, audio (None, or dimension,
-            blocks, presence rule, mean and std over train), shards (name, samples, bytes, sha256 each), drops.
+        metadata: the JSON: schema, options, samples, groups, genres, genre_counts, resolution, audio (None, or
+            dimension, blocks, presence_rule, mean and std over train), shards (name, samples, bytes, sha256 of each),
+            drops (counts by reason).
         rows: ``[N]`` of ``ROW``, memory-mapped read-only.
     """
 
@@ -62,28 +62,22 @@ def _digest(metadata: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
 
-def write_index(root: Path, split: str, metadata: dict[str, Any], count: int,
-                rows: Iterable[np.ndarray]) -> None:
+def write_index(root: Path, split: str, metadata: dict[str, Any], count: int, rows: Iterable[np.ndarray]) -> None:
     """Writes rows, then metadata (with the hash of the rows and their own), each atomically.
 
     Args: count: of the rows; rows: parts ``[n]`` of ``ROW``, of which one at a time is held.
     """
-    rows_path = root / f"{split}.index.npy"
-    temporary = root / f".{split}.index.npy.tmp"
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(header, {
         "descr": np.lib.format.dtype_to_descr(ROW), "fortran_order": False, "shape": (count,)})
     digest = hashlib.sha256(header.getvalue())
-    with open(temporary, "wb") as file:
+    with atomic_path(root / f"{split}.index.npy") as temporary, open(temporary, "wb") as file:
         file.write(header.getvalue())
         for part in rows:
             assert part.dtype == ROW
             data = part.tobytes()
             file.write(data)
             digest.update(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, rows_path)
     metadata = {"schema": SCHEMA, "split": split, **metadata, "rows_sha256": digest.hexdigest()}
     metadata["self_sha256"] = _digest(metadata)
     write_atomically(root / f"{split}.index.json", metadata_bytes(metadata))
@@ -174,7 +168,8 @@ def check_metadata(metadata: dict[str, Any], split: str) -> None:
         counts = metadata["audio"].get("block_counts")
         _require(isinstance(counts, list) and len(counts) == len(metadata["audio"]["blocks"])
                  and all(isinstance(count, int) for count in counts), "audio")
-    _require(all(isinstance(n, int) for n in [*metadata["genre_counts"].values(), *metadata["drops"].values()]), "drops")
+    counts = [*metadata["genre_counts"].values(), *metadata["drops"].values()]
+    _require(all(isinstance(count, int) for count in counts), "drops")
 
 
 def is_audio(audio: Any, known: bool = True) -> bool:
@@ -207,8 +202,9 @@ def row_problems(index: Index) -> list[str]:
     if not np.array_equal(rows["shard"], np.repeat(np.arange(len(counts)), counts)):
         return ["rows and shards do not belong together"]
     problems = []
-    labels = np.bincount(np.clip(rows["genre"], 0, len(metadata["genres"])), minlength=len(metadata["genres"]))
-    if (rows["genre"] < 0).any() or labels.tolist() != [metadata["genre_counts"].get(genre) for genre in metadata["genres"]]:
+    genres = metadata["genres"]
+    labels = np.bincount(np.clip(rows["genre"], 0, len(genres)), minlength=len(genres))
+    if (rows["genre"] < 0).any() or labels.tolist() != [metadata["genre_counts"].get(genre) for genre in genres]:
         problems.append("genres of the rows are not those that were counted")
     if len(np.unique(rows["group"])) != metadata["groups"]:
         problems.append("groups of the rows are not those that were counted")

@@ -1,10 +1,11 @@
-"""From candidates to shards: the work under way in; every shard in its place, whole and on the disk, out."""
+"""Makes shards of candidates, by tasks that run in many processes, and the metadata of their index."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -13,11 +14,13 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from shard_tools.core.errors import SourceChangedError
+from shard_tools.core.files import sync
 from shard_tools.core.parallel import Pool
 from shard_tools.core.quarantine import Drop
 from shard_tools.dataset.schema import Schema
 from shard_tools.shards import plan
-from shard_tools.shards.state import PackState, load, save
+from shard_tools.shards.state import PackState
 from shard_tools.shards.statistics import PRESENCE_RULE, Blocks, Moments
 from shard_tools.shards.tasks import (
     RepartitionTask,
@@ -28,7 +31,7 @@ from shard_tools.shards.tasks import (
     write_shard,
 )
 
-Gathered = dict[str, list[WriteTask]]
+Written = dict[str, list[WriteTask]]
 Tasks = dict[str, Sequence[WriteTask | RepartitionTask]]
 
 
@@ -48,83 +51,88 @@ class PackOptions:
 
 @dataclass(frozen=True)
 class Packed:
-    """The tasks whose shards lie in their place, by split; what the samples were brought to; the vectors' blocks."""
+    """The tasks whose shards lie in the out folder, by split; what the samples were brought to; the vectors' blocks."""
 
     tasks: Tasks
     expected: SampleFormat
     blocks: Blocks
 
 
-def make_shards(work: PackState, orders: PackOptions, drops: list[Drop]) -> Packed:
+def make_shards(state: PackState, options: PackOptions, drops: list[Drop]) -> Packed:
     """Reads, checks and packs all candidates, or what of it an earlier run left; the bad ones are added to ``drops``.
 
     Raises:
         ValueError: there is nothing to pack, or the vectors are not what is said of them.
         SourceChangedError: the source, or what was made before, is not what it was.
     """
-    drops += work.drops
-    if not sum(work.counts.values()):
+    drops += state.drops
+    if not sum(state.counts.values()):
         plan.decide_format(plan.Survey(), None, None)  # raises
-    gathered, expected, blocks = _gather(work, orders, drops)
-    if all(plan.all_taken(task) for task in _all(gathered)):
-        for task in _all(gathered):
+    written, found, expected, blocks = _write(state, options, drops)
+    if found.complete:
+        for task in _all(written):
             if task.shard_path.exists():
-                os.replace(task.shard_path, orders.root / task.name)
-        return Packed(gathered, expected, blocks)
-    drops += plan.misfits(_all(gathered), expected, orders.schema)
-    kept = {split: shards for split, shards in gathered.items() if any(map(plan.any_taken, shards))}
-    if not kept:
+                os.replace(task.shard_path, options.root / task.name)
+        return Packed(written, expected, blocks)
+    drops += plan.misfits(_all(written), expected, options.schema)
+    written = {split: shards for split, shards in written.items() if found.packed[split]}
+    if not written:
         raise ValueError("nothing to pack: no sample has both the commonest cover size and the commonest vector size")
-    known = load(work)
-    if "recut_blocks" not in known:  # else some of the gathered shards may be gone
-        vectors = plan.vectors_of_shards(next(iter(kept.values())), expected.dimension)
-        known["recut_blocks"] = plan.choose_blocks(vectors, expected.dimension, orders.audio_blocks)
-        save(work, known)
-    blocks = _blocks(known["recut_blocks"])
-    tasks = {split: plan.repartition_tasks(split, shards, orders.samples_per_shard, blocks)
-             for split, shards in kept.items()}
-    spent = {split: list(shards) for split, shards in kept.items()}
+    known = state.load()
+    if "repartition_blocks" not in known:  # else some of the shards that were written may be gone
+        vectors = plan.vectors_of_shards(next(iter(written.values())), expected.dimension)
+        known["repartition_blocks"] = plan.choose_blocks(vectors, expected.dimension, options.audio_blocks)
+        state.save(known)
+    blocks = _blocks(known["repartition_blocks"])
+    tasks = {split: plan.repartition_tasks(split, shards, options.samples_per_shard, blocks)
+             for split, shards in written.items()}
+    spent = {split: list(shards) for split, shards in written.items()}
 
-    def done(task: Any) -> list[Path]:  # what was gathered for it goes: the disk need not hold everything twice
-        shards, last = spent[task.name.partition("-")[0]], task.stretches[-1].shard_path
+    def done(task: RepartitionTask) -> list[Path]:  # what it was made of goes: the disk need not hold everything twice
+        shards, last = spent[task.name.partition("-")[0]], task.ranges[-1].shard_path
         while shards and shards[0].shard_path != last:
             shards.pop(0).shard_path.unlink(missing_ok=True)
-        return [orders.root / task.name]
+        return [task.shard_path]
 
-    _run(repartition_shard, list(_all(tasks)), orders, "cutting anew", done)
+    _run(repartition_shard, list(_all(tasks)), options, "repartitioning", done)
     return Packed(tasks, expected, blocks)
 
 
-def _gather(work: PackState, orders: PackOptions, drops: list[Drop]) -> tuple[Gathered, SampleFormat, Blocks]:
+def _write(state: PackState, options: PackOptions, drops: list[Drop],
+           ) -> tuple[Written, plan.Survey, SampleFormat, Blocks]:
     """All candidates in shards; again where most are not what the first of them let expect, which is rare."""
-    known = load(work)
+    known = state.load()
     expected = SampleFormat(**known["expected"]) if known else plan.guess_format(
-        work.folder, orders.source, orders.resolution, orders.schema, orders.max_pixels)
+        state.folder, options.source, options.resolution, options.schema, options.max_pixels)
     while True:
-        basis = next(split for split, count in work.counts.items() if count)  # train, where there is one
-        blocks = _blocks(known["blocks"]) if known.get("gathered") else plan.choose_blocks(
-            plan.vectors_of_source(work.folder, orders.source, work.counts[basis], expected.dimension),
-            expected.dimension, orders.audio_blocks)
-        gathered = plan.write_tasks(
-            work.counts, orders.samples_per_shard, work=work.folder, source=orders.source, out=orders.root,
-            genres=tuple(work.genres), max_pixels=orders.max_pixels, expected=expected, blocks=blocks)
-        if "recut_blocks" not in known or not plan.all_known(_all(gathered)):  # what is done already is only checked
-            _run(write_shard, list(_all(gathered)), orders, "packing",
+        basis = next(split for split, count in state.counts.items() if count)  # train, where there is one
+        blocks = _blocks(known["blocks"]) if known.get("written") else plan.choose_blocks(
+            plan.vectors_of_source(state.folder, options.source, state.counts[basis], expected.dimension),
+            expected.dimension, options.audio_blocks)
+        tasks = plan.write_tasks(
+            state.counts, options.samples_per_shard, work=state.folder, source=options.source, out=options.root,
+            genres=tuple(state.genres), max_pixels=options.max_pixels, expected=expected, blocks=blocks)
+        found = None
+        if "repartition_blocks" in known:  # their shards may be gone, and are not needed
+            with suppress(SourceChangedError):
+                found = plan.survey(tasks)
+        if found is None:
+            _run(write_shard, list(_all(tasks)), options, "packing",
                  lambda task: [task.result_path, task.shard_path if task.shard_path.exists()
                                else task.out / task.name])
-        found = plan.survey(_all(gathered))
+            found = plan.survey(tasks)
         try:
-            settled = plan.decide_format(found, orders.resolution, orders.schema)
+            decided = plan.decide_format(found, options.resolution, options.schema)
         except ValueError:
             drops += found.drops
             raise
-        if not known.get("gathered"):
-            known = {"expected": vars(settled), "gathered": settled == expected, "blocks": blocks}
-            save(work, known)
-        if settled == expected:
+        if not known.get("written"):
+            known = {"expected": vars(decided), "written": decided == expected, "blocks": blocks}
+            state.save(known)
+        if decided == expected:
             drops += found.drops
-            return gathered, expected, blocks
-        expected = settled
+            return tasks, found, expected, blocks
+        expected = decided
 
 
 def _blocks(bounds: list[list[int]] | Blocks) -> Blocks:
@@ -135,28 +143,18 @@ def _all(tasks: dict[str, Any]) -> Iterable[Any]:
     return chain.from_iterable(tasks.values())
 
 
-def _run(function: Any, tasks: list[Any], orders: PackOptions, label: str, files: Callable[[Any], list[Path]]) -> None:
+def _run(function: Any, tasks: list[Any], options: PackOptions, label: str, files: Callable[[Any], list[Path]]) -> None:
     """Runs tasks; when it ends, all files that they made are on the disk: a thread sees to that meanwhile."""
     with ThreadPoolExecutor(1) as thread, tqdm(desc=label, unit=" samples", smoothing=0.05) as bar:
-        results = orders.pool.run(function, tasks)
         waiting = []
-        for task, count in zip(tasks, results, strict=True):
+        for task, count in zip(tasks, options.pool.run(function, tasks), strict=True):
             bar.update(count)
-            waiting.append(thread.submit(_sync, files(task)))
+            waiting += [thread.submit(sync, path) for path in files(task)]
         for future in waiting:
             future.result()
 
 
-def _sync(paths: list[Path]) -> None:
-    for path in paths:
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-
-def settle_groups(tasks: Tasks) -> dict[str, np.ndarray]:
+def assign_groups(tasks: Tasks) -> dict[str, np.ndarray]:
     """The group of every sample ``[n]`` int64 of each split; one without album key gets that of the album that has its
     cover, if there is one."""
     parts: dict[str, list[np.ndarray]] = {"group": [], "cover_hash": [], "album": []}
@@ -169,11 +167,11 @@ def settle_groups(tasks: Tasks) -> dict[str, np.ndarray]:
             parts["album"].append(result.album)
         ends.append(sum(map(len, parts["album"])))
     group, cover_hash, album = (np.concatenate(parts.pop(name)) for name in ("group", "cover_hash", "album"))
-    _join(group, cover_hash, album)
+    _join_by_cover(group, cover_hash, album)
     return dict(zip(tasks, np.split(group, ends[:-1]), strict=True))
 
 
-def _join(group: np.ndarray, cover_hash: np.ndarray, album: np.ndarray) -> None:
+def _join_by_cover(group: np.ndarray, cover_hash: np.ndarray, album: np.ndarray) -> None:
     albums, others = np.flatnonzero(album), np.flatnonzero(~album)
     if not len(albums) or not len(others):
         return
@@ -184,7 +182,8 @@ def _join(group: np.ndarray, cover_hash: np.ndarray, album: np.ndarray) -> None:
     group[others[same]] = group[albums[at[same]]]
 
 
-def split_metadata(shards: Sequence[WriteTask | RepartitionTask], genres: list[str], groups: np.ndarray) -> dict[str, Any]:
+def split_metadata(shards: Sequence[WriteTask | RepartitionTask], genres: list[str], groups: np.ndarray,
+                   ) -> dict[str, Any]:
     """What an index says of one split."""
     counts, listed = np.zeros(len(genres), np.int64), []
     for task in shards:

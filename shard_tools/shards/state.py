@@ -1,8 +1,8 @@
-"""What makes packing safe to kill: the out folder in; a lock, what is finished in it, where unfinished work goes on.
+"""Makes packing safe to kill: what is finished in the out folder, and where unfinished work goes on.
 
-``OUT/.pack`` holds the candidates, gathered shards and what is known of them, and ``state.json``, which says what they
-were made of. Without ``state.json`` an index beside it is complete; with it, the work is under way, whatever else is
-there.
+``OUT/.pack`` holds the candidates, the shards that were written and what is known of them, and ``state.json``, which
+says what they were made of. Without ``state.json`` an index beside it is complete; with it, the work is under way,
+whatever else is there.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from shard_tools import __version__
-from shard_tools.core.files import read_bounded, write_atomically
+from shard_tools.core.files import read_bounded, sync, write_atomically
 from shard_tools.core.locks import OUTPUT_LOCK
 from shard_tools.core.quarantine import QUARANTINE, Drop
 from shard_tools.dataset.demo_truth import TRUTH
@@ -30,7 +30,7 @@ from shard_tools.dataset.layout import SPLITS, Candidate, Listing
 from shard_tools.shards.candidates import shuffle_key, to_line
 from shard_tools.shards.index import SHARD_NAME, read_metadata, splits_in
 
-FOLDER = ".pack"
+FOLDER, PROGRESS = ".pack", "progress.json"
 _WRITTEN = rf"{re.escape(QUARANTINE)}|{re.escape(TRUTH)}|[a-z]+\.index\.(?:json|npy)|{SHARD_NAME.pattern}"
 _OURS = re.compile(rf"\.pack|{_WRITTEN}")
 _OUR_TEMPORARY = re.compile(rf"\.(?:{_WRITTEN})\.(?:\d+\.)?tmp")
@@ -43,7 +43,7 @@ class PackState:
     Attributes:
         folder: ``OUT/.pack``.
         counts: of the candidates of every split.
-        drops: files that found no place in a candidate.
+        drops: files that are part of no candidate.
         source_sha256: of the paths (below the layout's top) and sizes of all files and of groups.csv, alike for a
             folder and its zip.
         version: the same with the times or checksums of the files, to tell whether the source changed.
@@ -56,6 +56,29 @@ class PackState:
     drops: list[Drop] = field(default_factory=list)
     source_sha256: str = ""
     version: str = ""
+
+    def load(self) -> dict[str, Any]:
+        """What ``save`` last wrote: of samples what is ``expected``, whether all are ``written`` so, and the vectors'
+        ``blocks``; empty at the beginning, or when it is damaged: then all is checked again."""
+        with contextlib.suppress(OSError, ValueError):
+            digest, _, progress = read_bounded(self.folder / PROGRESS).partition(b"\n")
+            if digest == hashlib.sha256(progress).hexdigest().encode():
+                return json.loads(progress)
+        return {}
+
+    def save(self, progress: dict[str, Any]) -> None:
+        data = json.dumps(progress).encode()
+        write_atomically(self.folder / PROGRESS, hashlib.sha256(data).hexdigest().encode() + b"\n" + data)
+
+    def forget(self) -> None:
+        """Makes the next run begin again."""
+        (self.folder / "state.json").unlink()
+
+    def commit(self) -> None:
+        """Removes the traces of the work; from its first step on the folder is finished."""
+        sync(self.folder.parent)  # the names of the files, before the note that they are not yet all there goes
+        self.forget()
+        _sweep(self.folder.parent)
 
 
 def finished(root: Path) -> list[dict[str, Any]]:
@@ -92,8 +115,8 @@ def check_same(out: Path | str, sizes: dict[str, int], metadata: list[dict[str, 
                              "choose another --out, or give --overwrite")
     for shard in (shard for split in metadata for shard in split["shards"]):
         if sizes.get(shard["name"]) != shard["bytes"]:
-            raise ValueError(f"{out}/{shard['name']} is missing or damaged (see shard_tools.verify); give --overwrite to "
-                             "pack again")
+            raise ValueError(f"{out}/{shard['name']} is missing or damaged (see shard_tools.verify); give --overwrite "
+                             "to pack again")
     with open(os.devnull, "wb") as nowhere:
         if _spool(PackState(Path()), listing, nowhere).source_sha256 != metadata[0]["source_sha256"]:
             raise ValueError(f"--source is not what {out} was packed from (other names or sizes of files); "
@@ -125,73 +148,44 @@ def open_state(root: Path, listing: Listing, options: dict[str, Any], overwrite:
     _sweep(root, keep_work=True)
     keys = array("Q")
     with open(folder / "candidates.tmp", "wb") as file:
-        work = _spool(PackState(folder), listing, file, keys, options["seed"])
-    if len(work.genres) > 32_767:
-        raise ValueError(f"{len(work.genres):,} genre folders; at most 32,767 can be told apart")
-    state = json.dumps({"options": options, "version": __version__, "source": work.version}).encode()
-    state_path = folder / "state.json"
-    known = state_path.is_file() and state_path.stat().st_size == len(state) and state_path.read_bytes() == state
-    if state_path.exists() and not known:
+        state = _spool(PackState(folder), listing, file, keys, options["seed"])
+    if len(state.genres) > 32_767:
+        raise ValueError(f"{len(state.genres):,} genre folders; at most 32,767 can be told apart")
+    identity = json.dumps({"options": options, "version": __version__, "source": state.version}).encode()
+    path, known = folder / "state.json", False
+    with contextlib.suppress(OSError, ValueError):
+        known = read_bounded(path, len(identity)) == identity
+    if path.exists() and not known:
         print("unfinished work was for other options or another source: beginning again")
     if not known:
         _clear(root, but=folder / "candidates.tmp")
     os.replace(folder / "candidates.tmp", folder / "candidates.jsonl")
-    _write_order(folder, np.frombuffer(keys, "<u8").reshape(-1, 2), work.counts)
-    write_atomically(state_path, state)
-    return work
+    _write_order(folder, np.frombuffer(keys, "<u8").reshape(-1, 2), state.counts)
+    write_atomically(path, identity)
+    return state
 
 
 def _write_order(folder: Path, keys: np.ndarray, counts: dict[str, int]) -> None:
     """Writes where the candidates' lines begin, in the order of the samples; ``keys`` [N, 2] in that of the lines."""
-    temporary, start = folder / "order.tmp", 0
-    with open(temporary, "wb") as file:
-        np.lib.format.write_array_header_1_0(
-            file, {"descr": "<u8", "fortran_order": False, "shape": (len(keys),)})
+    start = 0
+    with open(folder / "order.tmp", "wb") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "<u8", "fortran_order": False, "shape": (len(keys),)})
         for count in counts.values():
             part = keys[start:start + count]
             part[np.argsort(part[:, 0], kind="stable"), 1].tofile(file)
             start += count
-    os.replace(temporary, folder / "order.npy")
+    os.replace(folder / "order.tmp", folder / "order.npy")
 
 
-def commit(root: Path) -> None:
-    """Removes the traces of the work; from its first step on the folder is finished."""
-    handle = os.open(root, os.O_RDONLY)
-    os.fsync(handle)  # the names of the files, before the note that they are not yet all there goes
-    os.close(handle)
-    (root / FOLDER / "state.json").unlink()
-    _sweep(root)
-
-
-def forget(root: Path) -> None:
-    """Makes the next run begin again."""
-    (root / FOLDER / "state.json").unlink()
-
-
-def load(work: PackState) -> dict[str, Any]:
-    """What ``save`` last wrote: of samples what is ``expected``, whether all are ``gathered``, and the vectors'
-    ``blocks``; empty at the beginning, or when it is damaged: then all is looked at again."""
-    with contextlib.suppress(OSError, ValueError):
-        digest, _, metadata = read_bounded(work.folder / "gathered.json").partition(b"\n")
-        if digest == hashlib.sha256(metadata).hexdigest().encode():
-            return json.loads(metadata)
-    return {}
-
-
-def save(work: PackState, metadata: dict[str, Any]) -> None:
-    data = json.dumps(metadata).encode()
-    write_atomically(work.folder / "gathered.json", hashlib.sha256(data).hexdigest().encode() + b"\n" + data)
-
-
-def _spool(work: PackState, listing: Listing, file: BinaryIO, keys: array | None = None, seed: int = 0) -> PackState:
-    """Writes all candidates as lines, and fills in what is known of them; (shuffle key, place of its line) of each are
+def _spool(state: PackState, listing: Listing, file: BinaryIO, keys: array | None = None, seed: int = 0) -> PackState:
+    """Writes all candidates as lines, and fills in what is known of them; (shuffle key, offset of its line) of each are
     added to ``keys``, split by split."""
     names, versions = hashlib.sha256(), hashlib.sha256()
     at, cut = 0, len(listing.top)
     for item in listing:
         if isinstance(item, Candidate):
             line = to_line(item)
-            work.counts[item.split] += 1
+            state.counts[item.split] += 1
             if keys is not None:
                 keys.append(shuffle_key(seed, item.split, item.key))
                 keys.append(at)
@@ -202,14 +196,14 @@ def _spool(work: PackState, listing: Listing, file: BinaryIO, keys: array | None
                     names.update(f"[{quoted(entry.path[cut:].lstrip('/'))}, {entry.size}]".encode("ascii"))
             versions.update(line)
         else:
-            work.drops.append(item)
+            state.drops.append(item)
             names.update(json.dumps([item.path[cut:].lstrip("/"), item.reason]).encode())
             versions.update(json.dumps(item).encode())
     if listing.groups:
         names.update(json.dumps(sorted(listing.groups.items())).encode())
-    work.genres, work.ignored = listing.genres, listing.ignored
-    work.source_sha256, work.version = names.hexdigest(), versions.hexdigest()
-    return work
+    state.genres, state.ignored = listing.genres, listing.ignored
+    state.source_sha256, state.version = names.hexdigest(), versions.hexdigest()
+    return state
 
 
 def _sweep(root: Path, keep_work: bool = False) -> None:

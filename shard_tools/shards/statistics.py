@@ -1,4 +1,4 @@
-"""The blocks of audio vectors: vectors in; where one source of features ends and the next begins, and mean and std out.
+"""Finds the blocks of audio vectors, and adds up mean and standard deviation.
 
 A vector joins the features of several sources; what a source does not know is filled with zeros. Where the joins lie is
 seen in the data: in long runs of exact zeros that begin or end at the same column in many vectors.
@@ -55,11 +55,11 @@ def detect_blocks(vectors: np.ndarray) -> Blocks:
     for i, cluster in enumerate(clusters, 1):
         low, high = bounds[i - 1], bounds[i + 1]
         bounds[i] = max(cluster, key=lambda c: (absences(low, c) + absences(c, high), support[c]))
-    kept = [0]
+    chosen = [0]
     for cut, high in itertools.pairwise(bounds[1:]):
-        if is_missing(kept[-1], cut) or is_missing(cut, high):
-            kept.append(cut)
-    starts_at = [0, *(int(alive[cut]) for cut in kept[1:]), dimension]
+        if is_missing(chosen[-1], cut) or is_missing(cut, high):
+            chosen.append(cut)
+    starts_at = [0, *(int(alive[cut]) for cut in chosen[1:]), dimension]
     return tuple(itertools.pairwise(starts_at))
 
 
@@ -68,8 +68,8 @@ def _runs(zero: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     width = zero.shape[1] + 1
     padded = np.zeros(len(zero) * width + 1, bool)  # a False between the rows ends their runs
     padded[1:].reshape(len(zero), width)[:, :-1] = zero
-    turns = np.flatnonzero(padded[1:] != padded[:-1])
-    return turns[::2] % width, turns[1::2] % width
+    edges = np.flatnonzero(padded[1:] != padded[:-1])
+    return edges[::2] % width, edges[1::2] % width
 
 
 def blocks_of_sizes(sizes: Sequence[int], dimension: int) -> Blocks:
@@ -131,20 +131,20 @@ class Moments:
         return np.where(constant, self.low, self.mean), np.where(constant, 0.0, std)
 
 
-_STATISTICS_BYTES = 2**21  # vectors are added to the statistics in lots of this many bytes of float64
+_STATISTICS_BYTES = 2**21  # vectors are added to the statistics in chunks of this many bytes of float64
 
 
 class Statistics:
-    """Moments of vectors that come one by one, added up in lots: the same lots give the same last bits."""
+    """Moments of vectors that come one by one, added up in chunks: the same chunks give the same last bits."""
 
     def __init__(self, dimension: int, blocks: Blocks):
         self.moments, self.blocks, self.filled = Moments.empty(dimension), blocks, 0
-        self.lot = np.empty((max(1, -(-_STATISTICS_BYTES // (8 * dimension))) if dimension else 0, dimension), "<f4")
+        self.buffer = np.empty((max(1, -(-_STATISTICS_BYTES // (8 * dimension))) if dimension else 0, dimension), "<f4")
 
     def add(self, vector: np.ndarray) -> None:
-        self.lot[self.filled] = vector
+        self.buffer[self.filled] = vector
         self.filled += 1
-        if self.filled == len(self.lot):
+        if self.filled == len(self.buffer):
             self._merge()
 
     def finish(self) -> Moments:
@@ -153,5 +153,5 @@ class Statistics:
         return self.moments
 
     def _merge(self) -> None:
-        self.moments = self.moments.merge(Moments.of(self.lot[:self.filled], self.blocks))
+        self.moments = self.moments.merge(Moments.of(self.buffer[:self.filled], self.blocks))
         self.filled = 0

@@ -1,4 +1,4 @@
-"""Shards as bytes: samples in; a WebDataset tar with its hash, and the index rows that find them again, out."""
+"""Writes samples into WebDataset tar shards, and reads single ones again."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from shard_tools.dataset.vectors import VECTOR_BYTES
 
 KEY = re.compile(r"[A-Za-z0-9_%~-]{1,96}", re.ASCII)
 _PIECE = 2**20  # bytes that are written and hashed at once
-_PATIENCE = 0.0002  # seconds that a thread waits for Python's lock before it asks: writing needs it shortly, and often
+_SWITCH_INTERVAL = 0.0002  # seconds a thread waits for Python's lock before it asks: writing needs it shortly, often
 
 
 def shard_name(split: str, number: int, total: int) -> str:
@@ -99,7 +99,7 @@ def header_key(header: bytes, at: int, size: int, kind: str) -> str:
 class TarWriter:
     """Writes samples as members whose headers hold nothing but name and size, and hashes what it writes.
 
-    A second thread writes and hashes: neither needs Python's lock.
+    A second thread writes and hashes, which needs no Python lock, until ``finish`` or the end of its ``with``.
 
     Attributes:
         offset: bytes written or in hand.
@@ -113,10 +113,10 @@ class TarWriter:
         self._samples: list[tuple[bytes, bytes, bytes]] = []
         self._begun, self._error = 0, None
         self._pieces: queue.SimpleQueue[tuple[bytes, list] | None] = queue.SimpleQueue()
-        self._room = threading.Semaphore(4)
-        self._patience = sys.getswitchinterval()
-        sys.setswitchinterval(_PATIENCE)
-        self._thread = threading.Thread(target=self._work, daemon=True)
+        self._free_pieces = threading.Semaphore(4)
+        self._switch_interval = sys.getswitchinterval()
+        sys.setswitchinterval(_SWITCH_INTERVAL)
+        self._thread = threading.Thread(target=self._write_pieces, daemon=True)
         self._thread.start()
 
     def add(self, key: str, cover: bytes, audio: bytes, found: bytes) -> tuple[int, int]:
@@ -139,32 +139,35 @@ class TarWriter:
         self.offset += len(data)
         self._hand_over(_PIECE)
 
-    def finish(self) -> str:
-        """Ends the archive; returns its SHA-256 when all is written."""
+    def finish(self) -> None:
+        """Ends the archive; returns when all is written."""
         self.add_bytes(bytes(2 * tarfile.BLOCKSIZE))
         self._hand_over(1)
-        self.close()
+        self.__exit__()
         if self._error:
             raise self._error
-        return self.hash.hexdigest()
 
-    def close(self) -> None:
-        self._pieces.put(None)
-        self._thread.join()
-        sys.setswitchinterval(self._patience)
+    def __enter__(self) -> TarWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._thread.is_alive():
+            self._pieces.put(None)
+            self._thread.join()
+            sys.setswitchinterval(self._switch_interval)
 
     def _hand_over(self, least: int) -> None:
         if self.offset - self._begun < least:
             return
         if self._error:
             raise self._error
-        self._room.acquire()
+        self._free_pieces.acquire()
         self._pieces.put((b"".join(self._parts), self._samples))
         self._parts, self._samples, self._begun = [], [], self.offset
 
-    def _work(self) -> None:
-        while (work := self._pieces.get()) is not None:
-            piece, samples = work
+    def _write_pieces(self) -> None:
+        while (item := self._pieces.get()) is not None:
+            piece, samples = item
             try:
                 if self._error is None:
                     self.file.write(piece)
@@ -173,7 +176,7 @@ class TarWriter:
                                    for found, cover, audio in samples]
             except OSError as error:  # a full disk: raised where the samples come from
                 self._error = error
-            self._room.release()
+            self._free_pieces.release()
 
 
 _PADDING = tuple(map(bytes, range(tarfile.BLOCKSIZE)))

@@ -1,8 +1,8 @@
-"""The one pass over the source: candidates of a shard in; the shard, as if all were sound, and what they are, out.
+"""The tasks of packing, a shard each: writing it from the source in one pass, or from shards that were written before.
 
 The order of samples hangs on their keys alone, so shards can be laid out before any file is read. If every candidate
-proves sound, they are the shards; if not, ``repartition_shard`` makes the right ones of them, without another look at the
-source.
+proves valid, they are the shards; if not, ``repartition_shard`` makes the right ones of them, without reading the
+source again.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import io
 import mmap
 import os
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,11 +24,14 @@ from shard_tools.core.files import file_sha256, hash64, read_bounded
 from shard_tools.core.quarantine import Drop, drop_lines
 from shard_tools.dataset.images import fit_cover
 from shard_tools.dataset.vectors import parse_vector
-from shard_tools.shards.candidates import Sample, check_sample, from_line
+from shard_tools.shards.candidates import ProbedSample, from_line, probe_sample
 from shard_tools.shards.index import ROW
 from shard_tools.shards.statistics import Blocks, Moments, Statistics
 from shard_tools.shards.tar import TarWriter
 
+# Of a candidate: state (one of the three below), size of its cover, dimension of its vector (0 = none).
+CHECKED = np.dtype([("state", "u1"), ("width", "<u4"), ("height", "<u4"), ("dimension", "<u4")])
+BAD, MISFIT, PACKED = range(3)  # MISFIT: valid, but not of the expected format, and so not in the shard
 _RESULT_BYTES = 2**29  # of a shard of a million samples, all of them dropped with a reason
 
 
@@ -39,8 +44,7 @@ class ShardResult:
         album: ``[n]`` bool, whether a row's group is of an album key; else it is of the cover's hash.
         bytes, sha256: of the tar.
         moments: statistics of the audio, empty ones where there is none.
-        checked: ``[m]`` of ``CHECKED`` (above), of every candidate of the shard; none of a shard that was
-            made of other shards.
+        checked: ``[m]`` of ``CHECKED``, of every candidate of the shard; none of a shard that was made of others.
         drops: bad files, JSON lines.
     """
 
@@ -86,19 +90,14 @@ def _digest(path: Path, data: bytes) -> bytes:
     return hashlib.sha256(path.name.encode() + data).digest()
 
 
-def is_done(result_path: Path, *places: Path) -> bool:
-    """Whether an earlier run left a result, and in one of these places the shard that it speaks of."""
+def is_done(result_path: Path, *paths: Path) -> bool:
+    """Whether an earlier run left a result, and at one of these paths the shard that it speaks of."""
     try:
         result = read_result(result_path)
     except SourceChangedError:  # none yet, or half of one, of a machine that crashed
         return False
     return any(path.is_file() and path.stat().st_size == result.bytes and file_sha256(path) == result.sha256
-               for path in places)
-
-
-# Of a candidate: state (one of the three below), size of its cover, dimension of its vector (0 = none).
-CHECKED = np.dtype([("state", "u1"), ("width", "<u4"), ("height", "<u4"), ("dimension", "<u4")])
-BAD, OTHER, TAKEN = range(3)  # OTHER: sound, but of another size than was expected, and so not in the shard
+               for path in paths)
 
 
 @dataclass(frozen=True)
@@ -136,7 +135,7 @@ class WriteTask:
 
     @property
     def result_path(self) -> Path:
-        return self.work / f"gathered-{self.name}-{self.expected.resolution}-{self.expected.dimension}.npz"
+        return self.work / f"written-{self.name}-{self.expected.resolution}-{self.expected.dimension}.npz"
 
 
 def write_shard(task: WriteTask) -> int:
@@ -151,45 +150,46 @@ def write_shard(task: WriteTask) -> int:
     statistics = Statistics(expected.dimension, task.blocks)
     rows, albums, drops = [], [], []
     checked = np.zeros(task.stop - task.start, CHECKED)
-    temporary = task.work / temporary_name(task.name)
-    with open(temporary, "wb", buffering=0) as file:
-        tar = TarWriter(file)
-        try:
-            for i, candidate in enumerate(map(from_line, read_lines(task.work, task.start, task.stop))):
-                sample = check_sample(task.source, candidate, task.max_pixels, drops)
-                if sample is None:
-                    continue
-                dimension = 0 if sample.vector is None else len(sample.vector)
-                try:
-                    cover = _take(expected, sample, dimension, task.max_pixels)
-                except BadFileError as error:  # markers that were right, of a picture that is not
-                    drops.append(Drop(candidate.cover.path, "cover", error.reason, error.detail))
-                    continue
-                checked[i] = (OTHER if cover is None else TAKEN, sample.width, sample.height, dimension)
-                if cover is None:
-                    continue
-                if dimension:
-                    statistics.add(sample.vector)
-                cover_at, audio_at = tar.add(candidate.key, cover, sample.audio, sample.cover)
-                group = hash64(candidate.album.encode()) >> 1 if candidate.album else 0
-                albums.append(bool(candidate.album))
-                rows.append((task.number, cover_at, len(cover), audio_at, len(sample.audio), genres[candidate.genre],
-                             group, 0, 0))
-            sha256 = tar.finish()
-        except BaseException:
-            tar.close()
-            raise
-    os.replace(temporary, task.shard_path)
+    with _new_shard(task.shard_path) as tar:
+        for i, candidate in enumerate(map(from_line, read_lines(task.work, task.start, task.stop))):
+            sample = probe_sample(task.source, candidate, task.max_pixels, drops)
+            if sample is None:
+                continue
+            dimension = 0 if sample.vector is None else len(sample.vector)
+            try:
+                cover = _packed_cover(expected, sample, dimension, task.max_pixels)
+            except BadFileError as error:  # markers that were right, of a picture that is not
+                drops.append(Drop(candidate.cover.path, "cover", error.reason, error.detail))
+                continue
+            checked[i] = (MISFIT if cover is None else PACKED, sample.width, sample.height, dimension)
+            if cover is None:
+                continue
+            if dimension:
+                statistics.add(sample.vector)
+            cover_at, audio_at = tar.add(candidate.key, cover, sample.audio, sample.cover)
+            group = hash64(candidate.album.encode()) >> 1 if candidate.album else 0
+            albums.append(bool(candidate.album))
+            rows.append((task.number, cover_at, len(cover), audio_at, len(sample.audio), genres[candidate.genre],
+                         group, 0, 0))
     rows, albums, metadata = np.array(rows, ROW), np.array(albums, bool), np.array(tar.metadata, "<u8").reshape(-1, 2)
     rows["cover_hash"], rows["crc"] = metadata.T
     rows["group"] = np.where(albums, rows["group"], (rows["cover_hash"] >> np.uint64(1)).astype(np.int64))
-    write_result(task.result_path, ShardResult(
-        rows, albums, tar.offset, sha256, statistics.finish(), checked,
-        drop_lines(drops)))
+    write_result(task.result_path, ShardResult(rows, albums, tar.offset, tar.hash.hexdigest(), statistics.finish(),
+                                               checked, drop_lines(drops)))
     return task.stop - task.start
 
 
-def _take(expected: SampleFormat, sample: Sample, dimension: int, max_pixels: int) -> bytes | None:
+@contextmanager
+def _new_shard(path: Path) -> Iterator[TarWriter]:
+    """Writes a shard under a temporary name, and finishes and renames it when that went well."""
+    temporary = path.with_name(temporary_name(path.name))
+    with open(temporary, "wb", buffering=0) as file, TarWriter(file) as tar:
+        yield tar
+        tar.finish()
+    os.replace(temporary, path)
+
+
+def _packed_cover(expected: SampleFormat, sample: ProbedSample, dimension: int, max_pixels: int) -> bytes | None:
     """The cover as it is to be packed; None = the sample is not what is expected."""
     fits = sample.width == sample.height == expected.resolution
     if dimension != expected.dimension or not (fits or expected.resize):
@@ -199,28 +199,14 @@ def _take(expected: SampleFormat, sample: Sample, dimension: int, max_pixels: in
 
 def read_lines(work: Path, start: int, stop: int) -> list[bytes]:
     """The lines of candidates ``start`` to ``stop`` in the order of the samples."""
-    places = np.load(work / "order.npy", mmap_mode="r", allow_pickle=False)[start:stop].tolist()
+    offsets = np.load(work / "order.npy", mmap_mode="r", allow_pickle=False)[start:stop].tolist()
     with open(work / "candidates.jsonl", "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as lines:
-        return [lines[at:lines.find(b"\n", at)] for at in places]
-
-
-def wrong_size(task: WriteTask, at: int, width: int, height: int, resolution: int) -> Drop:
-    """The drop of candidate ``at`` of a task, a cover of another size than most."""
-    path = from_line(*read_lines(task.work, task.start + at, task.start + at + 1)).cover.path
-    return Drop(path, "cover", "wrong cover size",
-                f"{width} x {height}; most square covers are {resolution} x {resolution}; "
-                f"--resolution {resolution} would crop and resize it")
-
-
-def wrong_dimension(task: WriteTask, at: int, found: int, expected: str) -> Drop:
-    """The drop of candidate ``at`` of a task, a vector of another dimension than ``expected`` says."""
-    path = from_line(*read_lines(task.work, task.start + at, task.start + at + 1)).audio.path
-    return Drop(path, "audio", "wrong vector size", f"{found} numbers, {expected}")
+        return [lines[at:lines.find(b"\n", at)] for at in offsets]
 
 
 @dataclass(frozen=True)
 class SampleRange:
-    """Samples ``start`` to ``stop`` of a gathered shard."""
+    """Samples ``start`` to ``stop`` of a shard that was written."""
 
     shard_path: Path
     result_path: Path
@@ -236,46 +222,42 @@ class RepartitionTask:
     out: Path
     name: str
     number: int
-    stretches: tuple[SampleRange, ...]
+    ranges: tuple[SampleRange, ...]
     dimension: int
     blocks: Blocks
 
     @property
+    def shard_path(self) -> Path:
+        return self.out / self.name
+
+    @property
     def result_path(self) -> Path:
-        return self.work / f"recut-{self.name}.npz"
+        return self.work / f"repartitioned-{self.name}.npz"
 
 
 def repartition_shard(task: RepartitionTask) -> int:
     """Writes one shard and, after it, its result, unless that was done before; returns the number of its samples.
 
     Raises:
-        SourceChangedError: what was gathered is not there any more.
+        SourceChangedError: what was written before is not there any more.
     """
-    count = sum(stretch.stop - stretch.start for stretch in task.stretches)
-    if is_done(task.result_path, task.out / task.name):
+    count = sum(part.stop - part.start for part in task.ranges)
+    if is_done(task.result_path, task.shard_path):
         return count
     statistics, rows, albums = Statistics(task.dimension, task.blocks), [], []
-    temporary = task.out / temporary_name(task.name)
-    with open(temporary, "wb", buffering=0) as file:
-        tar = TarWriter(file)
-        try:
-            for stretch in task.stretches:
-                part = read_result(stretch.result_path)
-                rows.append(part.rows[stretch.start:stretch.stop])
-                albums.append(part.album[stretch.start:stretch.stop])
-                _copy(stretch.shard_path, rows[-1], tar, statistics)
-            sha256 = tar.finish()
-        except FileNotFoundError as error:
-            tar.close()
-            raise SourceChangedError(f"{error.filename}, made before, is gone; run the command again") from None
-        except BaseException:
-            tar.close()
-            raise
-    os.replace(temporary, task.out / task.name)
+    try:
+        with _new_shard(task.shard_path) as tar:
+            for part in task.ranges:
+                result = read_result(part.result_path)
+                rows.append(result.rows[part.start:part.stop])
+                albums.append(result.album[part.start:part.stop])
+                _copy(part.shard_path, rows[-1], tar, statistics)
+    except FileNotFoundError as error:
+        raise SourceChangedError(f"{error.filename}, made before, is gone; run the command again") from None
     rows = np.concatenate(rows)
     rows["shard"] = task.number
-    write_result(task.result_path, ShardResult(rows, np.concatenate(albums), tar.offset, sha256, statistics.finish(),
-                                               np.empty(0, CHECKED)))
+    write_result(task.result_path, ShardResult(rows, np.concatenate(albums), tar.offset, tar.hash.hexdigest(),
+                                               statistics.finish(), np.empty(0, CHECKED)))
     return count
 
 
@@ -286,9 +268,9 @@ def _copy(shard: Path, rows: np.ndarray, tar: TarWriter, statistics: Statistics)
     lengths = np.where(vectors_at > 0, vectors_at + rows["audio_bytes"], begins + 512 + rows["cover_bytes"])
     lengths = (lengths + 511) // 512 * 512 - begins
     with open(shard, "rb", buffering=0) as file:
-        places = (begins, lengths, rows["cover_bytes"], vectors_at, rows["audio_bytes"], rows["crc"])
+        columns = (begins, lengths, rows["cover_bytes"], vectors_at, rows["audio_bytes"], rows["crc"])
         for i, (begin, length, cover_bytes, audio_at, audio_bytes, crc) in enumerate(
-                zip(*(part.tolist() for part in places), strict=True)):
+                zip(*(part.tolist() for part in columns), strict=True)):
             data = os.pread(file.fileno(), length, begin)
             cover, audio = data[512:512 + cover_bytes], data[audio_at - begin:][:audio_bytes] if audio_at else b""
             if len(data) != length or zlib.crc32(audio, zlib.crc32(cover)) != crc:
@@ -296,5 +278,5 @@ def _copy(shard: Path, rows: np.ndarray, tar: TarWriter, statistics: Statistics)
             rows["cover_offset"][i] = tar.offset + 512
             if audio_at:
                 rows["audio_offset"][i] = tar.offset + audio_at - begin
-                statistics.add(parse_vector(audio, statistics.lot.shape[1]))
+                statistics.add(parse_vector(audio, statistics.buffer.shape[1]))
             tar.add_bytes(data)

@@ -212,7 +212,8 @@ def test_the_command_reports_what_it_made_and_comes_next(tmp_path):
 
 @pytest.mark.parametrize(("words", "message"), [
     (["--tear", "toy"], "did you mean 'tier'"), (["--tier", "tyo"], "did you mean 'toy'"),
-    (["--resolution", "8"], "--resolution 8: expected 16 to 256"), (["--albums", "0"], "--albums"), (["--seed", "-1"], "--seed"),
+    (["--resolution", "8"], "--resolution 8: expected 16 to 256"), (["--albums", "0"], "--albums"),
+    (["--seed", "-1"], "--seed"),
 ])
 def test_wrong_options_are_one_line_that_says_what_to_do(words, message, tmp_path):
     done = command("--out", str(tmp_path / "world"), *words)

@@ -148,7 +148,7 @@ def test_shards_that_a_crash_of_the_machine_emptied_are_made_again(tmp_path, mon
     options = {"samples_per_shard": 3, "workers": 1}
     pack(str(source), str(tmp_path / "whole"), **options)
     with monkeypatch.context() as patch:
-        patch.setattr("shard_tools.shards.packing.save", lambda *args: (_ for _ in ()).throw(raw_data.Killed))
+        patch.setattr("shard_tools.shards.state.PackState.save", lambda *args: (_ for _ in ()).throw(raw_data.Killed))
         with pytest.raises(raw_data.Killed):
             pack(str(source), str(tmp_path / "out"), **options)
     shards, results = (sorted((tmp_path / "out/.pack").glob(kind)) for kind in ("*.tar", "*.npz"))
@@ -167,7 +167,7 @@ def test_covers_unlike_the_first_are_packed_after_all_where_most_are_so(tmp_path
     assert raw_data.hashes(tmp_path / "out") == raw_data.hashes(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("messy", [False, True], ids=["gathered", "cut anew"])
+@pytest.mark.parametrize("messy", [False, True], ids=["written", "repartitioned"])
 @pytest.mark.parametrize("harm", ["flipped", "emptied", "swapped", "endless"])
 def test_whatever_of_unfinished_work_is_damaged_is_made_again(tmp_path, monkeypatch, messy, harm):
     source = raw_data.sound_pairs(tmp_path / "source", 24)

@@ -77,7 +77,7 @@ def test_two_machines_pack_the_same_bytes_and_finish_though_one_dies_and_the_dri
 
 
 def results(out: Path, count: int) -> bool:
-    return len(list(out.glob(".pack/gathered-*"))) >= count or bool(list(out.glob("*.index.json")))
+    return len(list(out.glob(".pack/written-*"))) >= count or bool(list(out.glob("*.index.json")))
 
 
 @pytest.mark.slow
