@@ -1,4 +1,4 @@
-"""The front door of every command: flags as words in, a checked call of the command's function out.
+"""Reads the command line of every command, checks it, and calls the command's function.
 
 Fire reads the command line; what it read is checked against the function's signature before anything runs, because Fire
 itself would call the function first and complain about a misspelt flag afterwards.
@@ -63,15 +63,15 @@ def read_words(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     """Splits a command line into positional words and flags, every value as the text that was typed."""
     import fire  # here: commands are imported as functions, too
     from fire import decorators
-    seen: dict[str, Any] = {}
+    typed: dict[str, Any] = {}
 
     @decorators.SetParseFn(str)
     def collect(*words: str, **flags: str) -> None:
-        seen.update(words=list(words), flags=flags)
+        typed.update(words=list(words), flags=flags)
 
     # torchrun needs a "--" before flags that are beginnings of its own, such as --run, and passes it on.
     fire.Fire(collect, command=list(argv)[argv[:1] == ["--"]:], name="command")
-    return seen["words"], seen["flags"]
+    return typed["words"], typed["flags"]
 
 
 def nearest(name: str, allowed: Iterable[str]) -> str:
@@ -82,7 +82,7 @@ def nearest(name: str, allowed: Iterable[str]) -> str:
 
 
 def coerce(name: str, value: Any, annotation: Any) -> Any:
-    """Turns a typed word or a YAML value into the annotated type.
+    """Converts a typed word or a YAML value into the annotated type.
 
     Raises:
         ValueError: naming the option, what was found and what was expected.

@@ -1,4 +1,4 @@
-"""The demo data: a tier and a seed come in, a folder in the thesis's layout with known audio -> cover truth goes out.
+"""Makes demo data in the thesis's layout, with a known audio -> cover truth.
 
     OUT/audio-cover_dataset/{cover,audio}/{train,val,test}/<genre>/<stem>.{jpg,npy}   one pair a track
     OUT/cover_dataset/{train,val,test}/<genre>/<stem>.jpg                             one cover an album
@@ -56,7 +56,7 @@ np.lib.format.write_array_header_1_0(NPY_HEAD, {"descr": "<f4", "fortran_order":
 
 @cli.checked
 def options_of(tier: Tier = "toy", resolution: Resolution = None, albums: Albums = None, seed: Seed = 0) -> dict:
-    """What decides the bytes of a demo: the tier's options with the given ones in their place.
+    """What decides the bytes of a demo: the tier's options overruled by the given ones.
 
     Raises:
         ValueError: an unknown tier or a number out of range.
@@ -104,7 +104,7 @@ def is_finished(out: str | Path, options: dict[str, Any]) -> bool:
 
 def make(out: str | Path, tier: Tier = "toy", resolution: int | None = None, albums: int | None = None,
          seed: int = 0) -> None:
-    """Makes the demo in a folder that is new, empty, or holds an interrupted try at the same; a whole one is kept.
+    """Makes the demo in a folder that is new, empty, or holds an interrupted try at the same; a whole one stays.
 
     Raises:
         ValueError: a bad option, or the folder holds something else.
@@ -138,10 +138,10 @@ def make(out: str | Path, tier: Tier = "toy", resolution: int | None = None, alb
 
 def split_by_genre(genres: np.ndarray) -> list[str]:
     """The split of every album: 80/10/10 within each genre, decided by the albums before it, never by those after."""
-    seen, splits = Counter(), []
+    counts, splits = Counter(), []
     for genre in genres.tolist():
-        splits.append({1: "val", 2: "test"}.get(seen[genre] % 10, "train"))  # early: small genres are in every split
-        seen[genre] += 1
+        splits.append({1: "val", 2: "test"}.get(counts[genre] % 10, "train"))  # early: small genres are in every split
+        counts[genre] += 1
     return splits
 
 

@@ -67,7 +67,7 @@ def pack(source: str, out: str, dataset: Literal["auto", "audio-cover", "cover"]
         max_failure_rate: share of bad files above which the exit status is 1.
         max_pixels: covers of more pixels are bad files.
         workers: processes; none = one a core, 12 at most. Of ray: tasks at a time; none = the cluster's cores.
-        distributor: processes of this machine, or ray: the machines of a Ray cluster, which all must see source and
+        distributor: processes of this machine, or ray: the machines of a Ray cluster, which all must reach source and
             out under the same names.
         overwrite: replace finished shards that were packed otherwise.
 

@@ -40,7 +40,7 @@ def verify(shards: str, full: bool = False, leaks: bool = False, workers: int | 
     Args:
         shards: the folder.
         full: also read and decode every cover and vector, and name the bad samples.
-        leaks: also look for what is in two splits: a group (album), a cover, or two covers that look alike; a leak is a
+        leaks: also search for what is in two splits: a group (album), a cover, or near duplicates of one; a leak is a
             problem.
         workers: processes; none = one a core.
     """
@@ -62,7 +62,7 @@ def verify(shards: str, full: bool = False, leaks: bool = False, workers: int | 
     print(f"{root}: {len(problems) or 'no'} problem(s) in {samples:,} samples, {len(checks):,} shards, "
           f"{sum(check.bytes for check in checks) / 1e6:,.1f} MB" + ("" if full else " (--full decodes every sample)"))
     if leaks and problems:
-        print("leaks were not looked for: the problems come first")
+        print("leaks were not searched for: the problems come first")
     elif leaks:
         return _look_for_leaks(indexes, workers or available_workers())
     return 1 if problems else 0

@@ -1,4 +1,4 @@
-"""Where tasks run: a function and tasks in, their results in the same order out.
+"""Runs a function on many tasks and yields the results in their order.
 
 Either in processes that do not outlive their parent, or on the machines of a Ray cluster (``core.ray_backend``).
 """
@@ -33,7 +33,7 @@ def available_workers(distributor: Distributor = "processes") -> int:
     Of a Ray cluster, the cores of all its machines.
     """
     if distributor == "ray":
-        return _rays().cores()
+        return _ray().cores()
     return min(12, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
 
@@ -52,7 +52,7 @@ def run_tasks(function: Callable[[Task], Result], tasks: Iterable[Task], workers
         Exception: whatever a task raised.
     """
     if distributor == "ray":
-        yield from _rays().run_tasks(function, tasks, workers, shared)
+        yield from _ray().run_tasks(function, tasks, workers, shared)
         return
     if workers <= 1:
         yield from map(function, tasks)
@@ -90,7 +90,7 @@ class Pool:
         return run_tasks(function, tasks, workers, self.distributor, self.shared)
 
 
-def _rays() -> types.ModuleType:
+def _ray() -> types.ModuleType:
     from shard_tools.core import ray_backend  # where it is asked for only: it takes a second to import, or is absent
     return ray_backend
 

@@ -1,4 +1,4 @@
-"""What a command left out: drops in; ``quarantine.jsonl``, a line for each reason, and the exit status out."""
+"""Lists what a command left out: ``quarantine.jsonl``, its reasons on the screen, and the exit status."""
 
 from __future__ import annotations
 
@@ -40,15 +40,15 @@ def show_reasons(root: Path | str, drops: Sequence[Drop], word: str = "dropped",
         print(f"{indent}each is named in {root}/{QUARANTINE}")
 
 
-def verdict(lost: int, kept: int, limit: float, what: str, end: str) -> int:
+def verdict(lost: int, done: int, limit: float, what: str, end: str) -> int:
     """The exit status: 1, said why, when the share of what was lost is above a limit (``--max_failure_rate``).
 
-    Args: lost, kept: counts; limit: share; what: both in words, with places for them; end: what became of the rest.
+    Args: lost, done: counts; limit: share; what: both in words, a format of them; end: what became of the rest.
     """
-    rate = lost / max(1, lost + kept)
+    rate = lost / max(1, lost + done)
     if rate <= limit:
         return 0
-    print(f"{what.format(lost, kept)} are {rate:.1%}, more than --max_failure_rate {limit:.1%}: exit status 1; {end}",
+    print(f"{what.format(lost, done)} are {rate:.1%}, more than --max_failure_rate {limit:.1%}: exit status 1; {end}",
           file=sys.stderr)
     return 1
 

@@ -1,7 +1,7 @@
-"""Tasks on the machines of a Ray cluster: a function and tasks in, their results in the same order out.
+"""Runs tasks on the machines of a Ray cluster.
 
-The only room that knows ray. A task is tried again where a machine or a process dies: tasks leave a whole file or none,
-so doing one twice does no harm. The cluster is that of ``RAY_ADDRESS``, else one that runs on this machine, else one of
+The only file that imports ray. A task is tried again where a machine or a process dies: tasks leave a whole file or
+none, so doing one twice does no harm. The cluster is that of ``RAY_ADDRESS``, else one that runs on this machine, else one of
 this machine alone, which ends with the program.
 """
 
@@ -32,7 +32,7 @@ def run_tasks(function: Callable[[Any], Any], tasks: Iterable[Any], at_once: int
         function: importable by name on every machine.
         tasks: what they name must lie where every machine finds it.
         at_once: so many tasks are in hand at most.
-        shared: files and folders that every machine must see; each task looks before it begins.
+        shared: files and folders that every machine must see; each task checks that before it begins.
 
     Raises:
         ValueError: ray is not installed, the cluster does not answer, or a machine does not see what is shared.

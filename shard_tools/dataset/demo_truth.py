@@ -71,7 +71,7 @@ def read_columns(source: Path | bytes, name: str = "") -> dict[str, np.ndarray]:
         name: for messages, where ``source`` is no path.
 
     Raises:
-        ValueError: damaged, or without the columns that tell rows and what their covers show.
+        ValueError: damaged, or without the columns that name rows and what their covers show.
     """
     try:
         file = io.BytesIO(read_bounded(source, FILE_BYTES) if isinstance(source, Path) else source)

@@ -1,4 +1,4 @@
-"""A procedural world: a seed comes in, albums with covers, audio vectors and the truth that links them go out.
+"""A procedural world of a seed: albums with covers, audio vectors and the truth that links them.
 
 Every album has a latent; its tracks' vectors and its cover's eight attributes are two noisy views of that latent, so
 what a model can learn of a cover from the audio is known exactly. An album depends on (seed, noise, its number) alone,
@@ -23,9 +23,9 @@ SHARES = np.arange(1, 17) ** -0.7 / (np.arange(1, 17) ** -0.7).sum()
 LABELS = sorted(GENRES)
 
 # What the eight attributes look like: the drawn value runs over its range as the standardised attribute goes from -inf
-# to inf (through the normal CDF). Hue and angle keep off a full turn, so that near values are always near pictures.
+# to inf (through the normal CDF). Hue and angle keep off a full circle, so that near values are always near pictures.
 RANGES = {
-    "hue": (0.0, 0.8),  # turns
+    "hue": (0.0, 0.8),  # circles
     "saturation": (0.3, 0.95),
     "brightness": (0.4, 1.0),  # of the stripes' crests
     "contrast": (0.12, 0.6),  # how far the stripes' troughs fall, as a share of the crests
@@ -108,9 +108,9 @@ def make_world(seed: int, noise: float = 1.0) -> World:
     rng = stream(seed, 0)
     means = GENRE_SPREAD * rng.standard_normal((len(GENRES), LATENT))
     rotation = np.linalg.qr(rng.standard_normal((LATENT, LATENT)))[0]
-    turned = means @ rotation.T
-    centre = SHARES @ turned
-    variance = SHARES @ (turned - centre) ** 2 + 1 + (noise * ATTRIBUTE_NOISE) ** 2
+    rotated = means @ rotation.T
+    centre = SHARES @ rotated
+    variance = SHARES @ (rotated - centre) ** 2 + 1 + (noise * ATTRIBUTE_NOISE) ** 2
 
     # First block: scales over 16 decades, the 56% above 1e3 all nuisance, as in the real features, where one column
     # makes up nearly all of any distance and says nothing. Second block: an embedding, every scale 1.
@@ -148,14 +148,14 @@ def make_album(world: World, number: int, genre: int) -> Album:
     """The album of a number and a genre (position in ``GENRES``), all but its painted cover."""
     rng = stream(world.seed, 2, number)
     latent = world.genre_means[genre] + rng.standard_normal(LATENT)
-    turned = world.rotation @ latent + world.noise * ATTRIBUTE_NOISE * rng.standard_normal(LATENT)
-    attributes = (turned - world.attribute_mean) / world.attribute_std
+    rotated = world.rotation @ latent + world.noise * ATTRIBUTE_NOISE * rng.standard_normal(LATENT)
+    attributes = (rotated - world.attribute_mean) / world.attribute_std
     tracks = 1 + int(rng.poisson(MORE_TRACKS))
     track_latents = latent + world.noise * TRACK_NOISE * rng.standard_normal((tracks, LATENT))
     presence = np.array(PRESENCE)[np.searchsorted(np.cumsum(PRESENCE_SHARES)[:-1], rng.random(tracks), side="right")]
     vectors = _vectors(world, np.hstack([track_latents, rng.standard_normal((tracks, NUISANCE))]), presence)
     stems = _stems(rng, presence)
-    shape = (genre ^ int(rng.integers(len(SHAPES)))) % len(SHAPES)  # genre xor coin: neither alone tells it
+    shape = (genre ^ int(rng.integers(len(SHAPES)))) % len(SHAPES)  # genre xor coin: neither alone determines it
     return Album(GENRES[genre], latent, track_latents, presence, attributes, _drawn(attributes), shape, vectors, stems,
                  rng)
 
@@ -213,7 +213,7 @@ def paint(album: Album, resolution: int) -> np.ndarray:
                                           0.85 + 0.15 * glow if dark else 0.1 + 0.25 * glow), np.float32)
 
     top = side < 0.5
-    centres = _places(album.rng, int(count), radius, top)
+    centres = _centres(album.rng, int(count), radius, top)
     distance = _distance(x, y, centres, radius, SHAPES[album.shape])
     shade = max(1, round(0.02 * resolution))
     shadow = np.zeros_like(distance)
@@ -234,7 +234,7 @@ def paint(album: Album, resolution: int) -> np.ndarray:
     return np.clip(picture * 255 + 0.5, 0, 255).astype(np.uint8)
 
 
-def _places(rng: np.random.Generator, count: int, radius: float, title_on_top: bool) -> np.ndarray:
+def _centres(rng: np.random.Generator, count: int, radius: float, title_on_top: bool) -> np.ndarray:
     """Centres ``[count, 2]`` of the shapes, pushed apart until none hides another, clear of the title's band."""
     low = np.array([radius + 0.03, radius + (0.15 if title_on_top else 0.03)])
     high = 1 - np.array([radius + 0.03, radius + (0.03 if title_on_top else 0.15)])

@@ -1,7 +1,7 @@
-"""Safe decoding of covers and vectors: bytes that anybody may have made in, checked pixels and numbers out.
+"""Decodes covers that anybody may have made, safely.
 
-Nothing here runs code from the data: images go through Pillow with limits on pixels and formats, ``.npy`` through a
-parser of its header that refuses objects and claims that don't fit the file. Errors are ``BadFileError``.
+Nothing here runs code from the data: images go through Pillow with limits on pixels and formats. Errors are
+``BadFileError``.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ QUALITY = 95
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 _ORIENTATION, _SCAN = 0x0112, 0xDA
 # What makes a picture of each EXIF orientation upright.
-_TURNS = {
+_UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
     5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
@@ -125,7 +125,7 @@ class CoverInfo(NamedTuple):
 
 
 def probe_cover(data: bytes, max_pixels: int = MAX_PIXELS) -> CoverInfo:
-    """Tells a cover's size, and that it can be decoded: by its markers where those of a JPEG tell, else by decoding.
+    """Checks that a cover can be decoded and returns its size: by the markers of a plain JPEG, else by decoding it.
 
     Raises:
         BadFileError: not an image, truncated, damaged, or of too many pixels.
@@ -133,8 +133,8 @@ def probe_cover(data: bytes, max_pixels: int = MAX_PIXELS) -> CoverInfo:
     size = plain_size(data)
     if size and size[0] * size[1] <= max_pixels:
         return CoverInfo(*size, True)
-    image, turn, plain = load(data, max_pixels)
-    return CoverInfo(*(image.size[::-1] if turn in _SIDEWAYS else image.size), plain)
+    image, orientation, plain = load(data, max_pixels)
+    return CoverInfo(*(image.size[::-1] if orientation in _SIDEWAYS else image.size), plain)
 
 
 def read_cover(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
@@ -143,8 +143,8 @@ def read_cover(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     Raises:
         BadFileError: as ``probe_cover``.
     """
-    image, turn, _ = load(data, max_pixels)
-    return np.array(upright(to_rgb(image), turn))
+    image, orientation, _ = load(data, max_pixels)
+    return np.array(upright(to_rgb(image), orientation))
 
 
 def fit_cover(data: bytes, resolution: int, max_pixels: int = MAX_PIXELS) -> bytes:
@@ -154,7 +154,7 @@ def fit_cover(data: bytes, resolution: int, max_pixels: int = MAX_PIXELS) -> byt
     Raises:
         BadFileError: as ``probe_cover``.
     """
-    image, turn, plain = load(data, max_pixels, resolution)
+    image, orientation, plain = load(data, max_pixels, resolution)
     size = (resolution, resolution)
     if plain and image.size == size:
         return data
@@ -162,7 +162,7 @@ def fit_cover(data: bytes, resolution: int, max_pixels: int = MAX_PIXELS) -> byt
         image = image.convert("RGBA") if image.has_transparency_data else to_rgb(image)
     image = to_square(image, resolution)
     output = io.BytesIO()
-    upright(to_rgb(image), turn).save(output, "JPEG", quality=QUALITY, subsampling=0)
+    upright(to_rgb(image), orientation).save(output, "JPEG", quality=QUALITY, subsampling=0)
     return output.getvalue()
 
 
@@ -175,8 +175,8 @@ def to_square(image: Image.Image, side: int) -> Image.Image:
     return image.resize((side, side), Image.Resampling.LANCZOS, (left, top, left + short, top + short))
 
 
-def upright(image: Image.Image, turn: int) -> Image.Image:
-    return image.transpose(_TURNS[turn]) if turn in _TURNS else image
+def upright(image: Image.Image, orientation: int) -> Image.Image:
+    return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -210,10 +210,11 @@ def load(data: bytes, max_pixels: int, near: int | None = None) -> tuple[Image.I
             image.load()
             if _is_cut(data):
                 raise BadFileError("truncated image", "no end-of-image marker: decoders make up its last rows")
-            turn = image.getexif().get(_ORIENTATION, 1)
-            plain = image.format == "JPEG" and image.mode == "RGB" and turn not in _TURNS and _is_baseline(data)
+            orientation = image.getexif().get(_ORIENTATION, 1)
+            upright_rgb = image.mode == "RGB" and orientation not in _UPRIGHT
+            plain = image.format == "JPEG" and upright_rgb and _is_baseline(data)
             to_rgb(image.crop((0, 0, 1, 1)))  # what can't be converted fails here, where that is caught
-            return image, turn, plain
+            return image, orientation, plain
     except BadFileError:
         raise
     except Image.DecompressionBombError as error:

@@ -1,4 +1,4 @@
-"""What folders and file names mean: an opened source in; joined candidates and drops out.
+"""Recognises what folders and file names mean, and joins covers and vectors to candidates.
 
 Layouts, each in a folder or a zip, bare or inside one folder more:
   1. the thesis: ``audio-cover_dataset/{cover,audio}/<split>/<genre>/`` and ``cover_dataset/<split>/<genre>/``
@@ -24,8 +24,6 @@ from shard_tools.dataset.source import Entry, Folder, Zip
 
 AUDIO_SUFFIXES = (".mp3", ".flac", ".ogg", ".opus", ".wav", ".m4a")
 SPLITS = ("train", "val", "test")
-
-
 COVERS = frozenset({"jpg", "jpeg", "png", "webp", "gif", "bmp"})
 VECTORS = frozenset({"npy"})
 ALIASES = {"training": "train", "valid": "val", "validation": "val", "dev": "val", "testing": "test", "eval": "test"}
@@ -84,21 +82,21 @@ class Listing:
         vectors = dict(_genre_folders(self.source, self.root.audio)) if self.root.audio is not None else {}
         self.paired = any(self._has_vectors(folder) for folder in vectors.values())
         genres, self.ignored = set(), 0
-        taken = {split: _Taken() for split in SPLITS}
-        for place in sorted(set(covers) | set(vectors), key=lambda place: (SPLITS.index(place[0]), place[1])):
+        taken = {split: _KeySet() for split in SPLITS}
+        for split, genre in sorted(set(covers) | set(vectors), key=lambda part: (SPLITS.index(part[0]), part[1])):
             wanted: dict[str, frozenset[str]] = {}
             for folders, kinds in ((covers, COVERS), (vectors, VECTORS)):
-                if place in folders:
-                    wanted[folders[place]] = wanted.get(folders[place], frozenset()) | kinds
+                if (folder := folders.get((split, genre))) is not None:
+                    wanted[folder] = wanted.get(folder, frozenset()) | kinds
             found: dict[tuple[str, bool], Entry] = {}
             for folder, kinds in wanted.items():
                 try:
-                    yield from self._gather(folder, kinds, found)
+                    yield from self._collect(folder, kinds, found)
                 except OSError as error:
                     yield Drop(folder, "list", "unreadable", error.strerror or str(error))
             if found:
-                genres.add(place[1])
-            yield from self._join(*place, found, taken[place[0]])
+                genres.add(genre)
+            yield from self._join(split, genre, found, taken[split])
         self.genres = sorted(genres)
 
     def audio_folders(self) -> list[str]:
@@ -107,7 +105,7 @@ class Listing:
         return [folder for folder in folders.values() if self._has_vectors(folder)]
 
     def _join(self, split: str, genre: str, found: dict[tuple[str, bool], Entry],
-              taken: _Taken) -> Iterator[Candidate | Drop]:
+              taken: _KeySet) -> Iterator[Candidate | Drop]:
         joined: list[Drop | str] = []
         for stem in sorted({stem for stem, _ in found}):
             cover, audio = found.get((stem, False)), found.get((stem, True))
@@ -137,20 +135,20 @@ class Listing:
         except OSError:
             return False
 
-    def _gather(self, folder: str, kinds: frozenset[str], found: dict[tuple[str, bool], Entry]) -> Iterator[Drop]:
+    def _collect(self, folder: str, kinds: frozenset[str], found: dict[tuple[str, bool], Entry]) -> Iterator[Drop]:
         """Adds the files of a folder by (stem, is a vector); yields those that repeat a stem, counts other kinds."""
         folders, files = self.source.list(folder)
         # A folder that bears a cover's name is taken for one, so that reading it says what is wrong.
         files += [Entry(f"{folder}/{name}".lstrip("/"), -1, 0) for name in folders if read_name(name)[1] in kinds]
         for entry in sorted(files):
             stem, kind = read_name(entry.name)
-            place = (stem, kind in VECTORS)
+            name = (stem, kind in VECTORS)
             if kind not in kinds:
                 self.ignored += 1
-            elif place in found:
-                yield Drop(entry.path, "join", "duplicate stem", f"{found[place].path} came first")
+            elif name in found:
+                yield Drop(entry.path, "join", "duplicate stem", f"{found[name].path} came first")
             else:
-                found[place] = entry
+                found[name] = entry
 
 
 def open_layout(source: Folder | Zip, dataset: str = "auto") -> Listing:
@@ -171,8 +169,8 @@ def open_layout(source: Folder | Zip, dataset: str = "auto") -> Listing:
             break
         top = f"{top}/{visible[0]}" if top else visible[0]
     if not root:
-        seen = ", ".join([*(f"{name}/" for name in folders), *(entry.name for entry in files)][:8]) or "nothing"
-        raise ValueError(f"--source has no layout that is understood: found {seen}; expected {LAYOUTS}")
+        names = ", ".join([*(f"{name}/" for name in folders), *(entry.name for entry in files)][:8]) or "nothing"
+        raise ValueError(f"--source has no layout that is understood: found {names}; expected {LAYOUTS}")
     if dataset == "cover":
         pure = _split_below(source, top, "cover_dataset")
         return Listing(source, top, Root(pure if pure is not None else root.cover, None), find_groups(source, top))
@@ -251,7 +249,7 @@ def make_key(stem: str, unlike: str = "") -> str:
 
     Args:
         stem: the file's name without its kind.
-        unlike: when given, its hash is added, to tell the key from that of an equal stem.
+        unlike: when given, its hash is added, so that the key differs from that of an equal stem.
     """
     if not unlike and _PLAIN_KEY.fullmatch(stem):
         return stem
@@ -267,7 +265,7 @@ def read_key(key: str) -> str:
     return unquote_to_bytes(key.partition("~")[0]).decode("utf-8", "surrogateescape")
 
 
-class _Taken:
+class _KeySet:
     """The keys of a split, as hashes of 8 bytes in a few sorted arrays: a set of them would be ten times as large."""
 
     def __init__(self):

@@ -24,7 +24,7 @@ _UTF8 = 0x800  # the flag of a member whose name is UTF-8
 
 
 class Entry(NamedTuple):
-    """One file: path relative to the source, size (-1: unknown), and what else tells one version of it from another.
+    """One file: path relative to the source, size (-1: unknown), and what else differs between versions of it.
 
     ``member`` is empty in a folder; in a zip it is (header offset, packed size, method, flags).
     """
@@ -57,7 +57,7 @@ class Folder:
                 path = f"{folder}/{item.name}" if folder else item.name
                 try:
                     info = item.stat()
-                except OSError:  # a dangling link: kept, so that reading it names it
+                except OSError:  # a dangling link: reading it will name it
                     files.append(Entry(path, -1, 0))
                     continue
                 if stat.S_ISDIR(info.st_mode):

@@ -146,7 +146,7 @@ _SHARD = {"name": str, "samples": int, "bytes": int, "sha256": str}
 def check_metadata(metadata: dict[str, Any], split: str) -> None:
     """Refuses metadata of another shape, and names that could lead out of the folder.
 
-    The checksum inside tells damage from no damage, not friend from foe.
+    The checksum inside protects against damage, not against whoever writes both.
 
     Raises:
         ValueError: naming the fact.

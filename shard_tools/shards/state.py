@@ -46,7 +46,7 @@ class PackState:
         drops: files that are part of no candidate.
         source_sha256: of the paths (below the layout's top) and sizes of all files and of groups.csv, alike for a
             folder and its zip.
-        version: the same with the times or checksums of the files, to tell whether the source changed.
+        version: the same with the times or checksums of the files, which differ when the source changed.
     """
 
     folder: Path
@@ -124,7 +124,7 @@ def check_same(out: Path | str, sizes: dict[str, int], metadata: list[dict[str, 
 
 
 def open_state(root: Path, listing: Listing, options: dict[str, Any], overwrite: bool) -> PackState:
-    """Opens ``OUT/.pack``: what an earlier run of the same command finished is kept, anything else removed.
+    """Opens ``OUT/.pack``: what an earlier run of the same command finished stays, anything else is removed.
 
     Args:
         root: the out folder, locked.
@@ -150,7 +150,7 @@ def open_state(root: Path, listing: Listing, options: dict[str, Any], overwrite:
     with open(folder / "candidates.tmp", "wb") as file:
         state = _spool(PackState(folder), listing, file, keys, options["seed"])
     if len(state.genres) > 32_767:
-        raise ValueError(f"{len(state.genres):,} genre folders; at most 32,767 can be told apart")
+        raise ValueError(f"{len(state.genres):,} genre folders; at most 32,767 have labels")
     identity = json.dumps({"options": options, "version": __version__, "source": state.version}).encode()
     path, known = folder / "state.json", False
     with contextlib.suppress(OSError, ValueError):
@@ -216,7 +216,7 @@ def _sweep(root: Path, keep_work: bool = False) -> None:
 
 
 def _clear(root: Path, but: Path | None = None) -> None:
-    """Removes all that packing made; the state and the indexes first, so that what remains never looks finished."""
+    """Removes all that packing made; the state and the indexes first, so that what remains never counts as finished."""
     folder = root / FOLDER
     state = [*folder.glob("state.json"), *root.glob("*.index.json")]
     for path in [*state, *(path for path in root.iterdir() if _OURS.fullmatch(path.name)), *folder.glob("*")]:

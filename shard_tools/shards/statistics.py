@@ -21,9 +21,9 @@ Blocks = tuple[tuple[int, int], ...]
 
 
 def detect_blocks(vectors: np.ndarray) -> Blocks:
-    """The ``[start, end)`` of every block, from a fair sample of vectors ``[N, D]``; one block if nothing tells more.
+    """The ``[start, end)`` of every block, from a fair sample of vectors ``[N, D]``; one if there is no sign of more.
 
-    Columns that are 0 everywhere tell nothing and are left out. A boundary needs 1% of the vectors, a run of at least
+    Columns that are 0 everywhere are left out. A boundary needs 1% of the vectors, a run of at least
     max(8, D // 50) columns, and 1% of vectors in which one of the blocks beside it is absent. Among boundaries close to
     each other (a source's last feature may happen to be 0 in some tracks) the one that explains most absences wins.
     """
