@@ -38,6 +38,7 @@ from shard_tools import cli
 from shard_tools.core.files import read_bounded, write_atomically
 from shard_tools.dataset import demo_world as worlds
 from shard_tools.dataset.layout import SPLITS
+from shard_tools.dataset.vectors import write_vector
 
 VERSION = 1  # of the world: raise it whenever the same options give other bytes
 Tier = Literal["toy", "std", "hard"]
@@ -50,8 +51,6 @@ Resolution = Annotated[int | None, cli.Range(16, 256)]
 Albums = Annotated[int | None, cli.Range(1, 10**7)]
 Seed = Annotated[int, cli.Range(0, 2**63 - 1)]
 DONE, BEGUN = "demo.json", ".demo.begun.json"
-NPY_HEAD = io.BytesIO()  # of every vector's file: writing the same header 48,000 times costs as much as the vectors
-np.lib.format.write_array_header_1_0(NPY_HEAD, {"descr": "<f4", "fortran_order": False, "shape": (2 * worlds.BLOCK,)})
 
 
 @cli.checked
@@ -159,7 +158,7 @@ def _write(album: worlds.Album, cover: bytes, folders: tuple[str, str, str]) -> 
     covers, vectors, alone = folders
     files = [(f"{alone}/{album.stems[0]}.jpg", cover)]
     for stem, vector in zip(album.stems, album.vectors, strict=True):
-        files += [(f"{covers}/{stem}.jpg", cover), (f"{vectors}/{stem}.npy", NPY_HEAD.getvalue() + vector.tobytes())]
+        files += [(f"{covers}/{stem}.jpg", cover), (f"{vectors}/{stem}.npy", write_vector(vector))]
     for path, data in files:
         with open(path, "wb", buffering=0) as file:
             file.write(data)

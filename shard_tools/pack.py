@@ -98,8 +98,9 @@ def pack(source: str, out: str, dataset: Literal["auto", "audio-cover", "cover"]
         state = open_state(root, listing, options, overwrite)
         if dataset == "audio-cover" and not listing.paired:
             raise ValueError("--dataset audio-cover, but --source holds no vectors; use --dataset cover")
+        pool = Pool(workers or available_workers(distributor), distributor, (source_path, state.folder))
         pack_options = PackOptions(source_path, root, resolution, samples_per_shard, audio_blocks, max_pixels, schema,
-                        Pool(workers or available_workers(distributor), distributor, (source_path, state.folder)))
+                                   pool)
         drops: list[Drop] = []
         try:
             packed = make_shards(state, pack_options, drops)

@@ -9,10 +9,12 @@ import contextlib
 import itertools
 import os
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 from tqdm import tqdm
 
+from shard_tools.cli import Range, checked
 from shard_tools.core.files import file_sha256
 from shard_tools.core.parallel import available_workers, run_tasks
 from shard_tools.core.quarantine import QUARANTINE
@@ -34,7 +36,9 @@ from shard_tools.shards.state import FOLDER
 from shard_tools.shards.tar import read_sample
 
 
-def verify(shards: str, full: bool = False, leaks: bool = False, workers: int | None = None) -> int:
+@checked
+def verify(shards: str, full: bool = False, leaks: bool = False,
+           workers: Annotated[int | None, Range(1, 1024)] = None) -> int:
     """Checks the names, sizes and hashes of a folder of shards, and that index and shards fit. Returns 1 for a problem.
 
     Args:

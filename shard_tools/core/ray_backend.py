@@ -1,8 +1,8 @@
 """Runs tasks on the machines of a Ray cluster.
 
 The only file that imports ray. A task is tried again where a machine or a process dies: tasks leave a whole file or
-none, so doing one twice does no harm. The cluster is that of ``RAY_ADDRESS``, else one that runs on this machine, else one of
-this machine alone, which ends with the program.
+none, so doing one twice does no harm. The cluster is that of ``RAY_ADDRESS``, else one that runs on this machine, else
+one of this machine alone, which ends with the program.
 """
 
 from __future__ import annotations
