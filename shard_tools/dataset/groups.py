@@ -5,11 +5,10 @@ It overrules what file names say of albums. Columns: genre, stem, group.
 
 from __future__ import annotations
 
-import csv
-import io
 from pathlib import Path
 
 from shard_tools.core.files import GROUPS_BYTES, write_atomically
+from shard_tools.core.tables import parse_table, table_bytes
 from shard_tools.dataset.source import Folder, Zip, read_sidecar
 
 FILE = "groups.csv"
@@ -25,23 +24,17 @@ def find_groups(source: Folder | Zip, top: str) -> dict[tuple[str, str], str]:
     data = read_sidecar(source, top, FILE, GROUPS_BYTES)
     if data is None:
         return {}
-    rows = csv.reader(io.StringIO(data.decode("utf-8", "surrogateescape"), newline=""))
+    found: dict[tuple[str, str], str] = {}
     try:
-        if tuple(next(rows, ())) != COLUMNS:
-            raise ValueError(f"expected the columns {', '.join(COLUMNS)}")
-        found = {}
-        for genre, stem, group in rows:
+        for genre, stem, group in parse_table(data, COLUMNS):
             if not group or found.setdefault((genre, stem), group) != group:
-                raise ValueError(f"line {rows.line_num}: {stem} of {genre} has no group, or two")
-    except (ValueError, csv.Error) as error:
+                raise ValueError(f"{stem} of {genre} has no group, or two")
+    except ValueError as error:
         raise ValueError(f"{FILE} of --source can't be read ({error}); make it again with shard_tools.dedup") from None
     return found
 
 
 def write_groups(folder: Path, groups: dict[tuple[str, str], str]) -> None:
     """Writes ``{(genre, stem): group}`` whole or not at all."""
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    writer.writerows([*sample, group] for sample, group in sorted(groups.items()))
-    write_atomically(folder / FILE, text.getvalue().encode("utf-8", "surrogateescape"))
+    rows = [[*sample, group] for sample, group in sorted(groups.items())]
+    write_atomically(folder / FILE, table_bytes(COLUMNS, rows))
