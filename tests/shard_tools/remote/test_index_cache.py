@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import multiprocessing
 import os
+import re
 import threading
 import time
 from collections import Counter
@@ -12,6 +13,7 @@ from collections.abc import Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -44,8 +46,24 @@ class Quiet(SimpleHTTPRequestHandler):
         pass
 
 
-def serve(folder: Path) -> ThreadingHTTPServer:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder)))
+class Ranges(Quiet):
+    """A web server with ranges, which remembers those that it was asked for."""
+
+    asked: ClassVar[Counter] = Counter()
+
+    def do_GET(self) -> None:
+        data = Path(self.directory, self.path.lstrip("/")).read_bytes()
+        start, stop = map(int, re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers["Range"]).groups())
+        self.asked[self.path, start] += 1
+        self.send_response(206)
+        self.send_header("Content-Range", f"bytes {start}-{stop}/{len(data)}")
+        self.send_header("Content-Length", str(stop + 1 - start))
+        self.end_headers()
+        self.wfile.write(data[start:stop + 1])
+
+
+def serve(folder: Path, handler: type[Quiet] = Quiet) -> ThreadingHTTPServer:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(handler, directory=str(folder)))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     return server
 
@@ -153,6 +171,21 @@ def test_failures_and_cut_bodies_are_tried_again(tmp_path: Path, web, hasty: Non
     fetch_all(str(tmp_path / "cache"), url, stored)
     assert faults.broken >= 3
     assert [Remote(url).size("0.tar") for _ in range(10)] == [SIZE] * 10 and Remote(url).size("9.tar") is None
+
+
+def test_a_download_goes_on_where_it_broke_off(tmp_path: Path, web, hasty: None,
+                                               monkeypatch: pytest.MonkeyPatch) -> None:
+    _, faults, stored = web
+    faults.failed = 0.3
+    monkeypatch.setattr(far, "PIECE_BYTES", 20_000)
+    Ranges.asked.clear()
+    server = serve(tmp_path / "web", Ranges)
+    with proxy(f"http://127.0.0.1:{server.server_address[1]}", faults) as url:
+        fetch_all(str(tmp_path / "cache"), url, stored)
+    server.shutdown()
+    server.server_close()
+    assert faults.broken >= 3
+    assert Ranges.asked == Counter((f"/{file.name}", start) for file in stored for start in (0, 20_000, 40_000))
 
 
 def test_a_wrong_hash_is_tried_again_and_then_refused(tmp_path: Path, web, hasty: None) -> None:
