@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from covergen.models.base import InputSpec, Model, ModelSpec, Phase, normal_latents, to_minus_one_one
+from covergen.models.base import InputSpec, Model, ModelSpec, Phase, normal_latents, option, to_minus_one_one
 
 
 @dataclass(frozen=True)
 class Options:
-    brightness: float = field(default=0.5, metadata={"help": "value of every pixel at the start"})
+    brightness: float = option(0.5, "value of every pixel at the start")
 
 
 class Picture(nn.Module):
