@@ -1,7 +1,7 @@
 """Does a run's cover follow the music? ``python -m covergen.evaluate --run RUN --shards DIR [--judge RUN]``.
 
-A run, held-out songs and a judge in; one table out (terminal, JSON, W&B): the run beside real covers, shuffled audio,
-the genre's mean, no audio, and copies of training covers. Starts on several processes as training does.
+One table (terminal, JSON, W&B): the run beside real covers, shuffled audio, the genre's mean, no audio, and copies of
+training covers. Starts on several processes as training does.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from covergen.distributed.collectives import join
 from covergen.distributed.environment import keep_memory, use_threads
 from covergen.distributed.interrupts import StopSignal
 from covergen.evaluation import judge as judges
-from covergen.evaluation import metrics as quality
 from covergen.evaluation import report
-from covergen.evaluation.cover_reader import open_reader
+from covergen.evaluation.cover_reader import open_probes
 from covergen.evaluation.demo_truth import read_truth
-from covergen.evaluation.generation import choose, read_songs
-from covergen.evaluation.pipeline import evaluate
+from covergen.evaluation.metrics import inception_features
+from covergen.evaluation.pipeline import SHOWN, FeatureExtractor, evaluate
+from covergen.evaluation.songs import choose_songs, read_songs
 from covergen.inference.cover_inputs import find_split
 from covergen.inference.trained_model import TrainedModel, open_model
 from covergen.runs import config
@@ -32,12 +32,11 @@ from covergen.training import tracking
 from shard_tools import cli
 from shard_tools.core.files import write_atomically
 
-LEAST = 8  # songs
-SHOWN = 16  # songs whose covers are shown on W&B
+MIN_SONGS = 8
 
 
-def main(run: str, shards: str | None = None, judge: str | None = None, split: str = "test", songs: int = 1000,
-         noises: int = 4, seed: int = 0, guidance: float | None = None, sampling_steps: int | None = None,
+def main(run: str, shards: str | None = None, judge: str | None = None, split: str = "test", num_songs: int = 1000,
+         samples_per_song: int = 4, seed: int = 0, guidance: float | None = None, sampling_steps: int | None = None,
          checkpoint: str = "auto", inception: bool = False, out: str | None = None, wandb: bool | None = None,
          threads: int = 0) -> int:
     """Measures whether a run's covers follow the music, how good they are and whether they are copies.
@@ -46,11 +45,11 @@ def main(run: str, shards: str | None = None, judge: str | None = None, split: s
         run: folder of the run.
         shards: folder of shards with an index; default: those that the run was trained on.
         judge: a run of --model contrast --album_subset judge; default: one that is trained for these shards (5 minutes)
-            and kept in the cache folder.
-        split: whose songs are heard.
-        songs: how many at most, each of another album.
-        noises: covers for each song.
-        seed: of the choice of songs, the noises and the resampling.
+            and cached.
+        split: whose songs are evaluated with.
+        num_songs: how many songs at most, each of another album.
+        samples_per_song: covers for each song.
+        seed: of the choice of songs, the noise and the resampling.
         guidance: of models that have it, instead of the run's.
         sampling_steps: likewise.
         checkpoint: auto (the best by validation where there is one, else the newest), last, or the number of a step.
@@ -59,8 +58,9 @@ def main(run: str, shards: str | None = None, judge: str | None = None, split: s
         wandb: also shows the table in the run's W&B; default: if the run was tracked there.
         threads: that compute; 0: the machine's cores.
     """
-    if noises < 2 or songs < LEAST:
-        raise ValueError(f"--songs {songs} --noises {noises}: expected {LEAST} songs and 2 noises or more")
+    if samples_per_song < 2 or num_songs < MIN_SONGS:
+        raise ValueError(f"--num_songs {num_songs} --samples_per_song {samples_per_song}: expected {MIN_SONGS} songs "
+                         "and 2 samples or more")
     stop = StopSignal(0)
     use_threads(threads)
     keep_memory()
@@ -72,50 +72,47 @@ def main(run: str, shards: str | None = None, judge: str | None = None, split: s
         raise ValueError(f"{run} is an {opened.config.model}: it makes no covers from noise or audio")
     root, split = find_split(opened, shards, split, ("test",))
     held_out, train = (ShardDataset(root, name, audio_scale="raw") for name in (split, "train"))
-    chosen = choose(held_out, songs, seed)
+    chosen = choose_songs(held_out, num_songs, seed)
     check(opened, held_out, len(chosen))
-    heard = read_songs(held_out, chosen, opened.resolution)
+    songs = read_songs(held_out, chosen, opened.resolution)
 
-    def say(text: str) -> None:
-        if ranks.rank == 0:
-            tqdm.write(text)
-
-    def tick(_: Any = None) -> None:
+    def check_interrupt() -> None:
         if stop:
             raise SystemExit(f"stopped ({stop.reason}); nothing was written")
 
-    arbiter, reader = None, None
-    if ranks.rank == 0:  # who alone looks at what all make
+    extractor = None
+    if ranks.rank == 0:  # which alone measures what all make
+        arbiter = None
         if held_out.dimension:
-            arbiter = judges.open_judge(judge or judges.default_judge(root, train.identity, opened.resolution, tick))
-            judges.same_audio(arbiter, train)
+            arbiter = judges.open_judge(
+                judge or judges.default_judge(root, train.identity, opened.resolution, check_interrupt))
+            judges.check_audio(arbiter, train)
         if opened.config.training.album_subset != "generator":
-            say(f"note: {run} was trained on albums of the judge's, whose figures may flatter it a little (train with "
-                "--album_subset generator)")
-        reader = open_reader(train, open_split(root, "val", needed=False, audio_scale="raw"),
-                             opened.resolution, read_truth(root), say=say, tick=tick)
-    inner = quality.inception_features if inception else None
-    if inner:
-        inner(heard.covers[:1])  # fails before hours of work
-    figures, details, covers = evaluate(opened, arbiter, reader, heard, held_out, train, noises=noises, seed=seed,
-                                        ranks=ranks, inner=inner, tick=tick, quiet=ranks.rank > 0)
-    if ranks.rank == 0:
+            tqdm.write(f"note: {run} was trained on albums of the judge's, whose figures may flatter it a little "
+                       "(train with --album_subset generator)")
+        validation = open_split(root, "val", needed=False, audio_scale="raw")
+        probes = open_probes(train, validation, opened.resolution, read_truth(root), say=tqdm.write,
+                             check_interrupt=check_interrupt)
+        extractor = FeatureExtractor(arbiter, probes, inception)
+    if inception:
+        inception_features(songs.covers[:1])  # fails before hours of work
+    table, attributes, covers = evaluate(opened, extractor, songs, held_out, train, seed=seed, ranks=ranks,
+                                         samples_per_song=samples_per_song, check_interrupt=check_interrupt)
+    if extractor:
         path = Path(out) if out else default_path(opened, split, options, inception)
         metadata = {"run": str(run), "model": opened.config.model, "checkpoint": opened.checkpoint.name, "shards": root,
-                 "split": split, "songs": len(heard), "noises": noises, "seed": seed, **options,
-                 "judge": str(arbiter.folder) if arbiter else None,
-                 "features": "inception" if inception else "judge" if arbiter else "reader",
-                 "reader": reader.figures,
-                 "attributes": details, "genres": len(np.unique(heard.genres[heard.genres >= 0]))}
-        result = report.as_json(metadata, figures)
+                    "split": split, "num_songs": len(songs), "samples_per_song": samples_per_song, "seed": seed,
+                    **options, "judge": str(arbiter.folder) if arbiter else None,
+                    "features": "inception" if inception else "judge" if arbiter else "reader",
+                    "reader": probes.figures, "attributes": attributes,
+                    "genres": len(np.unique(songs.genres[songs.genres >= 0]))}
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, (json.dumps(result, indent=1) + "\n").encode())
-        print(report.as_text(metadata, figures))
-        print(path)
+        write_atomically(path, (json.dumps(report.as_json(metadata, table), indent=1) + "\n").encode())
+        print(report.as_text(metadata, table), path, sep="\n")
         if wandb if wandb is not None else opened.config.training.tracker == "wandb":
             tracking.show_table(opened.folder, config.read_run(opened.folder).flat(), step_of(opened.checkpoint),
-                                report.scalars(figures, "test"),
-                                *report.song_table(arbiter, heard, covers, held_out.metadata["genres"], SHOWN))
+                                report.scalars(table, "test"),
+                                *report.song_table(arbiter, songs, covers, held_out.metadata["genres"], SHOWN))
     ranks.close()
     return 0
 
@@ -126,11 +123,11 @@ def check(run: TrainedModel, shards: ShardDataset, found: int) -> None:
         raise ValueError(f"{shards.index.root} has covers of {shards.resolution} px; {run.folder} makes "
                          f"{run.resolution} px")
     if run.model.conditional and run.normalizer.dimension != shards.dimension:
-        raise ValueError(f"{shards.index.root} has vectors of {shards.dimension} numbers; {run.folder} hears "
+        raise ValueError(f"{shards.index.root} has vectors of {shards.dimension} numbers; {run.folder} needs "
                          f"{run.normalizer.dimension}")
-    if found < LEAST:
-        raise ValueError(f"{shards.index.root} has {found} albums in {shards.index.split}; a figure needs {LEAST} or "
-                         "more; pack more, or choose another --split")
+    if found < MIN_SONGS:
+        raise ValueError(f"{shards.index.root} has {found} albums in {shards.index.split}; a figure needs {MIN_SONGS} "
+                         "or more; pack more, or choose another --split")
 
 
 def default_path(run: TrainedModel, split: str, options: dict[str, Any], inception: bool) -> Path:

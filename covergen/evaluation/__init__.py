@@ -1,2 +1,1 @@
-"""What judges a run: features, scores and readings of covers in, numbers with their uncertainty out."""
-
+"""What judges a run: songs, covers made for them, and figures with their uncertainty."""

@@ -1,6 +1,6 @@
-"""Who reads covers: shards in; a network that tells a cover's genre and, of a demo, its attributes out.
+"""A reader of covers, which predicts a cover's genre and, of a demo, its attributes.
 
-It is trained on real covers of the training split and kept, so that covers of any run are read by the same eyes.
+It is trained on real covers of the training split and cached, so that covers of all runs are judged by one network.
 """
 
 from __future__ import annotations
@@ -18,16 +18,22 @@ from torch.nn import functional as F
 from covergen.data.audio import AudioNormalizer
 from covergen.data.batch import downscale
 from covergen.data.dataset import ShardDataset, open_split
-from covergen.evaluation.audio_regressor import Predictor, known, named, train_predictor
+from covergen.evaluation.audio_regressor import AudioRegressor, train_regressor
 from covergen.evaluation.demo_truth import Truth
-from covergen.evaluation.fitting import VERSION, cached_network, fit, r2, repeatable, set_apart
+from covergen.evaluation.fitting import VERSION, cached_network, fit, hold_out, r2, repeatable
 from covergen.evaluation.metrics import balanced_accuracy
+from covergen.evaluation.songs import cover_batches
 from covergen.models.base import to_minus_one_one
 
 SIDE = 64  # pixels: larger covers are averaged down to it
-AT_ONCE = 256  # covers that are read together
+BLOCK = 256  # covers that go through the network together
+COVERS, HELD_OUT = 20_000, 2_000  # at most, of the training or test split and of another
+WIDTHS = (32, 64, 128, 192, 256)
+STEPS, EPOCHS, BATCH, RATE, DECAY = 1500, 40, 64, 6e-3, 0.02
 SHIFT, GRAIN = 1 / 16, 0.1  # how far training covers are shifted, as a share of the side, and the noise on them
 MIRRORED = "stripe_angle"  # the attribute that changes its sign in a mirrored cover
+ABSENT = -1e4  # score of a genre that no training cover has
+GENRE_WEIGHT = 0.1  # of the genre's loss beside that of the attributes
 
 
 @dataclass(frozen=True)
@@ -43,10 +49,10 @@ class CoverDataset:
     def __len__(self) -> int:
         return len(self.pixels)
 
-    def part(self, places: np.ndarray) -> CoverDataset:
-        """Those at some places."""
-        values = None if self.values is None else self.values[places]
-        return CoverDataset(self.pixels[places], self.genres[places], values, self.groups[places])
+    def select(self, rows: np.ndarray | Tensor) -> CoverDataset:
+        """Some of them."""
+        values = None if self.values is None else self.values[rows]
+        return CoverDataset(self.pixels[rows], self.genres[rows], values, self.groups[rows])
 
 
 def read_covers(shards: ShardDataset, resolution: int, truth: Truth | None, count: int, seed: int) -> CoverDataset:
@@ -60,14 +66,12 @@ def read_covers(shards: ShardDataset, resolution: int, truth: Truth | None, coun
     index = shards.index.rows
     rows = shards.rows[np.unique(index["cover_hash"][shards.rows], return_index=True)[1]]
     rows = np.sort(np.random.default_rng(seed).permutation(rows)[:count])
-    side = min(resolution, SIDE)
-    pixels = [downscale(downscale(shards.read(rows[start:start + AT_ONCE]).cover, resolution), side)
-              for start in range(0, len(rows), AT_ONCE)]
-    values = None if truth is None else torch.from_numpy(known(truth, shards, rows))
+    pixels = [downscale(part, min(resolution, SIDE)) for part in cover_batches(shards, rows, resolution)]
+    values = None if truth is None else torch.from_numpy(truth.attributes(shards, rows))
     return CoverDataset(torch.cat(pixels), torch.from_numpy(shards.genres(rows)), values, index["group"][rows])
 
 
-def changed(images: Tensor, values: Tensor | None, truth: Truth | None) -> tuple[Tensor, Tensor | None, Tensor]:
+def augment(images: Tensor, values: Tensor | None, truth: Truth | None) -> tuple[Tensor, Tensor | None, Tensor]:
     """Training images ``[B, 3, S, S]`` shifted, mirrored and with noise, their attributes ``[B, A]``, and which are
     fit to learn genres from, bool ``[B]``."""
     count, side, device = len(images), images.shape[-1], images.device
@@ -76,29 +80,22 @@ def changed(images: Tensor, values: Tensor | None, truth: Truth | None) -> tuple
     if truth is None:
         down = torch.zeros_like(down)
     elif MIRRORED in truth.names:
-        place = truth.names.index(MIRRORED)
+        column = truth.names.index(MIRRORED)
         values, plain = values.clone(), across == down  # both are half a turn, which changes no attribute
-        offset = 2 * float(truth.mean[place] / truth.std[place])
-        values[:, place] = torch.where(plain, values[:, place], -values[:, place] - offset)
+        offset = 2 * float(truth.mean[column] / truth.std[column])
+        values[:, column] = torch.where(plain, values[:, column], -values[:, column] - offset)
     else:
         across, down = torch.zeros_like(across), torch.zeros_like(down)
-    for which, axis in ((across, 3), (down, 2)):
-        images = torch.where(which.to(device)[:, None, None, None], images.flip(axis), images)
-    room = max(1, round(SHIFT * side))
-    left, top = torch.randint(2 * room + 1, (2,)).tolist()
-    images = F.pad(images, (room,) * 4, mode="reflect")[:, :, top:top + side, left:left + side]
+    for mirrored, axis in ((across, 3), (down, 2)):
+        images = torch.where(mirrored.to(device)[:, None, None, None], images.flip(axis), images)
+    margin = max(1, round(SHIFT * side))
+    left, top = torch.randint(2 * margin + 1, (2,)).tolist()
+    images = F.pad(images, (margin,) * 4, mode="reflect")[:, :, top:top + side, left:left + side]
     images = images + GRAIN * torch.rand(count, 1, 1, 1).to(device) * torch.randn(images.shape).to(device)
     return images, values, plain
 
 
-WIDTHS = (32, 64, 128, 192, 256)
-COVERS, HELD_OUT = 20_000, 2_000  # at most, of the training or test split and of another
-STEPS, EPOCHS, BATCH, RATE, DECAY = 1500, 40, 64, 6e-3, 0.02
-OUT = -1e4  # score of a genre that no training cover has
-GENRE_WEIGHT = 0.1  # of the genre's loss beside that of the attributes
-
-
-class Reader(nn.Module):
+class CoverReader(nn.Module):
     """Images ``[B, 3, R, R]`` with values -1..1 to genres' scores ``[B, G]`` and attributes ``[B, A]``, or None.
 
     Scores are fit for balanced accuracy: how common a genre is does not count. Those of genres that no training cover
@@ -110,8 +107,8 @@ class Reader(nn.Module):
         super().__init__()
         self.side = min(resolution, SIDE)
 
-        def block(wide: int, out: int, size: int, stride: int) -> list[nn.Module]:
-            return [nn.Conv2d(wide, out, size, stride, size // 2, bias=False), nn.BatchNorm2d(out), nn.ReLU()]
+        def block(inputs: int, outputs: int, size: int, stride: int) -> list[nn.Module]:
+            return [nn.Conv2d(inputs, outputs, size, stride, size // 2, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
 
         a, b, c, d, e = WIDTHS
         self.trunk = nn.Sequential(
@@ -122,32 +119,33 @@ class Reader(nn.Module):
         self.register_buffer("known", torch.ones(genres, dtype=torch.bool))
         self.to(memory_format=torch.channels_last)
 
-    def features(self, images: Tensor) -> Tensor:
-        """What both are read from, float32 ``[B, 256]``."""
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        return self.heads(self.trunk_features(images))
+
+    def trunk_features(self, images: Tensor) -> Tensor:
+        """What both are predicted from, float32 ``[B, 256]``."""
         if images.shape[-1] != self.side:
             images = F.interpolate(images, size=(self.side, self.side), mode="area")
         with torch.autocast(images.device.type, torch.bfloat16, enabled=is_fast(images.device)):
             return self.trunk(images.to(memory_format=torch.channels_last)).float()
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        return self.tell(self.features(images))
-
-    def tell(self, features: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The same from features ``[B, 256]``."""
-        scores = self.genre(features).masked_fill(~self.known, OUT)
+    def heads(self, features: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Scores and attributes from features ``[B, 256]``."""
+        scores = self.genre(features).masked_fill(~self.known, ABSENT)
         return scores, self.attributes(features) if self.attributes else None
 
     @torch.no_grad()
-    def see(self, covers: Tensor) -> Tensor:
-        """Features float32 ``[N, 256]`` of uint8 covers ``[N, 3, R, R]``, in blocks; on the reader's device."""
+    def features(self, covers: Tensor) -> Tensor:
+        """Features float32 ``[N, 256]`` of any number of uint8 covers ``[N, 3, R, R]``, on the reader's device."""
         self.eval()
-        return torch.cat([self.features(to_minus_one_one(part.to(self.known.device))) for part in covers.split(AT_ONCE)])
+        return torch.cat([self.trunk_features(to_minus_one_one(part.to(self.known.device)))
+                          for part in covers.split(BLOCK)])
 
     @torch.no_grad()
-    def read(self, covers: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    def predict(self, covers: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """What uint8 covers ``[N, 3, R, R]`` show, on the CPU: genres int64 ``[N]``, None unless there are two to tell
         apart, and standardised attributes float32 ``[N, A]`` or None."""
-        scores, values = self.tell(self.see(covers))
+        scores, values = self.heads(self.features(covers))
         return (scores.argmax(1).cpu() if self.known.sum() > 1 else None), None if values is None else values.cpu()
 
 
@@ -159,87 +157,77 @@ def is_fast(device: torch.device) -> bool:
 
 
 @dataclass(frozen=True)
-class Readings:
-    """What an evaluation asks about covers and songs of one folder of shards.
+class Probes:
+    """The networks that evaluations of one folder of shards have in common.
 
     Attributes:
         reader: of covers.
-        predictor: of attributes from audio; None but on demo data with audio.
-        scale: of that audio.
+        regressor: of attributes from audio; None but on demo data with audio.
+        normalizer: of that audio.
         truth: of the demo, or None.
-        figures: of ``reader`` and ``predictor``, see ``train_reader`` and ``train_predictor``.
+        figures: of ``reader`` and ``predictor``, see ``train_reader`` and ``train_regressor``.
     """
 
-    reader: Reader
-    predictor: Predictor | None
-    scale: AudioNormalizer | None
+    reader: CoverReader
+    regressor: AudioRegressor | None
+    normalizer: AudioNormalizer | None
     truth: Truth | None
     figures: dict[str, dict[str, Any]]
 
-    def read(self, covers: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """See ``Reader.read``."""
-        return self.reader.read(covers)
-
-    def features(self, covers: Tensor) -> Tensor:
-        """float32 ``[N, 256]`` of uint8 covers ``[N, 3, R, R]``, on the CPU."""
-        return self.reader.see(covers).cpu()
-
     def predict(self, raw: np.ndarray | None) -> np.ndarray | None:
-        """Attributes float32 ``[N, A]`` from audio ``[N, D]`` as it lies in shards; None where none can be told."""
-        if self.predictor is None or raw is None:
+        """Attributes float32 ``[N, A]`` from audio ``[N, D]`` as it lies in shards; None without a regressor."""
+        if self.regressor is None or raw is None:
             return None
-        return self.predictor.predict(torch.from_numpy(self.scale(raw))).numpy()
+        return self.regressor.predict(torch.from_numpy(self.normalizer(raw))).numpy()
 
-    def truth_of(self, shards: ShardDataset, rows: np.ndarray) -> np.ndarray | None:
+    def true_attributes(self, shards: ShardDataset, rows: np.ndarray) -> np.ndarray | None:
         """The true attributes of rows, float32 ``[N, A]``, standardised; None but on demo data."""
-        return None if self.truth is None else known(self.truth, shards, rows)
+        return None if self.truth is None else self.truth.attributes(shards, rows)
 
 
-def open_reader(train: ShardDataset, held_out: ShardDataset | None, resolution: int, truth: Truth | None, *,
+def open_probes(train: ShardDataset, held_out: ShardDataset | None, resolution: int, truth: Truth | None, *,
                 device: torch.device | str | None = None, steps: int | None = None, seed: int = 0,
-                say: Callable[[str], Any] = print, tick: Callable[[], Any] = lambda: None) -> Readings:
-    """The reader of these shards, and on demo data with audio the predictor: as they were kept, else trained now.
-
-    They are kept in the user's cache folder, see ``trained.kept``.
+                say: Callable[[str], Any] = print, check_interrupt: Callable[[], Any] = lambda: None) -> Probes:
+    """The reader of these shards, and on demo data with audio the regressor: from the cache, else trained now.
 
     Args:
-        train, held_out, resolution, truth, seed, tick: see ``train_reader``.
+        train, held_out, resolution, truth, seed, check_interrupt: see ``train_reader``.
         steps: of each network at most; default: as many as make them good.
         device: default: the GPU, if there is one.
-        say: told what takes minutes.
+        say: called with a line before what takes minutes.
 
     Raises:
         ValueError: the truth is of another demo.
     """
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    audio, genres = train.metadata["audio"], len(train.metadata["genres"])
+    attributes = len(truth.names) if truth else 0
     made_of = {"train": train.identity, "rows": crc32(train.rows.tobytes()), "seed": seed, "steps": steps,
                "held_out": held_out.identity if held_out else None, "truth": truth.digest if truth else None}
-    options = {"device": device, "seed": seed, "tick": tick} | ({"steps": steps} if steps else {})
+    options = {"device": device, "seed": seed, "check_interrupt": check_interrupt} | ({"steps": steps} if steps else {})
 
-    def reader() -> tuple[Reader, dict[str, Any]]:
+    def make_reader() -> tuple[CoverReader, dict[str, Any]]:
         say("training a reader of covers for these shards (a minute or two); the next evaluation finds it trained")
         return train_reader(train, held_out, resolution, truth, **options)
 
-    def predictor() -> tuple[Predictor, dict[str, Any]]:
-        say("training a predictor of attributes from audio for these shards (half a minute), kept as well")
-        return train_predictor(train, held_out, truth, **options)
+    def make_regressor() -> tuple[AudioRegressor, dict[str, Any]]:
+        say("training a predictor of attributes from audio for these shards (half a minute), cached as well")
+        return train_regressor(train, held_out, truth, **options)
 
-    found: dict[str, Any] = {}
-    found["reader"] = cached_network(f"{train.identity[:16]}-{resolution}-v{VERSION}", "reader", made_of,
-                           lambda _: Reader(resolution, genres, len(truth.names) if truth else 0), reader)
-    scale = AudioNormalizer(audio) if audio and truth else None
-    if scale:
-        found["predictor"] = cached_network(f"{train.identity[:16]}-audio-v{VERSION}", "predictor", made_of,
-                                  lambda figures: Predictor(scale.size, len(truth.names), figures["kind"]), predictor)
-    networks = {name: network.to(device) for name, (network, _) in found.items()}
-    return Readings(networks["reader"], networks.get("predictor"), scale, truth,
-                    {name: figures for name, (_, figures) in found.items()})
+    reader, learned = cached_network(
+        f"{train.identity[:16]}-{resolution}-v{VERSION}", "reader", made_of,
+        lambda _: CoverReader(resolution, len(train.metadata["genres"]), attributes), make_reader)
+    regressor, normalizer, figures = None, None, {"reader": learned}
+    if train.metadata["audio"] and truth:
+        normalizer = AudioNormalizer(train.metadata["audio"])
+        regressor, figures["predictor"] = cached_network(
+            f"{train.identity[:16]}-audio-v{VERSION}", "predictor", made_of,
+            lambda figures: AudioRegressor(normalizer.size, attributes, figures["kind"]), make_regressor)
+    return Probes(reader.to(device), regressor and regressor.to(device), normalizer, truth, figures)
 
 
 def train_reader(train: ShardDataset, held_out: ShardDataset | None, resolution: int, truth: Truth | None = None, *,
                  device: torch.device | str = "cpu", steps: int = STEPS, seed: int = 0,
-                 tick: Callable[[], Any] = lambda: None) -> tuple[Reader, dict[str, Any]]:
+                 check_interrupt: Callable[[], Any] = lambda: None) -> tuple[CoverReader, dict[str, Any]]:
     """A reader of covers, the best by its loss on held-out ones.
 
     Training covers are shifted a little and get some noise. Those of a demo are also mirrored both ways, which changes
@@ -253,77 +241,72 @@ def train_reader(train: ShardDataset, held_out: ShardDataset | None, resolution:
         device: to train on.
         steps: at most; also ``EPOCHS`` epochs at most.
         seed: of everything random.
-        tick: called before every step; may raise to stop.
+        check_interrupt: called before every step; may raise to stop.
 
     Returns:
         the network, and figures: covers and genres that it learnt from, steps, and of the test split, where there is
         one, test_covers, genre_accuracy (balanced) with genre_chance, and by attribute r2.
     """
     device = torch.device(device)
-    learnt = read_covers(train, resolution, truth, COVERS, seed)
+    covers = read_covers(train, resolution, truth, COVERS, seed)
     if held_out:
-        judged = read_covers(held_out, resolution, truth, HELD_OUT, seed)
+        validation = read_covers(held_out, resolution, truth, HELD_OUT, seed)
     else:
-        learnt, judged = (learnt.part(places) for places in set_apart(learnt.groups, seed))
-    counts = torch.bincount(learnt.genres[learnt.genres >= 0], minlength=len(train.metadata["genres"]))
-    batch = min(BATCH, len(learnt))
-    steps = max(10, min(steps, EPOCHS * -(-len(learnt) // batch)))
+        covers, validation = (covers.select(rows) for rows in hold_out(covers.groups, seed))
+    counts = torch.bincount(covers.genres[covers.genres >= 0], minlength=len(train.metadata["genres"]))
+    batch = min(BATCH, len(covers))
+    steps = max(10, min(steps, EPOCHS * -(-len(covers) // batch)))
     with repeatable(seed, device):
-        reader = Reader(resolution, len(counts), len(truth.names) if truth else 0).to(device)
+        reader = CoverReader(resolution, len(counts), len(truth.names) if truth else 0).to(device)
         reader.known.copy_(counts > 0)
         shares = (counts / counts.sum().clamp_min(1)).clamp_min(1e-9).log().to(device)
-        pixels = learnt.pixels.to(device)
+        pixels = covers.pixels.to(device)
         queue: list[Tensor] = []
 
         def loss() -> Tensor:
             if not queue:
-                queue.extend(torch.randperm(len(learnt)).split(batch)[:len(learnt) // batch])
+                queue.extend(torch.randperm(len(covers)).split(batch)[:len(covers) // batch])
             rows = queue.pop()
-            values = None if learnt.values is None else learnt.values[rows]
-            images, values, plain = changed(to_minus_one_one(pixels[rows.to(device)]), values, truth)
-            genres = torch.where(plain, learnt.genres[rows], -1)
-            return loss_of(reader, images, genres.to(device), None if values is None else values.to(device), shares)
+            values = None if covers.values is None else covers.values[rows]
+            images, values, plain = augment(to_minus_one_one(pixels[rows.to(device)]), values, truth)
+            return loss_of(reader, images, torch.where(plain, covers.genres[rows], -1), values, shares)
 
         if truth or (counts > 0).sum() > 1:  # else there is nothing to learn
-            fit(reader, loss, lambda: -mean_loss(reader, judged, shares), steps=steps, rate=RATE, decay=DECAY,
-                tick=tick)
+            fit(reader, loss, lambda: -mean_loss(reader, validation, shares), steps=steps, rate=RATE, decay=DECAY,
+                check_interrupt=check_interrupt)
     reader.eval()
-    figures = {"covers": len(learnt), "genres": int((counts > 0).sum()), "steps": steps}
+    figures: dict[str, Any] = {"covers": len(covers), "genres": int((counts > 0).sum()), "steps": steps}
     if test := open_split(str(train.index.root), "test", needed=False):
-        figures |= figures_of(reader, read_covers(test, resolution, truth, COVERS, seed), truth)
+        covers = read_covers(test, resolution, truth, COVERS, seed)
+        genres, values = reader.predict(covers.pixels)
+        figures["test_covers"] = len(covers)
+        if genres is not None and (labelled := covers.genres >= 0).any():
+            figures |= {"genre_accuracy": balanced_accuracy(covers.genres[labelled], genres[labelled]),
+                        "genre_chance": 1 / len(covers.genres[labelled].unique())}
+        if values is not None:
+            figures["r2"] = truth.by_name(r2(values, covers.values))
     return reader, figures
 
 
-def loss_of(reader: Reader, images: Tensor, genres: Tensor, values: Tensor | None, shares: Tensor) -> Tensor:
+def loss_of(reader: CoverReader, images: Tensor, genres: Tensor, values: Tensor | None, shares: Tensor) -> Tensor:
     """The loss on images ``[B, 3, S, S]`` of genres ``[B]``, -1 for unknown, and attributes ``[B, A]``, a scalar.
 
     Args: shares: logarithms of the genres' shares, ``[G]``.
 
     Source: Menon et al. 2021, "Long-tail Learning via Logit Adjustment": scores learn what shares do not tell.
     """
-    scores, read = reader(images)
+    scores, estimates = reader(images)
+    genres = genres.to(images.device)
     loss = F.cross_entropy(scores + shares, genres, ignore_index=-1, reduction="sum") / (genres >= 0).sum().clamp_min(1)
-    return loss if read is None else GENRE_WEIGHT * loss + F.mse_loss(read, values)
+    return loss if values is None else GENRE_WEIGHT * loss + F.mse_loss(estimates, values.to(images.device))
 
 
-def mean_loss(reader: Reader, covers: CoverDataset, shares: Tensor) -> float:
+def mean_loss(reader: CoverReader, covers: CoverDataset, shares: Tensor) -> float:
     """The mean loss over covers; genres that the reader does not know count as unknown."""
-    device, total = shares.device, 0.0
-    genres = torch.where(reader.known.cpu()[covers.genres], covers.genres, -1)
-    for places in torch.arange(len(covers)).split(AT_ONCE):
-        values = None if covers.values is None else covers.values[places].to(device)
-        images = to_minus_one_one(covers.pixels[places].to(device))
-        total += len(places) * loss_of(reader, images, genres[places].to(device), values, shares).item()
+    total = 0.0
+    for rows in torch.arange(len(covers)).split(BLOCK):
+        part = covers.select(rows)
+        genres = torch.where(reader.known.cpu()[part.genres], part.genres, -1)
+        images = to_minus_one_one(part.pixels.to(shares.device))
+        total += len(part) * loss_of(reader, images, genres, part.values, shares).item()
     return total / len(covers)
-
-
-def figures_of(reader: Reader, covers: CoverDataset, truth: Truth | None) -> dict[str, Any]:
-    """How well covers are read, see ``train_reader``."""
-    genres, values = reader.read(covers.pixels)
-    figures: dict[str, Any] = {"test_covers": len(covers)}
-    if genres is not None and (told := covers.genres >= 0).any():
-        figures |= {"genre_accuracy": balanced_accuracy(covers.genres[told], genres[told]),
-                    "genre_chance": 1 / len(covers.genres[told].unique())}
-    if values is not None:
-        figures["r2"] = named(truth, r2(values, covers.values))
-    return figures

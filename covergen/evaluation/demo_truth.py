@@ -1,4 +1,4 @@
-"""What the covers of demo data show: a folder of shards in; the true attributes of any rows of its indexes out."""
+"""The true attributes of covers of demo data, by rows of an index."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from torch import Tensor
 
 from covergen.data.dataset import ShardDataset
 from shard_tools.core.errors import BadFileError
@@ -14,7 +15,7 @@ from shard_tools.dataset.demo_truth import TRUTH, read_columns
 from shard_tools.dataset.layout import make_key
 from shard_tools.shards.tar import header_key
 
-HEADER = 512  # bytes of a member's header, which lies before its data
+HEADER = 512  # bytes of a tar member's header, which lies before its data
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Truth:
         names: of the ``A`` attributes.
         mean, std: float32 ``[A]``, of the drawn values over the training rows, in the units of the demo.
         values: float32 ``[T, A]``, what the covers show (``drawn`` of the demo), standardised with them.
-        places: the row of every (split, genre, key of a sample).
+        row_of: (split, genre, key of a sample) -> row.
         digest: SHA-256 of the file, tells one truth from another.
     """
 
@@ -33,28 +34,32 @@ class Truth:
     mean: np.ndarray
     std: np.ndarray
     values: np.ndarray
-    places: dict[tuple[str, str, str], int]
+    row_of: dict[tuple[str, str, str], int]
     digest: str
 
-    def of(self, shards: ShardDataset, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """What the covers of some rows of an index show.
-
-        Args:
-            shards: of the demo.
-            rows: ``[N]`` of its index.
-
-        Returns:
-            values float32 ``[N, A]``, standardised, zeros where a row is not in the truth; and whether it is, bool
-            ``[N]``.
+    def find(self, shards: ShardDataset, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """What the covers of rows ``[N]`` of an index show, standardised, float32 ``[N, A]``, zeros for those that are
+        not in the truth; and which are in it, bool ``[N]``.
 
         Raises:
             ValueError: a shard does not hold what its index says.
         """
         genres, split = shards.metadata["genres"], shards.index.split
-        places = np.array([self.places.get((split, genres[row["genre"]], key_of(shards, row)), -1)
-                           for row in shards.index.rows[rows]], np.int64)
-        found = places >= 0
-        return np.where(found[:, None], self.values[places], np.float32(0)), found
+        found = np.array([self.row_of.get((split, genres[row["genre"]], key_of(shards, row)), -1)
+                          for row in shards.index.rows[rows]], np.int64)
+        return np.where(found[:, None] >= 0, self.values[found], np.float32(0)), found >= 0
+
+    def attributes(self, shards: ShardDataset, rows: np.ndarray) -> np.ndarray:
+        """The same of rows that must all be in the truth; ValueError where one is not."""
+        values, found = self.find(shards, rows)
+        if not found.all():
+            raise ValueError(f"{shards.index.root}/attributes.npz knows {found.sum():,} of {len(found):,} samples of "
+                             f"{shards.index.split}: it is another demo's; pack the demo again, or delete that file")
+        return values
+
+    def by_name(self, values: Tensor) -> dict[str, float]:
+        """One number an attribute ``[A]`` by its name, and their mean."""
+        return dict(zip(self.names, values.tolist(), strict=True)) | {"mean": values.mean().item()}
 
 
 def key_of(shards: ShardDataset, row: np.void) -> str:
@@ -86,11 +91,11 @@ def read_truth(root: str | Path) -> Truth | None:
     training = training if len(training) else drawn
     mean, std = training.mean(0), training.std(0)
     std[std == 0] = 1
-    places: dict[tuple[str, str, str], int] = {}
+    row_of: dict[tuple[str, str, str], int] = {}
     names = zip(columns["split"].tolist(), columns["genre"].tolist(), columns["stems"].tolist(), strict=True)
-    for place, (split, genre, stem) in enumerate(names):
+    for row, (split, genre, stem) in enumerate(names):
         # Packing gives a stem that recurs in another genre of its split the second key.
         for key in (make_key(stem), make_key(stem, f"{genre}/{stem}")):
-            places[split, genre, key] = place
+            row_of[split, genre, key] = row
     return Truth(tuple(columns["attribute_names"].tolist()), mean.astype(np.float32), std.astype(np.float32),
-                 ((drawn - mean) / std).astype(np.float32), places, file_sha256(path))
+                 ((drawn - mean) / std).astype(np.float32), row_of, file_sha256(path))

@@ -1,4 +1,4 @@
-"""Networks that an evaluation trains for itself: data and a loss in; weights, the same each time, kept on disk out."""
+"""Training of the small networks that an evaluation needs, the same each time, and a cache of them on disk."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from shard_tools.core.files import write_atomically
 from shard_tools.core.locks import lock_folder
 from shard_tools.shards.index import metadata_bytes
 
-KEEP = "COVERGEN_READERS"  # environment: a folder for trained networks instead of the user's cache; none = keep none
+CACHE = "COVERGEN_READERS"  # environment: a folder for trained networks instead of the user's cache; none = no cache
 VERSION = 1  # of the networks and of how they are trained: raise it whenever either changes
 LOCK_PATIENCE = 3600.0  # seconds to wait for a process that trains the same
 CHECKS = 15  # times that a network is judged on held-out data while it is trained
@@ -39,7 +39,7 @@ def repeatable(seed: int, device: torch.device) -> Iterator[None]:
 
 
 def fit(network: nn.Module, loss: Callable[[], Tensor], score: Callable[[], float], *, steps: int, rate: float,
-        decay: float, tick: Callable[[], Any]) -> float:
+        decay: float, check_interrupt: Callable[[], Any]) -> float:
     """Trains a network and leaves it with the weights of its best score.
 
     AdamW under one cycle of learning rates (Smith and Topin 2018).
@@ -51,17 +51,17 @@ def fit(network: nn.Module, loss: Callable[[], Tensor], score: Callable[[], floa
         steps: updates.
         rate: the highest learning rate.
         decay: of the weights.
-        tick: called before every step; may raise to stop.
+        check_interrupt: called before every step; may raise to stop.
 
     Returns:
         the best score.
     """
     optimizer = torch.optim.AdamW(network.parameters(), rate, weight_decay=decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, steps, pct_start=WARM_UP)
-    best, kept = -torch.inf, None
+    best, weights = -torch.inf, None
     network.train()
     for step in range(1, steps + 1):
-        tick()
+        check_interrupt()
         optimizer.zero_grad()
         loss().backward()
         optimizer.step()
@@ -71,63 +71,62 @@ def fit(network: nn.Module, loss: Callable[[], Tensor], score: Callable[[], floa
             with torch.no_grad():
                 value = score()
             network.train()
-            if kept is None or value > best:
-                best, kept = value, {name: part.clone() for name, part in network.state_dict().items()}
-    network.load_state_dict(kept)
+            if weights is None or value > best:
+                best, weights = value, {name: part.clone() for name, part in network.state_dict().items()}
+    network.load_state_dict(weights)
     network.eval()
     return best
 
 
-def set_apart(groups: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Places of ``[N]`` to train on, and those of an eighth of the albums to judge with; of one album all for both."""
+def hold_out(groups: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of ``[N]`` to train on, and those of an eighth of the albums to validate on; of one album all for both."""
     albums = np.random.default_rng(seed).permutation(np.unique(groups))
-    judged = np.isin(groups, albums[:-(-len(albums) // 8)])
-    return (np.arange(len(groups)),) * 2 if judged.all() else (np.flatnonzero(~judged), np.flatnonzero(judged))
+    held_out = np.isin(groups, albums[:-(-len(albums) // 8)])
+    return (np.arange(len(groups)),) * 2 if held_out.all() else (np.flatnonzero(~held_out), np.flatnonzero(held_out))
 
 
-def r2(read: Tensor, true: Tensor, genres: Tensor | None = None) -> Tensor:
+def r2(estimates: Tensor, truth: Tensor, genres: Tensor | None = None) -> Tensor:
     """Coefficients of determination, float64 ``[A]``, in total or within genres; 0 for what does not vary.
 
     Args:
-        read, true: ``[N, A]``.
-        genres: ``[N]``; the means of each genre are taken off both. None: of ``true`` its mean over all.
+        estimates, truth: ``[N, A]``.
+        genres: ``[N]``; the means of each genre are taken off both. None: of ``truth`` its mean over all.
     """
-    read, true = read.double(), true.double()
-    if genres is None:
-        centred = true - true.mean(0)
-    else:
-        kinds = nn.functional.one_hot(genres.unique(return_inverse=True)[1]).double()
-        read, true = (part - kinds @ (kinds.T @ part / kinds.sum(0)[:, None]) for part in (read, true))
-        centred = true
-    spread = centred.square().sum(0)
-    return torch.where(spread > 0, 1 - (read - true).square().sum(0) / spread.clamp_min(1e-300), 0.0)
+    estimates, truth = estimates.double(), truth.double()
+    centred = truth - truth.mean(0)
+    if genres is not None:
+        one_hot = nn.functional.one_hot(genres.unique(return_inverse=True)[1]).double()
+        estimates, truth = (part - one_hot @ (one_hot.T @ part / one_hot.sum(0)[:, None])
+                            for part in (estimates, truth))
+        centred = truth
+    variance = centred.square().sum(0)
+    return torch.where(variance > 0, 1 - (estimates - truth).square().sum(0) / variance.clamp_min(1e-300), 0.0)
 
 
 def cached_network(folder: str, name: str, made_of: dict[str, Any], empty: Callable[[dict[str, Any]], nn.Module],
-         train: Callable[[], tuple[nn.Module, dict[str, Any]]]) -> tuple[nn.Module, dict[str, Any]]:
-    """A trained network and its figures: as they were kept, else trained now and kept.
+                   train: Callable[[], tuple[nn.Module, dict[str, Any]]]) -> tuple[nn.Module, dict[str, Any]]:
+    """A trained network and its figures: from the cache, else trained now.
 
     Args:
         folder: below ``readers`` in the user's cache folder, or below what ``COVERGEN_READERS`` names.
         name: of the files: ``<name>.safetensors`` and, after it, ``<name>.json``.
-        made_of: what decides the result; anything else that was kept is trained again.
-        empty: a network of that kind with any weights, from the figures of the one that was kept.
+        made_of: what decides the result; a network that was made of anything else is trained again.
+        empty: a network of that kind with any weights, from the figures of the cached one.
         train: the network and its figures, as plain values.
     """
-    where = os.environ.get(KEEP) or str(user_cache_path("covergen") / "readers")
-    if where == "none":
+    cache = os.environ.get(CACHE) or str(user_cache_path("covergen") / "readers")
+    if cache == "none":
         return train()
-    root, made_of = Path(where) / folder, json.loads(json.dumps(made_of | {"version": VERSION}))
+    root, made_of = Path(cache) / folder, json.loads(json.dumps(made_of | {"version": VERSION}))
     weights, metadata = root / f"{name}.safetensors", root / f"{name}.json"
     with lock_folder(root, patience=LOCK_PATIENCE):  # who comes second finds what the first has trained
-        if metadata.is_file():
-            with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RuntimeError):  # damaged: trained again
-                known, data = json.loads(metadata.read_bytes()), weights.read_bytes()
-                if known["made_of"] == made_of and known.pop("sha256") == _digest(data, known):
-                    with torch.random.fork_rng(devices=[]):  # weights that are replaced take no one's random numbers
-                        network = empty(known["figures"])
-                    network.load_state_dict(load_weights(data))
-                    return network.eval(), known["figures"]
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RuntimeError):  # absent or damaged: train
+            known, data = json.loads(metadata.read_bytes()), weights.read_bytes()
+            if known["made_of"] == made_of and known.pop("sha256") == _digest(data, known):
+                with torch.random.fork_rng(devices=[]):  # weights that are replaced take no one's random numbers
+                    network = empty(known["figures"])
+                network.load_state_dict(load_weights(data))
+                return network.eval(), known["figures"]
         network, figures = train()
         data = save_weights({key: part.cpu().contiguous() for key, part in network.state_dict().items()})
         write_atomically(weights, data)

@@ -1,6 +1,6 @@
-"""Numbers about covers and latents: tensors of features in, distances, accuracies and shares out.
+"""Metrics of covers and latents: distances between distributions, nearest neighbours, accuracies.
 
-Pure functions: nothing here knows runs, files or pictures.
+Pure functions of tensors: nothing here knows runs, files or pictures.
 """
 
 from __future__ import annotations
@@ -22,12 +22,14 @@ from torchmetrics.image.kid import KernelInceptionDistance
 
 SUBSET = 1000  # features in each of the 100 subsets of the kernel distance, at most
 INCEPTION_BATCH = 64
+BLOCK_VALUES = 2**25  # float32 numbers in a block of features: 128 MiB
+SPARE = 6  # candidates beside the k wanted that are measured exactly: the fast formula cancels digits
 
 
 def frechet(real: Tensor, fake: Tensor) -> float:
     """The Fréchet distance of features ``[N, D]`` and ``[M, D]``, in float64; lower is better.
 
-    It falls with the number of samples, so only equal numbers compare: see ``named``.
+    It falls with the number of samples, so only equal numbers compare: see ``with_count``.
 
     Source: Heusel et al. 2017, "GANs Trained by a Two Time-Scale Update Rule Converge to a Local Nash Equilibrium",
     equation 6.
@@ -71,19 +73,19 @@ def prdc_of(real: Tensor, fake: Tensor, *, k: int = 5) -> dict[str, float]:
     return {name: float(value) for name, value in found.items()}
 
 
-def copied(fake: Tensor, held_out: Tensor, training: Tensor, *, groups: tuple[Tensor, Tensor] | None = None) -> float:
-    """The share of generated covers nearer to a training cover than the median held-out cover is.
+def _features(features: Tensor) -> nn.Module:
+    """What torchmetrics takes for the network of features that are computed already."""
+    identity = nn.Identity()
+    identity.num_features = features.shape[1]
+    return identity
 
-    See ``metrics.share_nearer``: 1 for copies, near 0.5 for fresh samples of the same distribution.
 
-    Args:
-        fake, held_out, training: ``[M, D]``, ``[H, D]``, ``[N, D]``, compared by Euclidean distance.
-        groups: of the held-out ``[H]`` and of the training covers ``[N]``; two of the same are never neighbours.
-    """
-    fake, held_out, training = fake.cpu(), held_out.cpu(), training.cpu()
-    near, _ = nearest(fake, training, 1)
-    far, _ = nearest(held_out, training, 1, groups=groups)
-    return share_nearer(near[:, 0], far[:, 0])
+def _compared(metric: Metric, real: Tensor, fake: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+    """A metric of torchmetrics, in float64: in float32 differences of large sums cancel."""
+    metric = metric.set_dtype(torch.float64).to(real.device)
+    metric.update(real.double(), real=True)
+    metric.update(fake.double(), real=False)
+    return metric.compute()
 
 
 @torch.no_grad()
@@ -119,28 +121,9 @@ def _inception(kind: Callable[..., nn.Module], device: torch.device) -> nn.Modul
     return kind(name="inception-v3-compat", features_list=["2048"], antialias=False).to(device)
 
 
-def named(metric: str, count: int) -> str:
+def with_count(metric: str, count: int) -> str:
     """The name of a metric with the number of samples: ``fid_400``, ``fid_1.5k``, ``fid_2k``."""
     return f"{metric}_{count}" if count < 1000 else f"{metric}_{count / 1000:g}k"
-
-
-def _features(features: Tensor) -> nn.Module:
-    """What torchmetrics takes for the network of features that are computed already."""
-    identity = nn.Identity()
-    identity.num_features = features.shape[1]
-    return identity
-
-
-def _compared(metric: Metric, real: Tensor, fake: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-    """A metric of torchmetrics, in float64: in float32 differences of large sums cancel."""
-    metric = metric.set_dtype(torch.float64).to(real.device)
-    metric.update(real.double(), real=True)
-    metric.update(fake.double(), real=False)
-    return metric.compute()
-
-
-BLOCK_VALUES = 2**25  # float32 numbers in a block of features: 128 MiB
-SPARE = 6  # candidates beside the k wanted that are measured exactly: the fast formula cancels digits
 
 
 def thumbnails(covers: Tensor) -> Tensor:
@@ -163,54 +146,76 @@ def nearest(queries: Tensor, base: Tensor, k: int, *, order: int = 2,
         groups: of the queries ``[Q]`` and of the base ``[N]``; two of the same group are never neighbours.
 
     Returns:
-        distances float32 ``[Q, k]`` and places in the base int64 ``[Q, k]``; infinite distances mark places that hold
-        nothing, where fewer than k were left.
+        distances float32 ``[Q, k]`` and rows of the base int64 ``[Q, k]``; where fewer than k were left, distances are
+        infinite and rows mean nothing.
     """
-    kept = k + SPARE
-    rows = max(1, BLOCK_VALUES // queries.shape[1])
-    center = sum(part.float().sum(0) for part in base.split(rows)) / len(base)
+    candidates = k + SPARE
+    size = max(1, BLOCK_VALUES // queries.shape[1])
+    center = sum(part.float().sum(0) for part in base.split(size)) / len(base)
     found = []
-    for start in range(0, len(queries), min(rows, 1024)):
-        query = queries[start:start + min(rows, 1024)].float() - center
-        scores = torch.full((len(query), kept), torch.inf)
-        places = torch.zeros((len(query), kept), dtype=torch.int64)
-        for first in range(0, len(base), min(rows, 8192)):
-            part = base[first:first + min(rows, 8192)].float() - center
+    for start in range(0, len(queries), min(size, 1024)):
+        query = queries[start:start + min(size, 1024)].float() - center
+        scores = torch.full((len(query), candidates), torch.inf)
+        rows = torch.zeros((len(query), candidates), dtype=torch.int64)
+        for first in range(0, len(base), min(size, 8192)):
+            part = base[first:first + min(size, 8192)].float() - center
             # Squared distances up to the query's own square, which changes no order.
             score = (torch.addmm(part.square().sum(1)[None], query, part.T, alpha=-2) if order == 2
                      else torch.cdist(query, part, p=order))
             if groups:
                 own = groups[0][start:start + len(query), None] == groups[1][None, first:first + len(part)]
                 score.masked_fill_(own, torch.inf)
-            best = score.topk(min(kept, len(part)), largest=False)
-            scores, chosen = torch.cat([scores, best.values], 1).topk(kept, largest=False)
-            places = torch.cat([places, best.indices + first], 1).gather(1, chosen)
-        exact = torch.stack([torch.linalg.vector_norm(query + center - base[places[:, rank]].float(), order, dim=1)
-                             for rank in range(kept)], 1)
+            best = score.topk(min(candidates, len(part)), largest=False)
+            scores, chosen = torch.cat([scores, best.values], 1).topk(candidates, largest=False)
+            rows = torch.cat([rows, best.indices + first], 1).gather(1, chosen)
+        exact = torch.stack([torch.linalg.vector_norm(query + center - base[rows[:, rank]].float(), order, dim=1)
+                             for rank in range(candidates)], 1)
         exact, ranks = exact.masked_fill_(scores.isinf(), torch.inf).sort(dim=1, stable=True)
-        found.append((exact[:, :k], places.gather(1, ranks[:, :k])))
-    distances, places = zip(*found, strict=True)
-    return torch.cat(distances), torch.cat(places)
+        found.append((exact[:, :k], rows.gather(1, ranks[:, :k])))
+    distances, rows = zip(*found, strict=True)
+    return torch.cat(distances), torch.cat(rows)
 
 
-def vote(labels: Tensor, distances: Tensor, places: Tensor) -> Tensor:
+def copied(fake: Tensor, held_out: Tensor, training: Tensor, *, groups: tuple[Tensor, Tensor] | None = None) -> float:
+    """The share of generated covers nearer to a training cover than the median held-out cover is, see ``share_nearer``.
+
+    Args:
+        fake, held_out, training: ``[M, D]``, ``[H, D]``, ``[N, D]``, compared by Euclidean distance.
+        groups: of the held-out ``[H]`` and of the training covers ``[N]``; two of the same are never neighbours.
+    """
+    fake, held_out, training = fake.cpu(), held_out.cpu(), training.cpu()
+    return share_nearer(nearest(fake, training, 1)[0][:, 0], nearest(held_out, training, 1, groups=groups)[0][:, 0])
+
+
+def share_nearer(generated: Tensor, held_out: Tensor) -> float:
+    """The share of distances ``[Q]`` below the median of others ``[H]``.
+
+    Of distances to the nearest training cover it says whether a model copies: near 0.5 where generated covers are as
+    far from the training covers as real covers that were held out, near 1 for a model that repeats them.
+
+    Source: Meehan et al. 2020, "A Non-Parametric Test to Detect Data-Copying in Generative Models", after its idea.
+    """
+    return (generated < held_out.double().quantile(0.5)).double().mean().item()
+
+
+def vote(labels: Tensor, distances: Tensor, rows: Tensor) -> Tensor:
     """The commonest label int64 ``[Q]`` among neighbours, of equally common ones the nearest one's; -1 for none.
 
     Args:
         labels: of the base, ``[N]``, from 0.
-        distances, places: ``[Q, k]`` as ``nearest`` gives them.
+        distances, rows: ``[Q, k]`` as ``nearest`` gives them.
     """
-    # A vote each, and less than one vote altogether for being nearer: it decides ties only.
-    weights = (1 + 0.5 ** torch.arange(1, places.shape[1] + 1, dtype=torch.float64)).expand(places.shape)
-    votes = torch.zeros(len(places), int(labels.max()) + 1, dtype=torch.float64)
-    votes.scatter_add_(1, labels[places], weights.masked_fill(distances.isinf(), 0.0))
+    # A vote each, and less than one altogether for being nearer: it decides ties only.
+    weights = (1 + 0.5 ** torch.arange(1, rows.shape[1] + 1, dtype=torch.float64)).expand(rows.shape)
+    votes = torch.zeros(len(rows), int(labels.max()) + 1, dtype=torch.float64)
+    votes.scatter_add_(1, labels[rows], weights.masked_fill(distances.isinf(), 0.0))
     return votes.argmax(1).masked_fill(distances[:, 0].isinf(), -1)
 
 
 def balanced_accuracy(truth: Tensor, predicted: Tensor) -> float:
     """The mean over the labels in ``truth`` ``[N]`` of the share of theirs that ``predicted`` ``[N]`` hits."""
-    return sum((predicted[truth == label] == label).double().mean().item() for label in truth.unique()) / len(
-        truth.unique())
+    labels = truth.unique()
+    return sum((predicted[truth == label] == label).double().mean().item() for label in labels) / len(labels)
 
 
 class Separation(NamedTuple):
@@ -243,9 +248,9 @@ def knn_separation(features: Tensor, labels: Tensor, groups: Tensor, *, k: int =
     classes, labels = labels.unique(return_inverse=True)
     neighbours = nearest(features, features, k, groups=(groups, groups))
     generator = torch.Generator().manual_seed(seed)
-    control = [balanced_accuracy(mixed, vote(mixed, *neighbours)) for mixed in
-               (labels[torch.randperm(len(labels), generator=generator)] for _ in range(permutations))]
-    control = torch.tensor(control, dtype=torch.float64)
+    permuted = [labels[torch.randperm(len(labels), generator=generator)] for _ in range(permutations)]
+    control = torch.tensor([balanced_accuracy(mixed, vote(mixed, *neighbours)) for mixed in permuted],
+                           dtype=torch.float64)
     return Separation(balanced_accuracy(labels, vote(labels, *neighbours)), 1 / len(classes), control.mean().item(),
                       control.std().item())
 
@@ -258,14 +263,3 @@ def variation(images: Tensor) -> tuple[float, float]:
     """
     flat = images.double().flatten(2)
     return 2 * flat.var(0).mean().item(), 2 * flat.var(1).mean().item()
-
-
-def share_nearer(generated: Tensor, held_out: Tensor) -> float:
-    """The share of distances ``[Q]`` below the median of others ``[H]``.
-
-    Of distances to the nearest training cover it says whether a model copies: near 0.5 where generated covers are as
-    far from the training covers as real covers that were held out, near 1 for a model that repeats them.
-
-    Source: Meehan et al. 2020, "A Non-Parametric Test to Detect Data-Copying in Generative Models", after its idea.
-    """
-    return (generated < held_out.double().quantile(0.5)).double().mean().item()

@@ -1,8 +1,9 @@
-"""An evaluation small enough for a pause in training: a run as it is now in, a few figures and a table of songs out."""
+"""A whole evaluation of a run, and a quick one for a pause in training."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,135 +11,145 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from covergen.data.batch import downscale
 from covergen.data.dataset import ShardDataset
 from covergen.distributed.collectives import Ranks
-from covergen.evaluation import judge, report
 from covergen.evaluation import judge as judges
-from covergen.evaluation import scores as denoising
-from covergen.evaluation import scores as table
-from covergen.evaluation.generation import Songs, baselines, choose, make_covers, mismatched_pairing, read_songs
+from covergen.evaluation import report, scores
+from covergen.evaluation.cover_reader import Probes
+from covergen.evaluation.generation import baselines, make_covers
+from covergen.evaluation.metrics import inception_features
+from covergen.evaluation.songs import Songs, choose_songs, cover_batches, mismatched_pairing, read_songs
 from covergen.inference.trained_model import TrainedModel, open_model
 from covergen.runs.checkpoint import step_of
 
-REFERENCE, MOST = 5000, 100_000  # training covers that FID compares with, and among which copies are looked for
+REFERENCE, COPIED_FROM = 5000, 100_000  # training covers that FID compares with, and among which copies are searched
+QUICK_SONGS, QUICK_SAMPLES, SHOWN = 128, 2, 16
 
 
-def evaluate(run: TrainedModel, judge: TrainedModel | None, reader: Any, songs: Songs, held_out: ShardDataset, train: ShardDataset, *,
-             noises: int, seed: int, ranks: Ranks, inner: Callable | None, tick: Callable[..., None], quiet: bool
-             ) -> tuple[dict[str, dict[str, table.Figure]], dict[str, dict[str, float]], Tensor]:
-    """The table of a run, its attributes one by one (on demo data), and its covers uint8 ``[N, noises, 3, R, R]``.
+@dataclass(frozen=True)
+class FeatureExtractor:
+    """The networks that compute features of covers.
 
-    Only rank 0 has tables.
+    Attributes:
+        judge: of covers and audio; None without audio.
+        probes: of genres and attributes.
+        inception: quality in Inception's features instead of the judge's or, without one, the reader's.
+    """
+
+    judge: TrainedModel | None
+    probes: Probes
+    inception: bool = False
+
+    def quality(self, covers: Tensor) -> Tensor:
+        """The features ``[N, D]`` in which quality is measured, of uint8 covers ``[N, 3, R, R]``."""
+        if self.inception:
+            return inception_features(covers, self.judge.device if self.judge else "cpu")
+        return judges.embed_covers(self.judge, covers) if self.judge else self.probes.reader.features(covers).cpu()
+
+    def compute(self, covers: Tensor) -> scores.CoverFeatures:
+        """All features of uint8 covers ``[N, K, 3, R, R]``."""
+        flat = covers.flatten(0, 1)
+        embedded = judges.embed_covers(self.judge, flat) if self.judge else None
+        by_song = [None if part is None else part.unflatten(0, covers.shape[:2]).numpy()
+                   for part in (embedded, *self.probes.reader.predict(flat))]
+        embedded, genres, attributes = by_song
+        quality = embedded[:, 0] if self.judge and not self.inception else self.quality(covers[:, 0]).numpy()
+        return scores.CoverFeatures(embedded, quality, genres, attributes)
+
+
+def evaluate(run: TrainedModel, extractor: FeatureExtractor | None, songs: Songs, held_out: ShardDataset,
+             train: ShardDataset, *, samples_per_song: int, seed: int, ranks: Ranks, check_interrupt: Callable[[], None]
+             ) -> tuple[dict[str, dict[str, scores.Figure]], dict[str, dict[str, float]], Tensor]:
+    """The table of a run, its attributes one by one (on demo data), and its covers uint8 ``[N, K, 3, R, R]``.
+
+    Only rank 0 has tables, and a progress bar.
 
     Args:
-        run, judge, reader: see the modules of ``covergen.evaluation``.
-        songs: of ``held_out``; train: the split that the run learned from.
-        noises, seed, ranks, tick: see ``make_covers``.
-        inner: images to the features that tell quality; None: the judge's, else the reader's.
-        quiet: no progress bar.
+        run: that is evaluated.
+        extractor: of features; rank 0 alone needs one.
+        songs: of ``held_out``.
+        train: the split that the run was trained on.
+        samples_per_song: covers K for each song.
+        seed: of everything random.
+        ranks: among whom generation is shared.
+        check_interrupt: called now and then; may raise to stop.
     """
     base = baselines(run, songs, train, seed)
-    hears = run.model.conditional
-    own = run.normalizer(songs.raw) if hears else None
-    mute = run
+    conditional = run.model.conditional
+    audio = run.normalizer(songs.raw) if conditional else None
+    unconditional, no_audio = run, base["any"]
     if hasattr(run.config.options, "guidance"):
-        mute = open_model(run.folder, which=str(step_of(run.checkpoint)),
-                        options={"guidance": 0.0, "sampling_steps": run.config.options.sampling_steps})
-    bar = tqdm(total=3 * len(songs) * noises // ranks.ranks, unit="cover", disable=quiet, dynamic_ncols=True)
+        unconditional, no_audio = open_model(run.folder, which=str(step_of(run.checkpoint)), options={
+            "guidance": 0.0, "sampling_steps": run.config.options.sampling_steps}), audio
+    bar = tqdm(total=3 * len(songs) * samples_per_song // ranks.ranks, unit="cover", disable=ranks.rank > 0,
+               dynamic_ncols=True)
 
-    def made(by: TrainedModel, heard: np.ndarray | None, key: str) -> Tensor:
-        def count(number: int) -> None:
-            bar.update(number)
-            tick()
-        bar.set_description(key)
-        return make_covers(by, heard if hears else None, len(songs), noises, seed, ranks, count)
+    def progress(made: int) -> None:
+        bar.update(made)
+        check_interrupt()
 
-    covers = {"run": made(run, own, "run"), "real": songs.covers[:, None]}
+    def make(by: TrainedModel, audio: np.ndarray | None, column: str) -> Tensor:
+        bar.set_description(column)
+        return make_covers(by, audio if conditional else None, len(songs), samples_per_song, seed, ranks, progress)
+
+    covers = {"run": make(run, audio, "run"), "real": songs.covers[:, None]}
     covers["shuffled"] = covers["run"][torch.from_numpy(mismatched_pairing(songs.groups, seed))]
-    covers["genre_mean"] = made(run, base["genre_mean"], "genre_mean")
-    covers["unconditional"] = made(mute, base["any"] if mute is run else own, "unconditional")
+    covers["genre_mean"] = make(run, base["genre_mean"], "genre_mean")
+    covers["unconditional"] = make(unconditional, no_audio, "unconditional")
     covers["copy"] = base["copy"][:, None]
     bar.close()
-    losses = denoising.gaps(run, songs, seed, ranks, tick) if run.model.denoising_loss else {}
-    if ranks.rank:
+    gaps = scores.denoising_gaps(run, songs, seed, ranks, check_interrupt) if run.model.denoising_loss else {}
+    if extractor is None:
         return {}, {}, covers["run"]
-    views = {name: look(part, judge, reader, inner, tick) for name, part in covers.items()}
-    training = known_features(run, train, lambda part: features_of(part, judge, reader, inner), tick)
-    truth, predicted = reader.truth_of(held_out, songs.rows), reader.predict(songs.raw)
-    heard = judges.embed_audio(judge, songs.raw).numpy() if judge else None
-    found = table.measure(views, heard, songs, training[:REFERENCE],
-                          None if held_out.index.split == "train" else training, truth, predicted, seed, tick)
-    found["run"] |= losses
+
+    def interruptible(parts: Iterable) -> Iterator:
+        for part in parts:
+            check_interrupt()
+            yield part
+
+    columns = {name: extractor.compute(part) for name, part in interruptible(covers.items())}
+    rows = choose_songs(train, COPIED_FROM, 0, run.config.training.album_subset)
+    training = torch.cat([extractor.quality(part) for part in
+                          interruptible(cover_batches(train, rows, run.resolution))]).numpy()
+    truth = extractor.probes.true_attributes(held_out, songs.rows)
+    predicted = extractor.probes.predict(songs.raw)
+    embedded = judges.embed_audio(extractor.judge, songs.raw).numpy() if extractor.judge else None
+    table = scores.measure(columns, embedded, songs, training[:REFERENCE],
+                           None if held_out.index.split == "train" else training, truth, predicted, seed,
+                           check_interrupt)
+    table["run"] |= gaps
     details = {}
     if truth is not None and predicted is not None:
-        details = table.each_attribute(views["run"].attributes, truth, predicted, table.kinds(songs),
-                                       reader.truth.names)
-    return found, details, covers["run"]
-
-
-def known_features(run: TrainedModel, train: ShardDataset, see: Callable[[Tensor], Tensor], tick: Callable[..., None]
-                   ) -> np.ndarray:
-    """Quality features of one cover of every album that a run was trained on (at most ``MOST``), ``[M, D]``."""
-    rows = choose(train, MOST, 0, run.config.training.album_subset)
-    parts = []
-    for start in range(0, len(rows), 512):
-        tick()
-        parts.append(see(downscale(train.read(rows[start:start + 512]).cover, run.resolution)))
-    return torch.cat(parts).numpy()
-
-
-def features_of(covers: Tensor, judge: TrainedModel | None, reader: Any, inner: Callable | None) -> Tensor:
-    """What quality is measured in: Inception's features, else the judge's, else the reader's."""
-    if inner:
-        return inner(covers, judge.device if judge else "cpu")
-    return judges.embed_covers(judge, covers) if judge else reader.features(covers)
-
-
-def look(covers: Tensor, judge: TrainedModel | None, reader: Any, inner: Callable | None, tick: Callable[..., None]
-         ) -> table.Views:
-    """What judge and reader see in covers uint8 ``[N, K, 3, R, R]``."""
-    count, noises = covers.shape[:2]
-    flat = covers.flatten(0, 1)
-    tick()
-    genres, attributes = reader.read(flat)
-
-    def shaped(part: Tensor | None) -> np.ndarray | None:
-        return None if part is None else part.unflatten(0, (count, noises)).numpy()
-
-    seen = shaped(judges.embed_covers(judge, flat)) if judge else None
-    looks = seen[:, 0] if judge and not inner else features_of(covers[:, 0], judge, reader, inner).numpy()
-    return table.Views(seen, looks, shaped(genres), shaped(attributes))
-
-
-SONGS, NOISES, SHOWN = 128, 2, 16
+        details = scores.each_attribute(columns["run"].attributes, truth, predicted, songs.strata,
+                                        extractor.probes.truth.names)
+    return table, details, covers["run"]
 
 
 class QuickEvaluation:
     """The same songs of the validation split all through a run."""
 
-    def __init__(self, shards: ShardDataset, resolution: int, arbiter: TrainedModel | None, seed: int) -> None:
-        """Args: shards: with raw audio; resolution: of the run; arbiter: a judge, or None; seed: of the songs.
+    def __init__(self, shards: ShardDataset, resolution: int, judge: TrainedModel | None, seed: int) -> None:
+        """Args: shards: with raw audio; resolution: of the run; judge: if there is one; seed: of the songs.
 
         Raises:
             ValueError: a judge of other shards.
         """
-        if arbiter is not None:
-            judge.same_audio(arbiter, shards)
-        self.songs = read_songs(shards, choose(shards, SONGS, seed), resolution)
-        self.genres, self.arbiter, self.seed = shards.metadata["genres"], arbiter, seed
+        if judge is not None:
+            judges.check_audio(judge, shards)
+        self.songs = read_songs(shards, choose_songs(shards, QUICK_SONGS, seed), resolution)
+        self.genres, self.judge, self.seed = shards.metadata["genres"], judge, seed
 
     def __call__(self, run: TrainedModel) -> tuple[dict[str, float], list[str], list[list[Any]]]:
         """Scalars ``eval/...``, and columns and rows of a table of songs."""
         alone = Ranks()
-        heard = run.normalizer(self.songs.raw) if run.model.conditional else None
-        covers = make_covers(run, heard, len(self.songs), NOISES, self.seed, alone, lambda made: None)
-        figures: dict[str, table.Figure] = {}
-        if self.arbiter is not None:
-            seen = judge.embed_covers(self.arbiter, covers.flatten(0, 1)).unflatten(0, covers.shape[:2])
-            figures |= table.dependence(seen.numpy(), judge.embed_audio(self.arbiter, self.songs.raw).numpy(), self.songs,
-                                        self.seed)
+        audio = run.normalizer(self.songs.raw) if run.model.conditional else None
+        covers = make_covers(run, audio, len(self.songs), QUICK_SAMPLES, self.seed, alone, lambda made: None)
+        figures: dict[str, scores.Figure] = {}
+        if self.judge is not None:
+            embedded = judges.embed_covers(self.judge, covers.flatten(0, 1)).unflatten(0, covers.shape[:2])
+            figures |= scores.dependence(embedded.numpy(), judges.embed_audio(self.judge, self.songs.raw).numpy(),
+                                         self.songs, self.seed)
         if run.model.denoising_loss:
-            figures |= denoising.gaps(run, self.songs, self.seed, alone)
-        shown = report.song_table(self.arbiter, self.songs, covers, self.genres, SHOWN)
+            figures |= scores.denoising_gaps(run, self.songs, self.seed, alone)
+        shown = report.song_table(self.judge, self.songs, covers, self.genres, SHOWN)
         return report.scalars({"run": figures}, "eval"), *shown

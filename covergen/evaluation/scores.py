@@ -1,7 +1,4 @@
-"""Every figure of an evaluation: covers of each column, a judge and a reader in; a table of intervals out.
-
-``measure`` returns ``{column: {metric: Figure}}``; what a metric means is in ``METRICS``, in the order they are shown.
-"""
+"""Every figure of an evaluation, with its interval and p value; what each means is in ``METRICS``, in their order."""
 
 from __future__ import annotations
 
@@ -16,14 +13,14 @@ from torch import Tensor
 from covergen.data.batch import Batch
 from covergen.data.sampling import seed_of
 from covergen.distributed.collectives import Ranks
-from covergen.evaluation import metrics as quality
-from covergen.evaluation import statistics
-from covergen.evaluation.generation import Songs, mismatched_pairing
-from covergen.evaluation.metrics import balanced_accuracy
+from covergen.evaluation import metrics, statistics
+from covergen.evaluation.songs import Songs, mismatched_pairing
 from covergen.inference.trained_model import TrainedModel
 
-RESAMPLES = 1000
+RESAMPLES = 250  # of figures that take long
 NEIGHBOURS = 5  # of precision, recall, density and coverage
+BATCH = 64  # covers whose denoising loss is computed together
+DRAWS = 8  # times and noises at which each cover's loss is measured
 METRICS = {
     "dependence": "judge's cosine with the right audio minus that with wrong audio",
     "dependence_share": "the same as a share of the real covers'",
@@ -57,50 +54,52 @@ class Figure(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Views:
-    """What is seen of one column's covers.
+class CoverFeatures:
+    """What networks compute of one column's covers, K of each of N songs.
 
     Attributes:
-        features: by the judge, ``[N, K, 128]``, unit vectors.
-        quality: features for FID and the like, ``[N, D]``, of the first noise.
-        genres: read from covers, ``[N, K]``.
-        attributes: read from covers, ``[N, K, 8]``; None but on demo data.
+        judge: the judge's embeddings, unit vectors ``[N, K, 128]``; None without a judge.
+        quality: features for FID and the like, ``[N, D]``, of the first cover.
+        genres: predicted from covers, ``[N, K]``.
+        attributes: estimated from covers, ``[N, K, 8]``; None but on demo data.
     """
 
-    features: np.ndarray | None
+    judge: np.ndarray | None
     quality: np.ndarray
     genres: np.ndarray | None
     attributes: np.ndarray | None
 
 
-def measure(views: dict[str, Views], heard: np.ndarray | None, songs: Songs, reference: np.ndarray,
+def measure(columns: dict[str, CoverFeatures], audio: np.ndarray | None, songs: Songs, reference: np.ndarray,
             training: np.ndarray | None, truth: np.ndarray | None, predicted: np.ndarray | None, seed: int,
-            tick: Callable[[str], None]) -> dict[str, dict[str, Figure]]:
-    """Args:
-        views: of every column.
-        heard: the songs' audio as the judge hears it, ``[N, 128]``; None without audio.
+            check_interrupt: Callable[[], None]) -> dict[str, dict[str, Figure]]:
+    """The table: column -> metric -> figure.
+
+    Args:
+        columns: features of every column's covers.
+        audio: the judge's embeddings of the songs' audio, ``[N, 128]``; None without audio.
         songs: what is evaluated with.
         reference: quality features of training covers ``[M, D]``.
-        training: the same of all of them, among which copies are looked for; None: not looked for.
+        training: the same of all of them, among which copies are searched; None: they are not searched.
         truth, predicted: attributes ``[N, 8]``, and what a network predicts of them from the audio; None but on demo
             data.
         seed: of resampling and of permutations.
-        tick: told each column before it is measured; may raise to stop.
+        check_interrupt: called before each column; may raise to stop.
     """
     table: dict[str, dict[str, Figure]] = {}
-    held_out = views["real"].quality
-    for name, view in views.items():
-        tick(name)
+    held_out = columns["real"].quality
+    for name, features in columns.items():
+        check_interrupt()
         row: dict[str, Figure] = {}
-        if heard is not None and view.features is not None:
-            row |= dependence(view.features, heard, songs, seed)
-        if truth is not None and predicted is not None and view.attributes is not None:
-            row |= attributes(view.attributes, truth, predicted, kinds(songs), seed)
-        if view.genres is not None and (songs.genres >= 0).any():
-            row["genre_accuracy"] = genre_accuracy(view.genres, songs.genres, seed)
-        row |= likeness(view.quality, reference, seed)
+        if audio is not None and features.judge is not None:
+            row |= dependence(features.judge, audio, songs, seed)
+        if truth is not None and predicted is not None and features.attributes is not None:
+            row |= attributes(features.attributes, truth, predicted, songs.strata, seed)
+        if features.genres is not None and (songs.genres >= 0).any():
+            row["genre_accuracy"] = genre_accuracy(features.genres, songs.genres, seed)
+        row |= distribution_metrics(features.quality, reference, seed)
         if training is not None:
-            row["copied"] = Figure(quality.copied(*map(torch.from_numpy, (view.quality, held_out, training))))
+            row["copied"] = Figure(metrics.copied(*map(torch.from_numpy, (features.quality, held_out, training))))
         table[name] = row
     for row in table.values():
         for metric in ("dependence", "within_genre"):
@@ -110,112 +109,109 @@ def measure(views: dict[str, Views], heard: np.ndarray | None, songs: Songs, ref
     return table
 
 
-def dependence(features: np.ndarray, heard: np.ndarray, songs: Songs, seed: int) -> dict[str, Figure]:
-    """Whether covers ``[N, K, D]`` fit their own songs' audio ``[N, D]`` better than other songs'."""
-    scores, row = features.mean(1) @ heard.T, {}  # [covers, songs], means over the noises
-    for name, genres in (("dependence", None), ("within_genre", kinds(songs))):
-        gaps = statistics.gaps(scores, genres, songs.groups)
-        if not (known := np.isfinite(gaps)).any():
+def dependence(covers: np.ndarray, audio: np.ndarray, songs: Songs, seed: int) -> dict[str, Figure]:
+    """Whether embedded covers ``[N, K, D]`` fit their own songs' audio ``[N, D]`` better than other songs'."""
+    scores, row = covers.mean(1) @ audio.T, {}  # [covers, songs], means over the samples
+    for name, genres in (("dependence", None), ("within_genre", songs.strata)):
+        margins = statistics.margins(scores, genres, songs.groups)
+        if not (known := np.isfinite(margins)).any():
             continue
         p = statistics.permutation_p(scores, genres, songs.groups, seed=seed)
-        row[name] = Figure(*statistics.bootstrap_mean(gaps[known], seed=seed), p)
-    ranks = statistics.retrieval((features[:, 0] @ heard.T).T, songs.groups)
+        row[name] = Figure(*statistics.bootstrap_mean(margins[known], seed=seed), p)
+    ranks = statistics.retrieval((covers[:, 0] @ audio.T).T, songs.groups)
     for k in (1, 5, 10):
         row[f"r@{k}"] = Figure(*statistics.bootstrap_mean((ranks <= k).astype(float), seed=seed))
-    row["median_rank"] = Figure(*statistics.bootstrap_of(lambda some: float(np.median(ranks[some])), len(ranks),
+    row["median_rank"] = Figure(*statistics.bootstrap_of(lambda rows: float(np.median(ranks[rows])), len(ranks),
                                                          seed=seed))
-    if features.shape[1] > 1:
-        row["icc"] = Figure(*statistics.bootstrap_of(lambda some: statistics.intraclass(features[some]), len(features),
+    if covers.shape[1] > 1:
+        row["icc"] = Figure(*statistics.bootstrap_of(lambda rows: statistics.intraclass(covers[rows]), len(covers),
                                                      seed=seed, resamples=100))
     return row
 
 
-def kinds(songs: Songs) -> np.ndarray:
-    """Genres ``[N]`` where a song of unknown genre is alone in its own."""
-    return np.where(songs.genres >= 0, songs.genres, -1 - np.arange(len(songs)))
-
-
-def attributes(readings: np.ndarray, truth: np.ndarray, predicted: np.ndarray, genres: np.ndarray,
+def attributes(estimates: np.ndarray, truth: np.ndarray, predicted: np.ndarray, strata: np.ndarray,
                seed: int) -> dict[str, Figure]:
-    """The attribute score of readings ``[N, K, 8]``, in total and within genres."""
-    return {name: Figure(*statistics.bootstrap_of(
-        lambda some, kinds=kinds: statistics.attribute_score(readings[some], truth[some], predicted[some],
-                                                             None if kinds is None else kinds[some]),
-        len(truth), seed=seed, resamples=RESAMPLES // 4))
-        for name, kinds in (("attribute_score", None), ("attribute_within_genre", genres))}
+    """The attribute score of estimates ``[N, K, 8]``, in total and within genres."""
+    def score(rows: np.ndarray, genres: np.ndarray | None) -> float:
+        return statistics.attribute_score(estimates[rows], truth[rows], predicted[rows],
+                                          None if genres is None else genres[rows])
+
+    return {name: Figure(*statistics.bootstrap_of(lambda rows, genres=genres: score(rows, genres), len(truth),
+                                                  seed=seed, resamples=RESAMPLES))
+            for name, genres in (("attribute_score", None), ("attribute_within_genre", strata))}
 
 
-def each_attribute(readings: np.ndarray, truth: np.ndarray, predicted: np.ndarray, genres: np.ndarray,
+def each_attribute(estimates: np.ndarray, truth: np.ndarray, predicted: np.ndarray, strata: np.ndarray,
                    names: Sequence[str]) -> dict[str, dict[str, float]]:
-    """Of every attribute what is read from covers ``[N, K, 8]`` and what a network predicts from the audio.
+    """Of every attribute what is estimated from covers ``[N, K, 8]`` and what a network predicts from the audio.
 
     R2 and slope are uncorrected: even a perfect sampler has a low R2, and a slope of what audio can tell.
     """
-    r2, slope = statistics.reading_r2_and_slope(readings, truth)
-    figures = {"r2": r2, "slope": slope, "squared_correlation": statistics.attribute_figures(readings, truth, None),
-               "within_genre": statistics.attribute_figures(readings, truth, genres),
+    r2, slope = statistics.r2_and_slope(estimates, truth)
+    figures = {"r2": r2, "slope": slope, "squared_correlation": statistics.attribute_figures(estimates, truth, None),
+               "within_genre": statistics.attribute_figures(estimates, truth, strata),
                "known": statistics.attribute_figures(predicted[:, None], truth, None),
-               "known_within_genre": statistics.attribute_figures(predicted[:, None], truth, genres)}
-    return {name: {key: float(values[place]) for key, values in figures.items()} for place, name in enumerate(names)}
+               "known_within_genre": statistics.attribute_figures(predicted[:, None], truth, strata)}
+    return {name: {key: float(values[column]) for key, values in figures.items()} for column, name in enumerate(names)}
 
 
-def genre_accuracy(read: np.ndarray, genres: np.ndarray, seed: int) -> Figure:
-    """Balanced accuracy of genres read from covers ``[N, K]``; songs of unknown genre are left out."""
-    known = np.flatnonzero(genres >= 0)
+def genre_accuracy(predicted: np.ndarray, genres: np.ndarray, seed: int) -> Figure:
+    """Balanced accuracy of genres predicted from covers ``[N, K]``; songs of unknown genre are left out."""
+    known = genres >= 0
+    predicted, labels = predicted[known], np.repeat(genres[known, None], predicted.shape[1], 1)
 
-    def of(some: np.ndarray) -> float:
-        labels = np.repeat(genres[known[some], None], read.shape[1], 1)
-        return balanced_accuracy(torch.from_numpy(labels.ravel()), torch.from_numpy(read[known[some]].ravel()))
+    def accuracy(rows: np.ndarray) -> float:
+        return metrics.balanced_accuracy(*(torch.from_numpy(part[rows].ravel()) for part in (labels, predicted)))
 
-    return Figure(*statistics.bootstrap_of(of, len(known), seed=seed, resamples=RESAMPLES // 4))
-
-
-def likeness(made: np.ndarray, reference: np.ndarray, seed: int) -> dict[str, Figure]:
-    """How much like training covers ``[M, D]`` one cover of each song ``[N, D]`` is."""
-    one, real = torch.from_numpy(made), torch.from_numpy(reference)
-    row = {"fid": Figure(quality.frechet(real, one)), "kid": Figure(quality.kernel(real, one, seed)[0])}
-    if min(len(one), len(real)) > NEIGHBOURS + 1:
-        found = quality.prdc_of(real[:len(one)], one, k=NEIGHBOURS)
-        row |= {name: Figure(value) for name, value in found.items()}
-    return row
+    return Figure(*statistics.bootstrap_of(accuracy, len(labels), seed=seed, resamples=RESAMPLES))
 
 
-AT_ONCE = 64
-DRAWS = 8  # times and noises at which each cover's loss is measured
+def distribution_metrics(made: np.ndarray, reference: np.ndarray, seed: int) -> dict[str, Figure]:
+    """How like training covers ``[M, D]`` one cover of each song ``[N, D]`` is."""
+    fake, real = torch.from_numpy(made), torch.from_numpy(reference)
+    row = {"fid": metrics.frechet(real, fake), "kid": metrics.kernel(real, fake, seed)[0]}
+    if min(len(fake), len(real)) > NEIGHBOURS + 1:
+        row |= metrics.prdc_of(real[:len(fake)], fake, k=NEIGHBOURS)
+    return {name: Figure(value) for name, value in row.items()}
 
 
-def gaps(run: TrainedModel, songs: Songs, seed: int, ranks: Ranks, tick: Callable[[], None] = lambda: None) -> dict[str, Figure]:
+def denoising_gaps(run: TrainedModel, songs: Songs, seed: int, ranks: Ranks,
+                   check_interrupt: Callable[[], None] = lambda: None) -> dict[str, Figure]:
     """By what share of itself the loss grows with another song's audio, overall and with one of the same genre.
 
     The same cover meets the same times and noises with both, so that nothing but the audio differs; p by sign flips.
 
     Args:
         run: whose model has a ``denoising_loss``.
-        songs, seed: with any audio.
-        ranks: among whom the work is shared; tick: called now and then, may raise to stop.
+        songs: with audio.
+        seed: of the times, noises and pairings.
+        ranks: among whom the work is shared.
+        check_interrupt: called now and then; may raise to stop.
     """
-    heard = run.normalizer(songs.raw)
-    right, row = losses(run, songs, heard, seed, ranks, tick).numpy(), {}
-    for name, genres in (("denoising_gap", None), ("denoising_gap_within", kinds(songs))):
+    audio = run.normalizer(songs.raw)
+    right, row = denoising_losses(run, songs, audio, seed, ranks, check_interrupt).numpy(), {}
+    for name, genres in (("denoising_gap", None), ("denoising_gap_within", songs.strata)):
         chosen = mismatched_pairing(songs.groups, seed, genres)
         known = chosen >= 0
         if not known.any():
             continue
-        wrong = losses(run, songs, heard[np.where(known, chosen, np.arange(len(songs)))], seed, ranks, tick).numpy()
+        mismatched = audio[np.where(known, chosen, np.arange(len(songs)))]
+        wrong = denoising_losses(run, songs, mismatched, seed, ranks, check_interrupt).numpy()
         shares = ((wrong - right) / right.mean())[known]
         row[name] = Figure(*statistics.bootstrap_mean(shares, seed=seed), statistics.sign_flip_p(shares, seed=seed))
     return row
 
 
 @torch.no_grad()
-def losses(run: TrainedModel, songs: Songs, heard: np.ndarray, seed: int, ranks: Ranks, tick: Callable[[], None]) -> Tensor:
+def denoising_losses(run: TrainedModel, songs: Songs, audio: np.ndarray, seed: int, ranks: Ranks,
+                     check_interrupt: Callable[[], None]) -> Tensor:
     """Denoising losses ``[N]`` of the songs' covers with scaled audio ``[N, A]``, means over ``DRAWS`` draws."""
-    audio = torch.from_numpy(heard)
+    vectors = torch.from_numpy(audio)
 
-    def some(start: int) -> Tensor:
-        tick()
-        part = slice(start, start + AT_ONCE)
-        batch = Batch(songs.covers[part].to(run.device), audio[part].to(run.device), None, None)
+    def losses(start: int) -> Tensor:
+        check_interrupt()
+        part = slice(start, start + BATCH)
+        batch = Batch(songs.covers[part].to(run.device), vectors[part].to(run.device), None, None)
         total = torch.zeros(len(batch.cover), dtype=torch.float64)
         for draw in range(DRAWS):
             generator = torch.Generator().manual_seed(seed_of(seed, "denoising", start, draw))
@@ -224,4 +220,4 @@ def losses(run: TrainedModel, songs: Songs, heard: np.ndarray, seed: int, ranks:
             total += run.model.denoising_loss(run.networks, batch, noise).double().cpu()
         return total / DRAWS
 
-    return torch.cat(ranks.share(range(0, len(songs), AT_ONCE), some))
+    return torch.cat(ranks.share(range(0, len(songs), BATCH), losses))

@@ -1,4 +1,4 @@
-"""How sure a number is and how much it says: arrays of scores and readings in, intervals, p values and shares out.
+"""Confidence intervals, p values and effect sizes of scores and of attributes estimated from covers.
 
 Pure functions of numpy arrays, everything random by a seed. Rows are songs, one of each album unless it says otherwise.
 """
@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-DRAWS = 2**21  # random numbers that are held at a time
+BLOCK = 2**21  # random numbers in memory at a time
 
 
 class Interval(NamedTuple):
@@ -29,7 +29,7 @@ def bootstrap_of(statistic: Callable[[np.ndarray], float], count: int, *, seed: 
     Source: Efron and Tibshirani 1993, "An Introduction to the Bootstrap", section 13.3.
 
     Args:
-        statistic: of the songs at places int64 ``[count]``.
+        statistic: of the songs at positions int64 ``[count]``.
         count: of songs, at least 1.
         seed: of the draws.
         resamples: how many draws.
@@ -52,7 +52,7 @@ def bootstrap_mean(values: np.ndarray, *, seed: int, resamples: int = 1000, leve
     return bootstrap_of(lambda rows: values[rows].mean(), len(values), seed=seed, resamples=resamples, level=level)
 
 
-def gaps(scores: np.ndarray, genres: np.ndarray | None, groups: np.ndarray) -> np.ndarray:
+def margins(scores: np.ndarray, genres: np.ndarray | None, groups: np.ndarray) -> np.ndarray:
     """By how much each cover fits its own audio better than that of other albums, float64 ``[N]``.
 
     Args:
@@ -63,44 +63,44 @@ def gaps(scores: np.ndarray, genres: np.ndarray | None, groups: np.ndarray) -> n
     Returns:
         scores less their mean over the others; NaN for a song without any (alone in its genre).
     """
-    other = _others(groups)
+    compared = groups[:, None] != groups[None]
     if genres is not None:
-        other &= genres[:, None] == genres[None]
-    counts = other.sum(1)
-    means = (scores * other).sum(1, dtype=np.float64) / np.maximum(counts, 1)
+        compared &= genres[:, None] == genres[None]
+    counts = compared.sum(1)
+    means = (scores * compared).sum(1, dtype=np.float64) / np.maximum(counts, 1)
     return np.where(counts, np.diagonal(scores) - means, np.nan)
 
 
 def permutation_p(scores: np.ndarray, genres: np.ndarray | None, groups: np.ndarray, *, seed: int,
                   permutations: int = 9999) -> float:
-    """p of the mean score of covers with their own audio, against audio dealt anew among the covers.
+    """p of the mean score of covers with their own audio, against audio permuted among the covers.
 
     Source: Phipson and Smyth 2010, "Permutation P-values Should Never Be Zero".
 
     Args:
-        scores: ``[N, N]`` as for ``gaps``.
-        genres: ``[N]``, to deal within the genre only; None for all.
-        groups: ``[N]``, albums. They are what is dealt: the scores of several songs of one are averaged first, else
-            their likeness would count as proof.
-        seed, permutations: of the dealing.
+        scores: ``[N, N]`` as for ``margins``.
+        genres: ``[N]``, to permute within the genre only; None for all.
+        groups: ``[N]``, albums. They are what is permuted: the scores of several songs of one are averaged first, else
+            their similarity would count as evidence.
+        seed, permutations: how albums are permuted, and how often.
 
     Returns:
         from ``1 / (1 + permutations)`` to 1.
     """
-    albums, first, places, counts = np.unique(groups, return_index=True, return_inverse=True, return_counts=True)
-    starts, order = np.cumsum(counts) - counts, np.argsort(places, kind="stable")
+    albums, first, album_of, counts = np.unique(groups, return_index=True, return_inverse=True, return_counts=True)
+    starts, order = np.cumsum(counts) - counts, np.argsort(album_of, kind="stable")
     sums = np.add.reduceat(scores[np.ix_(order, order)].astype(np.float64), starts, axis=0)
     scores = np.add.reduceat(sums, starts, axis=1) / np.outer(counts, counts)
-    kinds = np.zeros(len(albums)) if genres is None else genres[first]
+    strata = np.zeros(len(albums)) if genres is None else genres[first]
 
-    rng, dealt = np.random.default_rng(seed), np.zeros(permutations)
-    for kind in np.unique(kinds):
-        own = np.flatnonzero(kinds == kind)
+    rng, sums = np.random.default_rng(seed), np.zeros(permutations)
+    for stratum in np.unique(strata):
+        own = np.flatnonzero(strata == stratum)
         block, cover = scores[np.ix_(own, own)], np.arange(len(own))
-        for start, rows in _chunks(permutations, len(own)):
+        for start, rows in _blocks(permutations, len(own)):
             audio = rng.permuted(np.broadcast_to(cover, (rows, len(own))), axis=1)
-            dealt[start:start + rows] += block[cover, audio].sum(1)
-    return _p_value(dealt, np.trace(scores), np.abs(scores).max() * len(scores))
+            sums[start:start + rows] += block[cover, audio].sum(1)
+    return _p_value(sums, np.trace(scores), np.abs(scores).max() * len(scores))
 
 
 def sign_flip_p(differences: np.ndarray, *, seed: int, permutations: int = 9999) -> float:
@@ -111,7 +111,7 @@ def sign_flip_p(differences: np.ndarray, *, seed: int, permutations: int = 9999)
     differences = _present(differences)
     rng = np.random.default_rng(seed)
     flipped = [(2.0 * rng.integers(2, size=(rows, len(differences)), dtype=np.int8) - 1) @ differences
-               for _, rows in _chunks(permutations, len(differences))]
+               for _, rows in _blocks(permutations, len(differences))]
     return _p_value(np.concatenate(flipped), differences.sum(), np.abs(differences).sum())
 
 
@@ -121,17 +121,12 @@ def retrieval(scores: np.ndarray, groups: np.ndarray) -> np.ndarray:
     Ties count half. Recall at k by chance is k / N.
 
     Args:
-        scores: ``[N, N]``, ``[i, j]`` of the audio of song i with cover j: transposed to what ``gaps`` takes.
-        groups: ``[N]``, albums; covers of the own album are no rivals.
+        scores: ``[N, N]``, ``[i, j]`` of the audio of song i with cover j: transposed to what ``margins`` takes.
+        groups: ``[N]``, albums; covers of the own album are not compared.
     """
-    other, own = _others(groups), np.diagonal(scores)[:, None]
-    # Those beaten are counted, not those that beat it: so scores that are NaN rank last.
+    other, own = groups[:, None] != groups[None], np.diagonal(scores)[:, None]
+    # Lower scores are counted, not higher ones: so scores that are NaN rank last.
     return 1 + (other & ~(scores < own)).sum(1) - 0.5 * (other & (scores == own)).sum(1)
-
-
-def recall_at(ranks: np.ndarray, k: int) -> float:
-    """The share of ranks ``[N]`` that are at most k."""
-    return float((ranks <= k).mean())
 
 
 def intraclass(features: np.ndarray) -> float:
@@ -140,41 +135,41 @@ def intraclass(features: np.ndarray) -> float:
     Source: Shrout and Fleiss 1979, "Intraclass correlations", ICC(1, 1); mean squares are summed over dimensions.
 
     Args:
-        features: ``[G, K, D]`` of covers of G songs by K noises each, both at least 2.
+        features: ``[N, K, D]`` of K covers of each song, both at least 2.
     """
-    songs, noises, _ = features.shape
+    songs, samples, _ = features.shape
     means = features.mean(1, dtype=np.float64)
-    between = noises * np.square(means - means.mean(0)).sum() / (songs - 1)
-    within = np.square(features - means[:, None]).sum() / (songs * (noises - 1))
-    return float((between - within) / (between + (noises - 1) * within))
+    between = samples * np.square(means - means.mean(0)).sum() / (songs - 1)
+    within = np.square(features - means[:, None]).sum() / (songs * (samples - 1))
+    return float((between - within) / (between + (samples - 1) * within))
 
 
-def attribute_figures(readings: np.ndarray, truth: np.ndarray, genres: np.ndarray | None) -> np.ndarray:
-    """Squared correlation of attributes read from covers with their truth, float64 ``[A]`` in [0, 1].
+def attribute_figures(estimates: np.ndarray, truth: np.ndarray, genres: np.ndarray | None) -> np.ndarray:
+    """Squared correlation of attributes estimated from covers with their truth, float64 ``[A]`` in [0, 1].
 
     Covers drawn from the true posterior reach the share of the truth's variance that audio explains: the mean of K
-    readings stands for the posterior mean, and the variance that the K noises leave in it is taken off. How strongly
+    estimates stands for the posterior mean, and the variance that the noise leaves in it is taken off. How strongly
     a model shows an attribute does not matter. A negative correlation counts as 0, as does what does not vary.
 
     Source: Spearman 1904, "The Proof and Measurement of Association between Two Things" (correction for attenuation).
 
     Args:
-        readings: ``[N, K, A]`` from covers of N songs by K noises each, K at least 4; or K = 1 for what has no noise,
-            which is not corrected.
+        estimates: ``[N, K, A]`` from K covers of each of N songs, K at least 4; or K = 1 for what has no noise, which
+            is not corrected.
         truth: ``[N, A]``.
-        genres: ``[N]``, for what is told within a genre: its means are taken off; None for all.
+        genres: ``[N]``, for what is shown within a genre: its means are taken off; None for all.
     """
-    readings, truth = readings.astype(np.float64), truth.astype(np.float64)
-    noises, average = readings.shape[1], readings.mean(1)
+    estimates, truth = estimates.astype(np.float64), truth.astype(np.float64)
+    samples, average = estimates.shape[1], estimates.mean(1)
     mean, weights = _centred(average, genres)
     true, _ = _centred(truth, genres)
     freedom = weights.sum()
     # Sums of squares over the same degrees of freedom throughout, which cancel.
     variance, spread = np.square(mean).sum(0), np.square(true).sum(0)
-    noise = weights @ readings.var(1, ddof=1) / noises if noises > 1 else 0.0
+    noise = weights @ estimates.var(1, ddof=1) / samples if samples > 1 else 0.0
     # A model that ignores the audio has nothing but noise in its mean: the difference is 0 up to sampling, and dividing
     # by that would give anything. A variance is known to a share of sqrt(2 / freedom) of itself; less than two of these
-    # is taken for two, so such a model gets near 0, and one that barely listens somewhat less than its due.
+    # is taken for two, so such a model gets near 0, and one that follows the audio barely somewhat less than its due.
     floor = min(1.0, 2 * math.sqrt(2 / max(freedom, 1.0))) * variance
     shared = np.maximum((mean * true).sum(0), 0.0)
     # What is constant is so only up to rounding.
@@ -183,43 +178,35 @@ def attribute_figures(readings: np.ndarray, truth: np.ndarray, genres: np.ndarra
                                      out=np.zeros_like(shared), where=varies))
 
 
-def attribute_score(readings: np.ndarray, truth: np.ndarray, predicted: np.ndarray, genres: np.ndarray | None) -> float:
+def attribute_score(estimates: np.ndarray, truth: np.ndarray, predicted: np.ndarray, genres: np.ndarray | None
+                    ) -> float:
     """What covers show of the attributes that their audio tells: near 0 for nothing, 1 for all that a regressor knows.
 
     Pure noise gets about 0.18 / sqrt(N) on average, over the mean figure of the prediction: half of it correlates above
     0, and see the floor in ``attribute_figures``.
 
     Args:
-        readings, truth, genres: as for ``attribute_figures``.
+        estimates, truth, genres: as for ``attribute_figures``.
         predicted: ``[N, A]`` from the audio, by a network trained for it.
 
     Returns:
         the ratio of mean figures; NaN if the prediction tells nothing.
     """
     known = attribute_figures(predicted[:, None], truth, genres).mean()
-    return float(attribute_figures(readings, truth, genres).mean() / known) if known > 0 else math.nan
+    return float(attribute_figures(estimates, truth, genres).mean() / known) if known > 0 else math.nan
 
 
-def reading_r2_and_slope(readings: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Plain figures beside the corrected ones, each ``[A]``.
-
-    Args:
-        readings: ``[N, K, A]``.
-        truth: ``[N, A]``.
+def r2_and_slope(estimates: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Figures that are not corrected for noise, each ``[A]``, of estimates ``[N, K, A]`` and the truth ``[N, A]``.
 
     Returns:
-        the coefficient of determination of the truth by the mean reading as it stands, and the slope of the regression
-        of the reading on the truth: for the true posterior the share that audio explains, more if exaggerated.
+        the coefficient of determination of the truth by the mean estimate as it stands, and the slope of the regression
+        of the estimate on the truth: for the true posterior the share that audio explains, more if exaggerated.
     """
-    mean, truth = readings.mean(1, dtype=np.float64), truth.astype(np.float64)
+    mean, truth = estimates.mean(1, dtype=np.float64), truth.astype(np.float64)
     true = truth - truth.mean(0)
     spread = np.square(true).sum(0)
     return 1 - np.square(truth - mean).sum(0) / spread, (true * mean).sum(0) / spread
-
-
-def _others(groups: np.ndarray) -> np.ndarray:
-    """Which pairs are of two albums, bool ``[N, N]``."""
-    return groups[:, None] != groups[None]
 
 
 def _present(values: np.ndarray) -> np.ndarray:
@@ -227,9 +214,9 @@ def _present(values: np.ndarray) -> np.ndarray:
     return values[~np.isnan(values)].astype(np.float64)
 
 
-def _chunks(rows: int, width: int) -> list[tuple[int, int]]:
-    """Starts and counts of parts of so many rows, each of bounded size."""
-    size = max(1, DRAWS // max(1, width))
+def _blocks(rows: int, width: int) -> list[tuple[int, int]]:
+    """Starts and counts of blocks of so many rows, each of bounded size."""
+    size = max(1, BLOCK // max(1, width))
     return [(start, min(size, rows - start)) for start in range(0, rows, size)]
 
 
@@ -245,8 +232,8 @@ def _p_value(drawn: np.ndarray, observed: float, scale: float) -> float:
 def _centred(values: np.ndarray, genres: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
     """Values ``[N, A]`` less the means of their genres (None: of all), and ``[N]`` what that leaves of the variance of
     each; its sum is the degrees of freedom."""
-    _, kinds, counts = np.unique(np.zeros(len(values)) if genres is None else genres, return_inverse=True,
-                                 return_counts=True)
+    _, stratum, counts = np.unique(np.zeros(len(values)) if genres is None else genres, return_inverse=True,
+                                   return_counts=True)
     means = np.zeros((len(counts), values.shape[1]))
-    np.add.at(means, kinds, values)
-    return values - (means / counts[:, None])[kinds], 1 - 1 / counts[kinds]
+    np.add.at(means, stratum, values)
+    return values - (means / counts[:, None])[stratum], 1 - 1 / counts[stratum]

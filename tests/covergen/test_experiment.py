@@ -19,7 +19,7 @@ TINY = {"batch_size": 12, "steps": 2, "tracker": "none", "sample_every": 0}
 PLAN = {
     "about": "two rows of two steps", "shown": ["within_genre", "r@5", "fid"],
     "tiers": {"toy": {"demo": "toy", "jobs": 2, "minutes": 5, "judge_minutes": 5, "train": TINY,
-                      "evaluate": {"songs": 14, "noises": 2}}},
+                      "evaluate": {"num_songs": 14, "samples_per_song": 2}}},
     "judge": {"train": {"model": "contrast", "album_subset": "judge", "width": 8}},
     "rows": [{"name": "gan", "title": "a GAN", "train": {"model": "r3gan", "width": 8}},
              {"name": "flow", "title": "a flow, guidance {guidance:g}",

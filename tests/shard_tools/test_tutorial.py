@@ -96,9 +96,10 @@ def test_real_descriptors_with_their_pictures_become_an_evaluation(tmp_path: Pat
                   "shard_tools.split --source games --out games_split --min_groups 1",
                   "shard_tools.pack --source games_split --out games_shards --resolution 32",
                   f"covergen.train --model flow --shards games_shards {run}",
-                  "covergen.evaluate --run runs/flow --split train --songs 8 --noises 2 --out table.json"):
+                  "covergen.evaluate --run runs/flow --split train --num_songs 8 --samples_per_song 2 "
+                  "--out table.json"):
         module, *flags = words.split()
         run_command(tmp_path, module, *flags, XDG_CACHE_HOME=str(tmp_path / "cache"))
     vectors = [np.load(path) for path in (tmp_path / "games").rglob("*.npy")]
     assert len(vectors) == 478 and {len(vector) for vector in vectors} == {582}
-    assert json.loads((tmp_path / "table.json").read_text())["songs"] == 8
+    assert json.loads((tmp_path / "table.json").read_text())["num_songs"] == 8

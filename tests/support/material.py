@@ -75,8 +75,8 @@ def make_material(base: Path, all_of_it: bool = True) -> Path:
         (base / "thesis").mkdir()
         thesis.save("ae_resize", base / "thesis", steps=1)
         runs.run_command(base, "covergen.evaluate", "--run", "runs/heard", "--shards", "shards", "--judge",
-                         "runs/judge", "--songs", "8", "--noises", "2", "--split", "train", "--out", "small.json",
-                         "--threads", "1", COVERGEN_READERS=str(base / "readers"), **ALONE)
+                         "runs/judge", "--num_songs", "8", "--samples_per_song", "2", "--split", "train", "--out",
+                         "small.json", "--threads", "1", COVERGEN_READERS=str(base / "readers"), **ALONE)
     return base
 
 
@@ -153,7 +153,7 @@ def _plan() -> dict:
     """An experiment of one row."""
     return {"about": "nothing", "shown": ["fid"],
             "tiers": {"toy": {"demo": "toy", "minutes": 1, "judge_minutes": 1, "train": {"steps": 2},
-                              "evaluate": {"songs": 8, "noises": 2}}},
+                              "evaluate": {"num_songs": 8, "samples_per_song": 2}}},
             "judge": {"train": {"model": "contrast", "album_subset": "judge", "width": 8}},
             "rows": [{"name": "gan", "title": "a GAN, guidance {guidance:g}", "train": {"model": "wgan_gp", "width": 4},
                       "toy": {"batch_size": 4}, "evaluations": [{"guidance": 1}]}],

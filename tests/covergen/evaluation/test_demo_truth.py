@@ -100,7 +100,7 @@ def test_every_row_is_found_and_is_its_own(world: Path, shards: Path):
     for split in SPLITS:
         part = opened(shards, split)
         rows = np.random.default_rng(0).permutation(len(part.index.rows))
-        values, found = truth.of(part, rows)
+        values, found = truth.find(part, rows)
         assert found.all() and values.dtype == np.float32
         for row, value in zip(part.index.rows[rows], values, strict=True):
             with open(part.shards[row["shard"]], "rb") as file:
@@ -109,7 +109,7 @@ def test_every_row_is_found_and_is_its_own(world: Path, shards: Path):
             np.testing.assert_allclose(value * truth.std + truth.mean, columns["drawn"][place], rtol=1e-4, atol=1e-4)
         total += len(rows)
     assert total == len(stems)
-    training = truth.of(part := opened(shards, "train"), np.arange(len(part.index.rows)))[0]
+    training = truth.find(part := opened(shards, "train"), np.arange(len(part.index.rows)))[0]
     np.testing.assert_allclose(training.mean(0), 0, atol=1e-5)
     np.testing.assert_allclose(training.std(0), 1, atol=1e-5)
 
@@ -122,7 +122,7 @@ def test_stems_that_are_no_keys_and_stems_that_recur_are_found(tmp_path: Path):
     raw_data.add_truth(tmp_path / "source", names)
     assert pack(str(tmp_path / "source"), str(tmp_path / "out"), workers=1) == 0
     part, truth = opened(tmp_path / "out", "train"), read_truth(tmp_path / "out")
-    values, found = truth.of(part, np.arange(4))
+    values, found = truth.find(part, np.arange(4))
     covers = {hash(raw_data.jpeg(number)): number for number in range(4)}
     expected = []
     for row in part.index.rows:
@@ -136,7 +136,7 @@ def test_no_truth_another_demos_and_a_damaged_one(world: Path, own: Path, tmp_pa
     pack(str(tmp_path / "source"), str(tmp_path / "out"), workers=1)
     assert read_truth(tmp_path / "out") is None
     shutil.copy(world / TRUTH, tmp_path / "out")
-    values, found = read_truth(tmp_path / "out").of(opened(tmp_path / "out", "train"), np.arange(6))
+    values, found = read_truth(tmp_path / "out").find(opened(tmp_path / "out", "train"), np.arange(6))
     assert values.shape == (6, 8) and not values.any() and not found.any()
     (own / TRUTH).write_bytes(b"PK")
     with pytest.raises(ValueError, match="no truth of a demo"):
@@ -149,7 +149,7 @@ def test_a_shard_that_is_not_what_its_index_says_is_told(own: Path):
         file.seek(int(part.index.rows[0]["cover_offset"]) - 512)
         file.write(b"another.jpg")
     with pytest.raises(ValueError, match=r"no header of a \.jpg"):
-        read_truth(own).of(part, np.arange(1))
+        read_truth(own).find(part, np.arange(1))
 
 
 def test_the_demo_of_training_gets_a_truth_that_it_lacks(tmp_path: Path, monkeypatch):
