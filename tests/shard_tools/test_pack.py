@@ -24,7 +24,7 @@ from tests.support.paths import ROOT
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory) -> Path:
-    return raw_data.sound_pairs(tmp_path_factory.mktemp("raw") / "source", 60)
+    return raw_data.valid_pairs(tmp_path_factory.mktemp("raw") / "source", 60)
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +97,7 @@ def test_statistics_are_of_train_and_of_present_blocks_only(source, packed):
 def test_messy_folder_packs_all_sound_pairs_and_names_every_bad_file(tmp_path):
     trace = Path("/tmp/covergen_was_executed")
     trace.unlink(missing_ok=True)
-    source = raw_data.sound_pairs(tmp_path / "source", 20)
+    source = raw_data.valid_pairs(tmp_path / "source", 20)
     expected = raw_data.messy_pairs(source)
     assert pack(str(source), str(tmp_path / "out"), workers=2) == 1  # 21 bad files of 42: above 5%
     found = quarantine(tmp_path / "out")
@@ -223,7 +223,7 @@ def test_nothing_sound_is_an_error_that_names_the_reasons(tmp_path, capsys):
 
 
 def test_minorities_of_size_are_dropped_with_the_remedy_and_resolution_mends_them(tmp_path):
-    source = raw_data.sound_pairs(tmp_path / "source", 12)
+    source = raw_data.valid_pairs(tmp_path / "source", 12)
     wide = raw_data.encoded(raw_data.picture(5, (40, 32)))
     raw_data.add(source, "val/metal", "wide", wide, raw_data.npy(raw_data.vector(5)))
     assert pack(str(source), str(tmp_path / "a"), workers=1) == 1
@@ -241,11 +241,11 @@ def test_a_second_process_in_the_same_folder_is_refused(source, tmp_path):
 
 
 def test_names_that_are_no_text_survive(tmp_path):
-    place = os.fsencode(tmp_path) + b"/source/train/caf\xe9"
-    os.makedirs(place)
+    folder = os.fsencode(tmp_path) + b"/source/train/caf\xe9"
+    os.makedirs(folder)
     for name, data in ((b"bj\xf6rk. 1!.jpg", raw_data.jpeg(1)), (b"\xff\xfe.jpg", b"broken"),
                        (b"a~b%2E.jpg", raw_data.jpeg(2))):
-        with open(place + b"/" + name, "wb") as file:
+        with open(folder + b"/" + name, "wb") as file:
             file.write(data)
     assert pack(str(tmp_path / "source"), str(tmp_path / "out"), workers=2) == 1
     assert os.fsencode(quarantine(tmp_path / "out")[0]["path"]) == b"train/caf\xe9/\xff\xfe.jpg"

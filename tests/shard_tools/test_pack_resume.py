@@ -20,7 +20,7 @@ from tests.support.waiting import wait_for
 
 
 def test_a_kill_before_any_rename_or_deletion_changes_nothing(tmp_path, monkeypatch):
-    source = raw_data.sound_pairs(tmp_path / "source", 24)
+    source = raw_data.valid_pairs(tmp_path / "source", 24)
     raw_data.messy_pairs(source)
     raw_data.add_truth(source, [("metal", raw_data.stem(0, 0))])
     options = {"samples_per_shard": 5, "workers": 1, "max_failure_rate": 1.0}
@@ -44,7 +44,7 @@ def test_a_kill_before_any_rename_or_deletion_changes_nothing(tmp_path, monkeypa
 
 
 def kill_and_rerun(tmp_path: Path, pairs: int, kills: int, only_parent: bool = False) -> None:
-    source = raw_data.sound_pairs(tmp_path / "source", pairs)
+    source = raw_data.valid_pairs(tmp_path / "source", pairs)
     raw_data.messy_pairs(source)
     command = [sys.executable, "-m", "shard_tools.pack", "--source", source, "--samples_per_shard", "20",
                "--workers", "2", "--max_failure_rate", "1", "--out"]
@@ -73,7 +73,7 @@ def test_many_kills_and_reruns_give_the_same_bytes(tmp_path, only_parent):
 
 
 def test_workers_die_with_their_parent(tmp_path):
-    source = raw_data.sound_pairs(tmp_path / "source", 600)
+    source = raw_data.valid_pairs(tmp_path / "source", 600)
     process = subprocess.Popen([sys.executable, "-m", "shard_tools.pack", "--source", source, "--out", tmp_path / "out",
                                 "--workers", "2"], cwd=ROOT, start_new_session=True, stderr=subprocess.DEVNULL)
     wait_for(lambda: list((tmp_path / "out").glob(".pack/*.npz")), "the workers' first results", by=[process])
@@ -83,7 +83,7 @@ def test_workers_die_with_their_parent(tmp_path):
 
 
 def await_results(out: Path, count: int, process: subprocess.Popen) -> None:
-    """Until packing has gathered so much, or has ended."""
+    """Until packing has written so much, or has ended."""
     wait_for(lambda: process.poll() is not None or len(list(out.glob(".pack/*.npz"))) >= count, f"{count} results",
              pause=0.005)
 
@@ -102,7 +102,7 @@ def session_members(session: int) -> list[int]:
 
 
 def test_unfinished_work_of_other_options_is_done_again(tmp_path, monkeypatch, capsys):
-    source = raw_data.sound_pairs(tmp_path / "source", 24)
+    source = raw_data.valid_pairs(tmp_path / "source", 24)
     with monkeypatch.context() as patch:
         patch.setattr("shard_tools.pack.write_index", lambda *args: (_ for _ in ()).throw(raw_data.Killed))
         with pytest.raises(raw_data.Killed):
@@ -115,7 +115,7 @@ def test_unfinished_work_of_other_options_is_done_again(tmp_path, monkeypatch, c
 
 
 def test_a_file_that_changes_after_it_was_listed_stops_the_run_and_the_next_begins_again(tmp_path, monkeypatch):
-    source = raw_data.sound_pairs(tmp_path / "source", 24)
+    source = raw_data.valid_pairs(tmp_path / "source", 24)
     victim = next(source.glob("*/cover/train/*/*"))
 
     def meddle(*args):
@@ -130,7 +130,7 @@ def test_a_file_that_changes_after_it_was_listed_stops_the_run_and_the_next_begi
 
 
 def test_every_file_is_opened_once(tmp_path, monkeypatch):
-    source, opened, real = raw_data.sound_pairs(tmp_path / "source", 24), Counter(), os.open
+    source, opened, real = raw_data.valid_pairs(tmp_path / "source", 24), Counter(), os.open
 
     def counted(path, *args, **options):
         opened[str(path)] += 1
@@ -144,7 +144,7 @@ def test_every_file_is_opened_once(tmp_path, monkeypatch):
 
 
 def test_shards_that_a_crash_of_the_machine_emptied_are_made_again(tmp_path, monkeypatch):
-    source = raw_data.sound_pairs(tmp_path / "source", 24)
+    source = raw_data.valid_pairs(tmp_path / "source", 24)
     options = {"samples_per_shard": 3, "workers": 1}
     pack(str(source), str(tmp_path / "whole"), **options)
     with monkeypatch.context() as patch:
@@ -160,7 +160,7 @@ def test_shards_that_a_crash_of_the_machine_emptied_are_made_again(tmp_path, mon
 
 
 def test_covers_unlike_the_first_are_packed_after_all_where_most_are_so(tmp_path, monkeypatch):
-    source = raw_data.sound_pairs(tmp_path / "source", 12)
+    source = raw_data.valid_pairs(tmp_path / "source", 12)
     pack(str(source), str(tmp_path / "whole"), workers=1)
     monkeypatch.setattr("shard_tools.shards.plan.guess_format", lambda *args: SampleFormat(64, False, 7))
     pack(str(source), str(tmp_path / "out"), workers=1)
@@ -170,7 +170,7 @@ def test_covers_unlike_the_first_are_packed_after_all_where_most_are_so(tmp_path
 @pytest.mark.parametrize("messy", [False, True], ids=["written", "repartitioned"])
 @pytest.mark.parametrize("harm", ["flipped", "emptied", "swapped", "endless"])
 def test_whatever_of_unfinished_work_is_damaged_is_made_again(tmp_path, monkeypatch, messy, harm):
-    source = raw_data.sound_pairs(tmp_path / "source", 24)
+    source = raw_data.valid_pairs(tmp_path / "source", 24)
     if messy:
         raw_data.messy_pairs(source)
     options = {"samples_per_shard": 7, "workers": 1, "max_failure_rate": 1.0}

@@ -233,7 +233,7 @@ def test_what_speaks_of_the_samples_comes_along(tmp_path):
 
 
 def test_a_data_set_that_was_split_by_file_is_split_anew(tmp_path, capsys):
-    source = raw_data.sound_pairs(tmp_path / "source", 60)
+    source = raw_data.valid_pairs(tmp_path / "source", 60)
     raw_data.add(source, "val/metal", raw_data.stem(0, 0, 0), raw_data.jpeg(0), raw_data.npy(raw_data.vector(0)))
     assert run(source, tmp_path / "out", min_groups=5) == 0
     said = capsys.readouterr().out

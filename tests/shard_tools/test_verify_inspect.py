@@ -21,7 +21,7 @@ from tests.support import raw_data
 @pytest.fixture(scope="module")
 def packed(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("packed")
-    source = raw_data.sound_pairs(root / "source", 60)
+    source = raw_data.valid_pairs(root / "source", 60)
     raw_data.add(source, "train/metal", "odd.name~", raw_data.jpeg(900), raw_data.npy(raw_data.vector(900)))
     raw_data.add(source, "train/r&b", "odd.name~", raw_data.jpeg(901), raw_data.npy(raw_data.vector(901)))
     raw_data.add(source, "train/r&b", "alone", raw_data.jpeg(902), None)
@@ -118,11 +118,11 @@ def test_missing_surplus_and_unfinished_are_told(folder, capsys):
 
 def test_files_that_are_none_are_told_and_not_waited_for(folder, capsys):
     for name in ("val.index.json", "train.index.npy", "train-00001-of-00004.tar", "quarantine.jsonl"):
-        (folder / name).rename(folder / "kept")
+        (folder / name).rename(folder / "aside")
         os.mkfifo(folder / name)
         assert verify(str(folder), full=True, workers=1) == 1
         assert name[:5] in capsys.readouterr().out
-        (folder / "kept").rename(folder / name)
+        (folder / "aside").rename(folder / name)
 
 
 def test_a_folder_that_is_no_folder_of_shards_is_told(tmp_path):

@@ -59,21 +59,21 @@ def stem(number: int, kind: int, album: int | None = None) -> str:
     return (music_brainz, million, f"{million}__{music_brainz}")[kind]
 
 
-def add(root: Path, place: str, name: str, cover: bytes | None, audio: bytes | None, suffix: str = ".jpg") -> None:
-    """Writes a pair below ``place`` (split/genre), either half of which may be missing."""
+def add(root: Path, below: str, name: str, cover: bytes | None, audio: bytes | None, suffix: str = ".jpg") -> None:
+    """Writes a pair into the folder split/genre ``below``, either half of which may be missing."""
     for part, data, ending in (("cover", cover, suffix), ("audio", audio, ".npy")):
         if data is not None:
-            path = root / "audio-cover_dataset" / part / place / (name + ending)
+            path = root / "audio-cover_dataset" / part / below / (name + ending)
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(data)
 
 
-def sound_pairs(root: Path, count: int) -> Path:
+def valid_pairs(root: Path, count: int) -> Path:
     """``count`` good pairs in all splits, genres and stem kinds; every third cover is of the album before."""
     for i in range(count):
-        place = f"{('train', 'train', 'val', 'test')[i % 4]}/{GENRES[i % 3]}"
+        below = f"{('train', 'train', 'val', 'test')[i % 4]}/{GENRES[i % 3]}"
         album = i - (i % 5 == 1)
-        add(root, place, stem(i, i % 3, album), jpeg(album), npy(vector(i, (None, 0, 1)[i % 3])),
+        add(root, below, stem(i, i % 3, album), jpeg(album), npy(vector(i, (None, 0, 1)[i % 3])),
             ".jpg__0.jpg" if i % 2 else ".jpg")
     return root
 
@@ -94,7 +94,7 @@ def header_of_huge_png() -> bytes:
 
 def messy_pairs(root: Path) -> dict[str, str]:
     """Adds everything that goes wrong in real folders; returns {path of the bad file: reason}."""
-    place, bad = "train/r&b", {}
+    below, bad = "train/r&b", {}
     pickled = npy(np.zeros(DIMENSION, np.float32)).replace(b"'<f4'", b"'|O' ")[:128] + pickle.dumps(Bomb())
     infinite = vector(1)
     infinite[7] = np.inf
@@ -110,25 +110,25 @@ def messy_pairs(root: Path) -> dict[str, str]:
         "wrong vector type": npy(np.array(["a"])), "wrong vector shape": npy(np.ones((6, 10))),
     }
     for i, (reason, data) in enumerate(covers.items(), 500):
-        add(root, place, stem(i, i % 3), data, npy(vector(i)))
-        bad[f"audio-cover_dataset/cover/{place}/{stem(i, i % 3)}.jpg"] = reason
+        add(root, below, stem(i, i % 3), data, npy(vector(i)))
+        bad[f"audio-cover_dataset/cover/{below}/{stem(i, i % 3)}.jpg"] = reason
     for i, (reason, data) in enumerate([*vectors.items(), ("not finite", npy(infinite)),
                                         ("pickled vector", pickle.dumps(Bomb()))], 600):
-        add(root, place, stem(i, i % 3), jpeg(i), data)
-        bad[f"audio-cover_dataset/audio/{place}/{stem(i, i % 3)}.npy"] = reason
-    add(root, place, stem(700, 0), jpeg(700), None)
-    add(root, place, stem(701, 1), None, npy(vector(701)))
-    add(root, place, stem(702, 0), encoded(picture(702), "PNG"), npy(vector(702)))  # a PNG named .jpg is sound
-    add(root, place, stem(702, 0), jpeg(702), None, ".png")
-    bad[f"audio-cover_dataset/cover/{place}/{stem(700, 0)}.jpg"] = "orphan cover"
-    bad[f"audio-cover_dataset/audio/{place}/{stem(701, 1)}.npy"] = "orphan audio"
-    bad[f"audio-cover_dataset/cover/{place}/{stem(702, 0)}.png"] = "duplicate stem"
-    folder = root / "audio-cover_dataset/cover" / place
+        add(root, below, stem(i, i % 3), jpeg(i), data)
+        bad[f"audio-cover_dataset/audio/{below}/{stem(i, i % 3)}.npy"] = reason
+    add(root, below, stem(700, 0), jpeg(700), None)
+    add(root, below, stem(701, 1), None, npy(vector(701)))
+    add(root, below, stem(702, 0), encoded(picture(702), "PNG"), npy(vector(702)))  # a PNG named .jpg is valid
+    add(root, below, stem(702, 0), jpeg(702), None, ".png")
+    bad[f"audio-cover_dataset/cover/{below}/{stem(700, 0)}.jpg"] = "orphan cover"
+    bad[f"audio-cover_dataset/audio/{below}/{stem(701, 1)}.npy"] = "orphan audio"
+    bad[f"audio-cover_dataset/cover/{below}/{stem(702, 0)}.png"] = "duplicate stem"
+    folder = root / "audio-cover_dataset/cover" / below
     for i, make in enumerate((Path.mkdir, os.mkfifo, lambda path: path.symlink_to("/nowhere/at/all"),
                               lambda path: path.symlink_to("/dev/zero")), 800):
-        add(root, place, stem(i, 0), None, npy(vector(i)))
+        add(root, below, stem(i, 0), None, npy(vector(i)))
         make(folder / f"{stem(i, 0)}.jpg")
-        bad[f"audio-cover_dataset/cover/{place}/{stem(i, 0)}.jpg"] = "unreadable"
+        bad[f"audio-cover_dataset/cover/{below}/{stem(i, 0)}.jpg"] = "unreadable"
     (folder / ".DS_Store").write_bytes(b"x")
     (folder / "notes.txt").write_bytes(b"x")
     return bad

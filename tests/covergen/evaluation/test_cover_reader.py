@@ -139,7 +139,7 @@ def test_other_data_has_genres_or_none_and_no_attributes(genres: tuple[str, ...]
 
 def test_another_demos_truth_is_refused(shards: Path, tmp_path: Path, monkeypatch):
     monkeypatch.setenv(fitting.CACHE, "none")
-    pack(str(raw_data.sound_pairs(tmp_path / "source", 12)), str(tmp_path / "out"), workers=1)
+    pack(str(raw_data.valid_pairs(tmp_path / "source", 12)), str(tmp_path / "out"), workers=1)
     with pytest.raises(ValueError, match="knows 0 of 5 samples of train"):
         open_probes(opened(tmp_path / "out", "train"), None, 32, read_truth(shards), steps=10)
 

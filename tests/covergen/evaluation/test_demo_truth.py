@@ -69,7 +69,7 @@ def test_a_damaged_truth_is_warned_of_and_left_out(world: Path, shards: Path, tm
 
 
 def test_overwriting_with_what_is_no_demo_removes_it(own: Path, tmp_path: Path):
-    source = raw_data.sound_pairs(tmp_path / "source", 12)
+    source = raw_data.valid_pairs(tmp_path / "source", 12)
     assert pack(str(source), str(own), workers=1, overwrite=True) == 0
     assert not (own / TRUTH).exists() and verify(str(own), workers=1) == 0
 
@@ -132,7 +132,7 @@ def test_stems_that_are_no_keys_and_stems_that_recur_are_found(tmp_path: Path):
 
 
 def test_no_truth_another_demos_and_a_damaged_one(world: Path, own: Path, tmp_path: Path):
-    raw_data.sound_pairs(tmp_path / "source", 12)
+    raw_data.valid_pairs(tmp_path / "source", 12)
     pack(str(tmp_path / "source"), str(tmp_path / "out"), workers=1)
     assert read_truth(tmp_path / "out") is None
     shutil.copy(world / TRUTH, tmp_path / "out")

@@ -59,7 +59,7 @@ def command(name: str, *options: object) -> list[str]:
 
 @pytest.mark.slow
 def test_two_machines_pack_the_same_bytes_and_finish_though_one_dies_and_the_driver_is_killed(tmp_path, machines):
-    source = raw_data.sound_pairs(tmp_path / "source", 1500)
+    source = raw_data.valid_pairs(tmp_path / "source", 1500)
     raw_data.messy_pairs(source)
     options = ["--source", source, "--samples_per_shard", 10, "--max_failure_rate", 1]
     subprocess.run(command("pack", *options, "--out", tmp_path / "whole"), env=OWN, check=True, capture_output=True)
@@ -98,10 +98,10 @@ def visible(folder: Path) -> dict[str, str]:
 
 
 def test_a_machine_that_does_not_see_the_folders_is_named(tmp_path):
-    from shard_tools.core import ray_backend as rays
+    from shard_tools.core import ray_backend
 
     with pytest.raises(ValueError, match=rf"{os.uname().nodename} of the Ray cluster does not see {tmp_path}/gone"):
-        rays._call(len, [], [str(tmp_path), f"{tmp_path}/gone"])
+        ray_backend._call(len, [], [str(tmp_path), f"{tmp_path}/gone"])
 
 
 def test_without_ray_the_option_says_what_to_install(monkeypatch):

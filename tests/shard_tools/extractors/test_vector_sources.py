@@ -17,7 +17,7 @@ from tests.support import raw_data
 @pytest.fixture(scope="module")
 def data_set(tmp_path_factory) -> Path:
     """Split pairs of 30 causes in 60 columns, with what lies beside a data set."""
-    source = raw_data.sound_pairs(tmp_path_factory.mktemp("pca") / "in", 120) / "audio-cover_dataset"
+    source = raw_data.valid_pairs(tmp_path_factory.mktemp("pca") / "in", 120) / "audio-cover_dataset"
     for path in source.rglob("*.npy"):
         np.save(path, raw_data.vector(int.from_bytes(path.name.encode()[-9:-4], "little")))
     (source / "groups.csv").write_text("genre,stem,group\n")

@@ -18,7 +18,7 @@ from shard_tools.pack import pack
 from shard_tools.remote.filesystem import Remote
 from shard_tools.remote.index_cache import resolve
 from shard_tools.shards.index import open_index
-from tests.support.raw_data import sound_pairs
+from tests.support.raw_data import valid_pairs
 from tests.support.runs import TINY, log_of, same_bits, train, weights
 from tests.support.servers import KEYS, Faults, nginx, proxy, s3, upload, watched
 
@@ -139,7 +139,7 @@ def test_packing_to_s3_gives_the_bytes_of_packing_to_a_disk(tmp_path: Path, monk
     with s3() as server, proxy(server, faults) as url:
         for name, value in {"AWS_ENDPOINT_URL": url, **KEYS}.items():
             monkeypatch.setenv(name, value)
-        raw, remote = str(sound_pairs(tmp_path / "raw", 24)), Remote("s3://covers/packed")
+        raw, remote = str(valid_pairs(tmp_path / "raw", 24)), Remote("s3://covers/packed")
         for out in (remote.url, str(tmp_path / "near")):
             assert pack(raw, out, samples_per_shard=6, workers=1) == 0
         assert {name: remote.read(name) for name in remote.sizes()} == {

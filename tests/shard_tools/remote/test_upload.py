@@ -12,7 +12,7 @@ from covergen.inference.trained_model import open_model
 from covergen.runs.sync import RunSync, fetched_run
 from shard_tools.pack import pack
 from shard_tools.remote.filesystem import Remote
-from tests.support.raw_data import hashes, sound_pairs
+from tests.support.raw_data import hashes, valid_pairs
 from tests.support.runs import TINY, log_of, same_bits, train, weights
 
 pytest.importorskip("fsspec")
@@ -21,7 +21,7 @@ pytest.importorskip("fsspec")
 @pytest.fixture
 def raw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return sound_pairs(tmp_path / "raw", 40)
+    return valid_pairs(tmp_path / "raw", 40)
 
 
 @pytest.fixture
