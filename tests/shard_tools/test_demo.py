@@ -165,7 +165,7 @@ def test_shapes_do_not_hide_each_other():
     rng = np.random.default_rng(0)
     for _ in range(300):
         radius = rng.uniform(0.08, 0.16)
-        centres = worlds._places(rng, 5, radius, title_on_top=True)
+        centres = worlds._centres(rng, 5, radius, title_on_top=True)
         assert (np.linalg.norm(centres[:, None] - centres, axis=-1) + np.eye(5)).min() > 2.05 * radius
 
 
