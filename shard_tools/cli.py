@@ -209,11 +209,8 @@ def guarded(call: Callable[[], int | None]) -> typing.NoReturn:
     """Runs a call as a process: its status as exit code; errors a person can mend as one line and exit code 2."""
     try:
         sys.exit(call() or 0)
-    except (ValueError, OSError) as error:
-        print(f"error: {readable(str(error))}", file=sys.stderr)
-        sys.exit(2)
-    except RuntimeError as error:  # pathlib's, of links that lead to themselves, before Python 3.13
-        if not str(error).startswith("Symlink loop"):
+    except (ValueError, OSError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not str(error).startswith("Symlink loop"):  # of pathlib in Python < 3.13
             raise
         print(f"error: {readable(str(error))}", file=sys.stderr)
         sys.exit(2)

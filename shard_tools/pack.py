@@ -24,7 +24,7 @@ from shard_tools.core.parallel import Distributor, Pool, available_workers
 from shard_tools.core.quarantine import Drop, show_reasons, verdict, write_quarantine
 from shard_tools.dataset.demo_truth import TRUTH, copy_truth
 from shard_tools.dataset.images import MAX_PIXELS
-from shard_tools.dataset.layout import Listing, open_layout
+from shard_tools.dataset.layout import open_layout
 from shard_tools.dataset.schema import find_schema
 from shard_tools.dataset.source import open_source
 from shard_tools.remote.filesystem import is_remote
@@ -92,7 +92,7 @@ def pack(source: str, out: str, dataset: Literal["auto", "audio-cover", "cover"]
         metadata = [] if overwrite else finished(root)
         if metadata:
             check_same(root, {path.name: path.stat().st_size for path in root.iterdir()}, metadata, options, listing)
-            added = _copy_truth(source_path, listing, root)
+            added = copy_truth(source_path, listing, root)
             print(f"{root} is already packed" + (f"; {TRUTH} was added" if added else ""))
             return _verdict(sum(metadata[0]["drops"].values()), sum(f["samples"] for f in metadata), max_failure_rate)
         state = open_state(root, listing, options, overwrite)
@@ -119,7 +119,7 @@ def pack(source: str, out: str, dataset: Literal["auto", "audio-cover", "cover"]
             "quarantine_sha256": write_quarantine(root, drops),
             "audio": audio_metadata(packed, basis, schema),
         }
-        _copy_truth(source_path, listing, root)  # before the index: with that the folder is finished
+        copy_truth(source_path, listing, root)  # before the index: with that the folder is finished
         groups = assign_groups(packed.tasks)
         metadata = {split: common | split_metadata(shards, state.genres, groups[split])
                  for split, shards in packed.tasks.items()}
@@ -129,15 +129,6 @@ def pack(source: str, out: str, dataset: Literal["auto", "audio-cover", "cover"]
         _report(out if upload else root, metadata, groups, drops, (root / TRUTH).is_file(),
                 time.monotonic() - started)
         return _verdict(len(drops), sum(map(len, groups.values())), max_failure_rate)
-
-
-def _copy_truth(source: Path, listing: Listing, root: Path) -> bool:
-    """As ``copy_truth``; a damaged one stops nothing, for the covers are good without it."""
-    try:
-        return copy_truth(source, listing, root)
-    except ValueError as error:
-        print(f"warning: {error}; packing without it")
-        return False
 
 
 def _report(out: Path | str, metadata: dict[str, dict[str, Any]], groups: dict[str, np.ndarray], drops: list[Drop],

@@ -42,21 +42,23 @@ def read_truth(source: Path, entry: Entry) -> bytes:
 
 
 def copy_truth(source: Path, listing: Listing, root: Path) -> bool:
-    """Puts the truth of a demo beside its shards; returns whether there was anything to put there.
+    """Copies the truth of a demo to its shards; returns whether it was missing there. A damaged one is left out, with a
+    warning, for the covers are good without it.
 
     Args:
         source: folder or zip.
         listing: of it.
         root: folder of the shards.
-
-    Raises:
-        ValueError: the file is damaged.
     """
     entry = find_truth(listing)
     if entry is None:
         return False
-    data = read_truth(source, entry)
-    read_columns(data, f"{source}/{entry.path}")
+    try:
+        data = read_truth(source, entry)
+        read_columns(data, f"{source}/{entry.path}")
+    except ValueError as error:
+        print(f"warning: {error}; packing without it")
+        return False
     if (root / TRUTH).is_file() and (root / TRUTH).read_bytes() == data:
         return False
     write_atomically(root / TRUTH, data)

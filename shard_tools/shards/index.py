@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from shard_tools.core.files import atomic_path, read_bounded, write_atomically
+from shard_tools.core.files import atomic_path, open_regular, read_bounded, write_atomically
 from shard_tools.dataset.layout import SPLITS
 
 SCHEMA = 1
@@ -120,8 +120,7 @@ def open_index(root: str | Path, split: str) -> Index:
         raise FileNotFoundError(f"{root} has no finished {split!r} split (found: {have}); make it: shard_tools.pack")
     metadata = read_metadata(path)
     try:
-        if not (root / f"{split}.index.npy").is_file():  # a FIFO would be waited for
-            raise ValueError("no such file")
+        open_regular(root / f"{split}.index.npy").close()
         rows = np.lib.format.open_memmap(root / f"{split}.index.npy", mode="r")  # refuses objects
     except Exception as error:  # the boundary to numpy, whose header may hold any literal
         raise ValueError(f"{root / f'{split}.index.npy'} can't be read ({error}); pack the shards again") from None
