@@ -15,7 +15,7 @@ OUTPUT_LOCK = ".lock"
 
 @contextlib.contextmanager
 def lock(path: Path, what: str = "", remedy: str = "", patience: float = -1) -> Iterator[None]:
-    """Holds a lock file, alone among processes and threads. Where a file system has no locks, goes on without.
+    """Holds a lock file, alone among processes and threads. Where there can be no locks, goes on without.
 
     Args:
         path: of the lock file, which is made and stays.
@@ -25,10 +25,9 @@ def lock(path: Path, what: str = "", remedy: str = "", patience: float = -1) -> 
 
     Raises:
         ValueError: another process still holds it.
-        OSError: the lock file can't be written.
+        OSError: its folder can't be made.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.touch()  # what keeps a file from being written is an error; that it can't be locked is none
     held = FileLock(path, thread_local=False)
     try:
         if what and patience > 0:
@@ -43,7 +42,7 @@ def lock(path: Path, what: str = "", remedy: str = "", patience: float = -1) -> 
     except Timeout:
         raise ValueError(f"{what} is in use by process {_holder(path)}; {remedy}") from None
     except OSError:
-        pass  # a network file system without locks: alone as nearly always
+        pass  # a network file system without locks: alone as nearly always; or nothing can be written here at all
     try:
         yield
     finally:

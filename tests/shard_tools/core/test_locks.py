@@ -28,6 +28,15 @@ def test_who_holds_a_lock_is_named_and_its_death_gives_it_free(kind, tmp_path):
     assert (tmp_path / OUTPUT_LOCK).exists() == (kind is lock_folder)
 
 
+def test_a_folder_that_cannot_be_written_to_needs_no_lock(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr("os.open", refuse)
+    with lock_output(tmp_path):
+        pass
+
+
 def test_without_locks_of_the_file_system_work_goes_on(tmp_path, monkeypatch):
     def refuse(*_):
         raise OSError(errno.ENOLCK, "No locks available")
