@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from tqdm import tqdm
@@ -35,10 +35,11 @@ from shard_tools.core.files import write_atomically
 MIN_SONGS = 8
 
 
-def main(run: str, shards: str | None = None, judge: str | None = None, split: str = "test", num_songs: int = 1000,
-         samples_per_song: int = 4, seed: int = 0, guidance: float | None = None, sampling_steps: int | None = None,
-         checkpoint: str = "auto", inception: bool = False, out: str | None = None, wandb: bool | None = None,
-         threads: int = 0) -> int:
+@cli.checked
+def main(run: str, shards: str | None = None, judge: str | None = None, split: str = "test",
+         num_songs: Annotated[int, cli.Range(MIN_SONGS)] = 1000, samples_per_song: Annotated[int, cli.Range(2)] = 4,
+         seed: int = 0, guidance: float | None = None, sampling_steps: int | None = None, checkpoint: str = "auto",
+         inception: bool = False, out: str | None = None, wandb: bool | None = None, threads: int = 0) -> int:
     """Measures whether a run's covers follow the music, how good they are and whether they are copies.
 
     Args:
@@ -58,9 +59,6 @@ def main(run: str, shards: str | None = None, judge: str | None = None, split: s
         wandb: also shows the table in the run's W&B; default: if the run was tracked there.
         threads: that compute; 0: the machine's cores.
     """
-    if samples_per_song < 2 or num_songs < MIN_SONGS:
-        raise ValueError(f"--num_songs {num_songs} --samples_per_song {samples_per_song}: expected {MIN_SONGS} songs "
-                         "and 2 samples or more")
     stop = StopSignal(0)
     use_threads(threads)
     keep_memory()

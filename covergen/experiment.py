@@ -1,8 +1,7 @@
 """Experiments that anybody can run again: ``python -m covergen.experiment ablation --tier toy``.
 
-A YAML of rows and thresholds in (``covergen/experiments``); a run and evaluations for each row, one table and one
-figure out. What is done is kept: the same command goes on where it was stopped, and a row that had its minutes gets no
-more.
+A YAML in ``covergen/experiments`` has rows and thresholds. Every row gets a run and evaluations, all of them one table
+and one figure. The same command goes on where it was stopped, and a row that had its minutes gets no more.
 """
 
 from __future__ import annotations
@@ -15,14 +14,14 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from PIL import Image
 
 from covergen import models
 from covergen.data.audio import AudioNormalizer
 from covergen.evaluation.report import short
-from covergen.experiments.jobs import Work
+from covergen.experiments.jobs import JobRunner
 from covergen.models.base import InputSpec
 from covergen.runs import config
 from covergen.training.setup import demo_shards
@@ -37,8 +36,10 @@ COMPARED = {"at_least": operator.ge, "at_most": operator.le}
 COUNT = re.compile(r"_[\d.]+k?$")  # of covers, in a metric's name
 
 
+@cli.checked
 def main(name: str, tier: str = "toy", shards: str | None = None, out: str | None = None,
-         rows: tuple[str, ...] | None = None, launcher: str | None = None, jobs: int = 0, dry_run: bool = False) -> int:
+         rows: tuple[str, ...] | None = None, launcher: str | None = None,
+         jobs: Annotated[int, cli.Range(0)] = 0, dry_run: bool = False) -> int:
     """Trains and evaluates every row of an experiment, and compares them in one table and one figure.
 
     Args:
@@ -52,34 +53,33 @@ def main(name: str, tier: str = "toy", shards: str | None = None, out: str | Non
         dry_run: print the commands and stop.
     """
     plan = read_plan(name, tier)
-    names = [row["name"] for row in plan["rows"]]
-    if jobs < 0:
-        raise ValueError(f"--jobs {jobs}: must be 0 or more")
     for given in rows or ():
-        if given not in names:
+        if given not in (names := [row["name"] for row in plan["rows"]]):
             raise ValueError(f"--rows {given}: no such row, {cli.nearest(given, names)}")
     wanted = [row for row in plan["rows"] if not rows or row["name"] in rows]
+    trained = [plan["judge"] | {"name": "judge"}, *wanted]
     folder = Path(out or f"runs/{Path(name).stem}-{tier}")
     data = shards or (f"<the demo world {tier}>" if dry_run else demo_shards(print, plan["tiers"][tier]["demo"]))
-    start = [*shlex.split(launcher), "-m", "covergen.train"] if launcher else [sys.executable, "-m", "covergen.train"]
-    trainings = {row["name"]: ([*start, *words(training_of(plan, row, tier), shards=data, out=folder / "runs",
-                                               name=row["name"])], minutes_of(plan, row, tier))
-                 for row in [plan["judge"] | {"name": "judge"}, *wanted]}
-    evaluations = {label: [sys.executable, "-m", "covergen.evaluate", *words(
-        plan["tiers"][tier]["evaluate"] | options, run=folder / "runs" / row["name"], shards=data,
-        judge=folder / "runs" / "judge", out=folder / "evaluations" / f"{label}.json")]
-        for row in wanted for label, options in evaluations_of(row).items()}
-    titles = {label: titled(row["title"], options) for row in wanted for label, options in evaluations_of(row).items()}
+    start = [*(shlex.split(launcher) if launcher else [sys.executable]), "-m", "covergen.train"]
+    trainings = {row["name"]: [*start, *words(training_of(plan, row, tier), shards=data, out=folder / "runs",
+                                              name=row["name"])] for row in trained}
+    evaluations, titles = {}, {}
+    for row in wanted:
+        for label, options in evaluations_of(row).items():
+            evaluations[label] = [sys.executable, "-m", "covergen.evaluate", *words(
+                plan["tiers"][tier]["evaluate"] | options, run=folder / "runs" / row["name"], shards=data,
+                judge=folder / "runs" / "judge", out=folder / "evaluations" / f"{label}.json")]
+            titles[label] = titled(row["title"], options)
     if dry_run:
-        for line in [*(command for command, _ in trainings.values()), *evaluations.values()]:
-            print(shlex.join(line))
+        print(*map(shlex.join, [*trainings.values(), *evaluations.values()]), sep="\n")
         return 0
-    for row in [plan["judge"] | {"name": "judge"}, *wanted]:
+    for row in trained:
         check_training(row["name"], training_of(plan, row, tier), data)
     folder.mkdir(parents=True, exist_ok=True)
-    work = Work(folder, jobs or plan["tiers"][tier].get("jobs", 1))
-    work.run([work.train(name, *training) for name, training in trainings.items()])
-    work.run([work.evaluate(name, command) for name, command in evaluations.items()])
+    runner = JobRunner(folder, jobs or plan["tiers"][tier].get("jobs", 1))
+    runner.run([runner.training(row, command, plan["tiers"][tier]["judge_minutes" if row == "judge" else "minutes"])
+                for row, command in trainings.items()])
+    runner.run([runner.evaluation(label, command) for label, command in evaluations.items()])
     results = {label: json.loads((folder / "evaluations" / f"{label}.json").read_text()) for label in evaluations}
     verdicts = judged(plan.get("thresholds", {}).get(tier, {}), results)
     text = as_table(plan["shown"], titles, results) + "\n" + "".join(f"- {line}\n" for line in verdicts)
@@ -169,11 +169,6 @@ def training_of(plan: dict[str, Any], row: dict[str, Any], tier: str) -> dict[st
     return plan["tiers"][tier].get("train", {}) | row.get("train", {}) | row.get(tier, {})
 
 
-def minutes_of(plan: dict[str, Any], row: dict[str, Any], tier: str) -> float:
-    """How long a row is trained at most; 0 is as long as it takes."""
-    return plan["tiers"][tier]["judge_minutes" if row["name"] == "judge" else "minutes"]
-
-
 def evaluations_of(row: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """A row's evaluations: label -> flags."""
     several = row.get("evaluations") or [{}]
@@ -182,7 +177,7 @@ def evaluations_of(row: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def titled(title: str, options: dict[str, Any]) -> str:
-    """A row's title with the options of its evaluation in their places, ``{guidance:g}``."""
+    """A row's title with the options of its evaluation filled in, ``{guidance:g}``."""
     for name, value in options.items():
         title = title.replace(f"{{{name}:g}}", f"{value:g}")
     return title
@@ -215,7 +210,6 @@ def judged(thresholds: dict[str, dict[str, dict[str, float]]], results: dict[str
 
 def as_table(shown: list[str], titles: dict[str, str], results: dict[str, Any]) -> str:
     """Rows as Markdown: each figure with its interval, below them what real covers reach and chance."""
-    first = next(iter(results.values()))["table"]
     def cell(figure: dict[str, float] | None) -> str:
         if not figure or figure["value"] is None:
             return ""
@@ -227,9 +221,9 @@ def as_table(shown: list[str], titles: dict[str, str], results: dict[str, Any]) 
         known += dict.fromkeys(metric for result in results.values() for metric in result["table"]["run"]
                                if name in (metric, metric.split(" ")[0], COUNT.sub("", metric)))
     lines = ["| | " + " | ".join(known) + " |", "|---" * (len(known) + 1) + "|"]
-    for label, result in results.items():
-        lines.append(f"| {titles[label]} | " + " | ".join(cell(result["table"]["run"].get(m)) for m in known) + " |")
-    lines.append("| real covers | " + " | ".join(cell(first["real"].get(metric)) for metric in known) + " |")
+    rows = [(titles[label], result["table"]["run"]) for label, result in results.items()]
+    for title, row in [*rows, ("real covers", next(iter(results.values()))["table"]["real"])]:
+        lines.append(f"| {title} | " + " | ".join(cell(row.get(metric)) for metric in known) + " |")
     return "\n".join(lines) + "\n"
 
 

@@ -22,7 +22,7 @@ import tempfile
 import time
 from collections import namedtuple
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -36,9 +36,11 @@ from covergen.data.dataset import ShardDataset
 from covergen.distributed.environment import use_threads
 from covergen.models.base import InputSpec, Model
 from covergen.runs import config
+from shard_tools.cli import Range, checked
 from shard_tools.core.files import write_atomically
 
 GIGA = 1e9
+Count, Positive = Annotated[int, Range(1)], Annotated[float, Range(gt=0)]
 BUCKET, BACKWARD = 25 * 2**20, 2 / 3  # bytes of DDP's buckets; share of a phase's time in which they become ready
 REACHED, HOP = 0.7, 1e-5  # assumed: share of a bandwidth that an all-reduce gets, and seconds of a message
 ASSUMED = {"decode": 6000.0, "disk": 1000.0, "sample": 14_000.0}  # where nothing is given or measured
@@ -53,11 +55,13 @@ Step = namedtuple("Step", "repeats gradients operations batches checkpoint")
 Setup = namedtuple("Setup", "batch save_every gpus images inside network storage source cores decode disk sample price")
 
 
-def run(model: str = "wgan_gp", resolution: int = 128, audio: int = 0, batch_per_gpu: int = 64,
-        gpus: tuple[int, ...] = (1, 8, 64, 512), price: float = 2.5, images_per_second: float = 0.0,
-        tflops: float = 197.8, gpus_per_node: int = 8, intra_gbyte: float = 450.0, network_gbit: float = 3200.0,
-        storage_gbit: float = 100.0, source_gbit: float = 100.0, cores_per_gpu: float = 12.0,
-        decode_per_core: float = 0.0, disk_mbyte: float = 0.0, save_every: int = 500, measure: bool = False) -> int:
+@checked
+def run(model: str = "wgan_gp", resolution: int = 128, audio: int = 0, batch_per_gpu: Count = 64,
+        gpus: Annotated[tuple[int, ...], Range(1)] = (1, 8, 64, 512), price: Positive = 2.5,
+        images_per_second: float = 0.0, tflops: Positive = 197.8, gpus_per_node: Count = 8,
+        intra_gbyte: Positive = 450.0, network_gbit: Positive = 3200.0, storage_gbit: Positive = 100.0,
+        source_gbit: Annotated[float, Range(0)] = 100.0, cores_per_gpu: Positive = 12.0, decode_per_core: float = 0.0,
+        disk_mbyte: float = 0.0, save_every: Count = 500, measure: bool = False) -> int:
     """Says what a run costs on several numbers of GPUs, and from how many of them on which resource is the limit.
 
     Args:
@@ -80,8 +84,6 @@ def run(model: str = "wgan_gp", resolution: int = 128, audio: int = 0, batch_per
         save_every: steps between checkpoints.
         measure: measure decoding and the disk on this machine, with a demo world.
     """
-    if min(*gpus, batch_per_gpu, price, tflops, gpus_per_node, intra_gbyte, network_gbit, storage_gbit) <= 0:
-        raise ValueError("--gpus, --batch_per_gpu, --price and all constants must be above 0")
     use_threads(0)
     settings = config.resolve({"model": model, "shards": "none"})
     try:
@@ -114,10 +116,8 @@ def run(model: str = "wgan_gp", resolution: int = 128, audio: int = 0, batch_per
 
 
 class Operations(TorchDispatchMode):
-    """Sums the operations of matrix products and convolutions, those of gradients included.
-
-    ``FlopCounterMode`` itself hooks into modules, which gradients inside a forward do not allow.
-    """
+    """Sums the operations of products and convolutions. (``FlopCounterMode`` itself hooks into modules, which gradients
+    inside a forward do not allow.)"""
 
     total = 0
 

@@ -10,17 +10,19 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from covergen import models
 from covergen.benchmarks import report
 from covergen.runs.config import check_model
 from covergen.training.setup import demo_shards
+from shard_tools.cli import Range, checked
 
 WARM = 4  # the first of so many parts of a run is not measured
 
 
-def run(model: str = "r3gan", steps: int = 400, rounds: int = 1, shards: str | None = None,
+@checked
+def run(model: str = "r3gan", steps: Annotated[int, Range(2 * WARM)] = 400, rounds: int = 1, shards: str | None = None,
         mixed_precision: str = "bf16", threads: int = 0, width: int = 0, resolution: int = 0,
         batch_size: int = 0) -> int:
     """Times whole training runs of a model with and without --compile, as processes of their own.
@@ -39,8 +41,6 @@ def run(model: str = "r3gan", steps: int = 400, rounds: int = 1, shards: str | N
         batch_size: covers in a batch; 0: the preset's.
     """
     check_model(model)
-    if steps < 2 * WARM:
-        raise ValueError(f"--steps {steps}: at least {2 * WARM} are needed")
     demo = {} if shards else models.load(model).demo
     shards = shards or demo_shards(print)
     flags = {"model": model, "shards": shards, "steps": steps, "mixed_precision": mixed_precision, "threads": threads,

@@ -1,4 +1,4 @@
-"""Commands that take long: a list in, each run to its end once, some side by side, over any number of restarts."""
+"""Commands that take long: each is run to its end once, some side by side, over any number of restarts."""
 
 from __future__ import annotations
 
@@ -13,19 +13,17 @@ from pathlib import Path
 from covergen.distributed.interrupts import StopSignal
 from shard_tools.core.files import write_atomically
 
-LEAST = 0.05  # minutes that are worth starting a training for
-LOOK = 1.0  # seconds between looks at a command that runs
+MIN_MINUTES = 0.05  # that are worth starting a training for
+INTERVAL = 1.0  # seconds between polls of the commands that run
 
 
-class Work:
-    """Commands of which some run side by side, each on its share of the cores, and each to its end once.
-
-    What ran and for how long is in ``spent.json``, so that a restart knows.
-    """
+class JobRunner:
+    """Runs commands, each on its share of the cores; what is done and for how long each ran is in ``spent.json``."""
 
     def __init__(self, folder: Path, jobs: int) -> None:
-        self.folder, self.book = folder, folder / "spent.json"
-        saved = json.loads(self.book.read_text()) if self.book.is_file() else {}
+        """Args: folder: of ``spent.json`` and of a log for each command; jobs: how many run side by side."""
+        self.folder, self.state = folder, folder / "spent.json"
+        saved = json.loads(self.state.read_text()) if self.state.is_file() else {}
         self.minutes: dict[str, float] = saved.get("minutes", {})
         self.done: list[str] = saved.get("done", [])
         cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
@@ -33,42 +31,43 @@ class Work:
         self.running: dict[str, tuple[subprocess.Popen, list[int]]] = {}
         self.stop = StopSignal(0)
 
-    def train(self, name: str, command: list[str], minutes: float) -> tuple[str, list[str]] | None:
+    def training(self, name: str, command: list[str], minutes: float) -> tuple[str, list[str]] | None:
         """What is left to do of a training that may take so many minutes (0: as long as it takes)."""
         label = f"train_{name}"
         left = minutes - self.minutes.get(label, 0.0)
-        if label in self.done or (minutes and left < LEAST):
+        if label in self.done or (minutes and left < MIN_MINUTES):
             return None
         return label, command + (["--minutes", f"{left:.2f}"] if minutes else [])
 
-    def evaluate(self, name: str, command: list[str]) -> tuple[str, list[str]] | None:
+    def evaluation(self, name: str, command: list[str]) -> tuple[str, list[str]] | None:
         """An evaluation, unless it was done."""
         return None if f"evaluate_{name}" in self.done else (f"evaluate_{name}", command)
 
-    def run(self, tasks: Sequence[tuple[str, list[str]] | None]) -> None:
+    def run(self, jobs: Sequence[tuple[str, list[str]] | None]) -> None:
         """Runs all of them; ValueError for one that fails (the others are ended), SystemExit after a signal."""
-        waiting, last = [task for task in tasks if task], time.monotonic()
+        waiting, last = [job for job in jobs if job], time.monotonic()
         try:
             while waiting or self.running:
                 while waiting and self.slots:
                     self._start(*waiting.pop(0))
-                time.sleep(LOOK)
+                time.sleep(INTERVAL)
                 now = time.monotonic()
                 for label in self.running:
                     self.minutes[label] = self.minutes.get(label, 0.0) + (now - last) / 60
                 last = now
-                self._write()
-                if self.stop:  # before a look: what a signal ended must not count as done
+                self._save()
+                if self.stop:  # before a poll: what a signal ended must not count as done
                     raise SystemExit(f"stopped ({self.stop.reason}); the same command goes on from here")
-                for label in list(self.running):
-                    self._look(label)
+                for label, (process, _) in list(self.running.items()):
+                    if process.poll() is not None:
+                        self._finish(label)
         finally:
             for process, _ in self.running.values():
                 process.terminate()
             for process, _ in self.running.values():
                 process.wait()
             self.running.clear()
-            self._write()
+            self._save()
 
     def _start(self, label: str, command: list[str]) -> None:
         print(f"{label}: {shlex.join(command)}", flush=True)
@@ -78,15 +77,12 @@ class Work:
                                        preexec_fn=(lambda: os.sched_setaffinity(0, cores)) if cores else None)
         self.running[label] = (process, cores)
 
-    def _look(self, label: str) -> None:
-        process, cores = self.running[label]
-        if process.poll() is None:
-            return
-        del self.running[label]
+    def _finish(self, label: str) -> None:
+        process, cores = self.running.pop(label)
         self.slots.append(cores)
         if process.returncode:
             raise ValueError(f"{label} failed with status {process.returncode}; see {self.folder / label}.log")
         self.done.append(label)
 
-    def _write(self) -> None:
-        write_atomically(self.book, (json.dumps({"minutes": self.minutes, "done": self.done}) + "\n").encode())
+    def _save(self) -> None:
+        write_atomically(self.state, (json.dumps({"minutes": self.minutes, "done": self.done}) + "\n").encode())

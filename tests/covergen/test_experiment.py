@@ -1,4 +1,4 @@
-"""Experiments of several rows: what is run, what is kept, what is promised and what comes out."""
+"""Experiments of several rows: what is run, what is done once, what is promised and what comes out."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import yaml
 from PIL import Image
 
 from covergen import experiment, models
-from covergen.experiments.jobs import Work
+from covergen.experiments.jobs import JobRunner
 from covergen.runs import config
 from tests.covergen.test_evaluate import FLOW, run_command
 
@@ -51,21 +51,22 @@ def test_an_experiment_trains_evaluates_compares_and_does_nothing_twice(shards: 
 
 def test_minutes_count_over_restarts(tmp_path: Path) -> None:
     (tmp_path / "spent.json").write_text(json.dumps({"minutes": {"train_a": 15.0, "train_b": 20.0}, "done": []}))
-    work = Work(tmp_path, 1)
-    assert work.train("a", ["x"], 20.0) == ("train_a", ["x", "--minutes", "5.00"])
-    assert work.train("b", ["x"], 20.0) is None and work.train("b", ["x"], 0.0) == ("train_b", ["x"])
+    runner = JobRunner(tmp_path, 1)
+    assert runner.training("a", ["x"], 20.0) == ("train_a", ["x", "--minutes", "5.00"])
+    assert runner.training("b", ["x"], 20.0) is None and runner.training("b", ["x"], 0.0) == ("train_b", ["x"])
 
 
 def test_a_command_that_fails_is_named_with_its_log(tmp_path: Path) -> None:
-    work = Work(tmp_path, 2)
+    runner = JobRunner(tmp_path, 2)
     with pytest.raises(ValueError, match=r"train_bad failed with status 3; see .*train_bad.log"):
-        work.run([("train_bad", [sys.executable, "-c", "print('why'); raise SystemExit(3)"]),
+        runner.run([("train_bad", [sys.executable, "-c", "print('why'); raise SystemExit(3)"]),
                   ("train_long", [sys.executable, "-c", "import time; time.sleep(60)"])])
-    assert (tmp_path / "train_bad.log").read_text() == "why\n" and not work.running and not work.done
+    assert (tmp_path / "train_bad.log").read_text() == "why\n" and not runner.running and not runner.done
 
 
 @pytest.mark.parametrize(("plan", "says"), [
-    ({"rows": [{"name": "bad", "title": "bad", "train": {"model": "r3gan", "patch_size": 3}}]}, "row bad: --patch_size 3"),
+    ({"rows": [{"name": "bad", "title": "bad", "train": {"model": "r3gan", "patch_size": 3}}]},
+     "row bad: --patch_size 3"),
     ({"rows": [{"name": "bad", "title": "bad", "train": {"model": "r3gan", "widht": 3}}]}, "did you mean 'width'"),
     ({"rows": [{"name": "bad", "train": {}}]}, "a row has no title"),
     ({"thresholds": {"toy": {"gan": {"fid": {"below": 1}}}}}, "expected at_least or at_most"),
@@ -81,7 +82,7 @@ def test_a_plan_is_checked_before_hours_of_work(shards: Path, tmp_path: Path, pl
 def test_every_command_of_the_ablation_is_one_that_training_and_evaluation_understand(tier: str) -> None:
     plan = experiment.read_plan("ablation", tier)
     rows = [row["name"] for row in plan["rows"]]
-    assert rows == ["thesis", "standardised", "hearing", "r3gan", "flow"]
+    assert rows == ["thesis", "standardised", "projection", "r3gan", "flow"]
     for row in [plan["judge"] | {"name": "judge"}, *plan["rows"]]:
         flags = {name: str(value) for name, value in experiment.training_of(plan, row, tier).items()}
         run = config.resolve(flags | {"shards": "x"})
