@@ -28,6 +28,7 @@ from covergen.inference.cover_inputs import find_split
 from covergen.inference.trained_model import TrainedModel, open_model
 from covergen.runs import config
 from covergen.runs.checkpoint import step_of
+from covergen.runs.compatibility import check_fit
 from covergen.training import tracking
 from shard_tools import cli
 from shard_tools.core.files import write_atomically
@@ -117,15 +118,10 @@ def main(run: str, shards: str | None = None, judge: str | None = None, split: s
 
 def check(run: TrainedModel, shards: ShardDataset, found: int) -> None:
     """Raises ValueError unless the run can be evaluated on these shards."""
-    if run.resolution > shards.resolution:
-        raise ValueError(f"{shards.index.root} has covers of {shards.resolution} px; {run.folder} makes "
-                         f"{run.resolution} px")
-    if run.model.conditional and run.normalizer.dimension != shards.dimension:
-        raise ValueError(f"{shards.index.root} has vectors of {shards.dimension} numbers; {run.folder} needs "
-                         f"{run.normalizer.dimension}")
+    check_fit(run.folder, run.metadata, shards.root, shards.metadata, audio=run.model.conditional)
     if found < MIN_SONGS:
-        raise ValueError(f"{shards.index.root} has {found} albums in {shards.index.split}; a figure needs {MIN_SONGS} "
-                         "or more; pack more, or choose another --split")
+        raise ValueError(f"{shards.root} has {found} albums in {shards.split}; a figure needs {MIN_SONGS} or more; pack "
+                         "more, or choose another --split")
 
 
 def default_path(run: TrainedModel, split: str, options: dict[str, Any], inception: bool) -> Path:

@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from covergen.distributed.environment import use_threads
-from covergen.inference import audio_inputs as hearing
+from covergen.inference import audio_inputs
 from covergen.inference import images as pictures
 from covergen.inference.trained_model import AT_ONCE, TrainedModel, open_model
 from covergen.runs.checkpoint import step_of
@@ -46,10 +46,10 @@ def main(run: str, out: str = "covers.png", n: int | None = None, audio: str | N
         out: covers.png for one picture of all, a folder for a PNG each, x.npy for float32 [N, 3, R, R] as the network
             gave it (-1 to 1 after a tanh, 0 to 1 after a sigmoid; row after row).
         n: covers, of conditional models for each audio; default 64, conditional 8.
-        audio: what conditional models hear: songs (.mp3, .flac, .ogg, .opus, .wav, .m4a), where the run knows the
+        audio: for conditional models: songs (.mp3, .flac, .ogg, .opus, .wav, .m4a), where the run knows the
             extractor it was trained with; .npy vectors; .json descriptors; separated by commas or blanks, or folders.
         pca: the file (pca.npz) that made the run's vectors, where it was trained on those of a PCA.
-        from_shards: a folder of shards instead, whose tracks are heard.
+        from_shards: a folder of shards instead, of whose tracks covers are made.
         split: of those shards.
         rows: how many of their tracks, of as many genres as there are; 0 for all.
         latents: a .npy of noise [N, latent] instead of --n and --seed.
@@ -84,7 +84,7 @@ def main(run: str, out: str = "covers.png", n: int | None = None, audio: str | N
             raise ValueError("--embed: expected audio files, or --audio with songs that are to get the covers")
         embed = audio
     folder = Path(out) if is_folder(out) else Path(out).parent
-    songs = {} if embed is None else tags.targets(hearing.listed(embed), folder, in_place)
+    songs = {} if embed is None else tags.targets(audio_inputs.listed(embed), folder, in_place)
     given = {"guidance": guidance, "sampling_steps": sampling_steps}
     opened = open_model(run, which=checkpoint, averaged=ema,
                       options={name: value for name, value in given.items() if value is not None})
@@ -92,21 +92,21 @@ def main(run: str, out: str = "covers.png", n: int | None = None, audio: str | N
         raise ValueError(f"{run} is an {opened.config.model}: it reconstructs covers and can't make any from noise; "
                          "try python -m covergen.analyze reconstruct")
     if guidance is not None and not opened.model.conditional:
-        raise ValueError(f"--guidance: {run} hears no audio that could guide it; leave it away")
-    heard = listen(opened, audio, from_shards, split, rows, pca)
-    made = len(heard.names) if heard else 1
+        raise ValueError(f"--guidance: {run} takes no audio that could guide it; leave it away")
+    inputs = read_audio(opened, audio, from_shards, split, rows, pca)
+    made = len(inputs.names) if inputs else 1
     if songs and len(songs) != made:
         raise ValueError(f"--embed names {len(songs)} audio files for {made} row{'s' * (made > 1)} of covers; expected "
                          "one file for each row, which is one for each audio (without audio: one file)")
-    count = n or (8 if heard else 64)
+    count = n or (8 if inputs else 64)
     noise = read_latents(latents, opened, n) if latents else opened.model.latents(
         count, torch.Generator().manual_seed(seed), truncation)
     averaged = bool(ema and opened.config.training.ema and opened.model.ema_networks)
-    about = {**described(opened, heard), "averaged": averaged, "n": len(noise), "size": size,
+    about = {**describe(opened, inputs), "averaged": averaged, "n": len(noise), "size": size,
              **({"latents_sha256": digest(Path(latents).read_bytes())} if latents else
                 {"seed": seed, "truncation": truncation})}
     firsts: list[Tensor] | None = [] if songs else None
-    total = write(out, sampled(opened, noise, heard, firsts), made, len(noise), heard, opened, size, about)
+    total = write(out, sample(opened, noise, inputs, firsts), made, len(noise), inputs, opened, size, about)
     kind = "averaged weights" if averaged else "weights as trained"
     print(f"{total} covers of {opened.resolution} px from {opened.checkpoint} ({kind}): {out}"
           + (f", at {size} px ({UPSCALE})" if size else ""))
@@ -132,16 +132,16 @@ def is_folder(out: str) -> bool:
     return out.endswith("/") or not Path(out).suffix
 
 
-def listen(run: TrainedModel, audio: str | None, from_shards: str | None, split: str, rows: int, pca: str | None = None,
-           ) -> hearing.AudioInputs | None:
-    """What a conditional model is to hear; None for others.
+def read_audio(run: TrainedModel, audio: str | None, from_shards: str | None, split: str, rows: int,
+               pca: str | None = None) -> audio_inputs.AudioInputs | None:
+    """The audio for a conditional model; None for others.
 
     Raises:
-        ValueError: audio for a model that hears none, or none or two kinds for one that does.
+        ValueError: audio for a model that takes none, or none or two kinds for one that does.
     """
     if not run.model.conditional:
         if audio or from_shards:
-            raise ValueError(f"{run.folder} is a {run.config.model}, which hears no audio; leave --audio and "
+            raise ValueError(f"{run.folder} is a {run.config.model}, which takes no audio; leave --audio and "
                              "--from_shards away")
         return None
     if bool(audio) == bool(from_shards):
@@ -149,8 +149,8 @@ def listen(run: TrainedModel, audio: str | None, from_shards: str | None, split:
         raise ValueError(f"{run.folder} is a {run.config.model}: give it --audio FILE or --from_shards DIR"
                          + (f" (it was trained on {known})" if known else ""))
     if audio:
-        return hearing.read_files(audio, run.metadata["audio"], [pca] if pca else [])
-    return hearing.read_shards(from_shards, split, rows, run.metadata["audio"])
+        return audio_inputs.read_files(audio, run.metadata["audio"], [pca] if pca else [])
+    return audio_inputs.read_shards(run, from_shards, split, rows)
 
 
 def read_latents(path: str, run: TrainedModel, n: int | None) -> Tensor:
@@ -177,44 +177,45 @@ def read_latents(path: str, run: TrainedModel, n: int | None) -> Tensor:
     return torch.from_numpy(found)
 
 
-def described(run: TrainedModel, heard: hearing.AudioInputs | None) -> dict[str, Any]:
+def describe(run: TrainedModel, inputs: audio_inputs.AudioInputs | None) -> dict[str, Any]:
     """What a cover was made with, as far as the run and the audio go, as values of JSON."""
     options = {name: getattr(run.config.options, name) for name in ("guidance", "sampling_steps")
                if hasattr(run.config.options, name)}
-    sounds = zip(heard.names, heard.raw, strict=True) if heard else ()
+    tracks = zip(inputs.names, inputs.raw, strict=True) if inputs else ()
     return {"version": __version__, "run": run.folder.resolve().name, "model": run.config.model,
             "step": step_of(run.checkpoint), **options,
-            "audio": [{"name": name, "sha256": digest(raw.astype("<f4").tobytes())} for name, raw in sounds]}
+            "audio": [{"name": name, "sha256": digest(raw.astype("<f4").tobytes())} for name, raw in tracks]}
 
 
 def digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def sampled(run: TrainedModel, noise: Tensor, heard: hearing.AudioInputs | None, firsts: list[Tensor] | None) -> Iterator[Tensor]:
+def sample(run: TrainedModel, noise: Tensor, inputs: audio_inputs.AudioInputs | None,
+           firsts: list[Tensor] | None) -> Iterator[Tensor]:
     """Images ``[<= AT_ONCE, 3, R, R]`` as the network gives them: all noise, for each audio in turn.
 
     The first image of each audio, or of all without audio, is added to ``firsts`` if that is given.
     """
-    for audio in run.normalizer(heard.raw) if heard else [None]:
+    for audio in run.normalizer(inputs.raw) if inputs else [None]:
         for number, part in enumerate(noise.split(AT_ONCE)):
             images = run.sample(part, None if audio is None else np.repeat(audio[None], len(part), 0))
             if not images.isfinite().all():
                 print("note: covers that are not finite, grey in pictures: this run has diverged, or its audio is far "
-                      "from what it heard in training", file=sys.stderr)
+                      "from that of its training", file=sys.stderr)
             if firsts is not None and number == 0:
                 firsts.append(images[0].clone())  # not a view, which would keep them all
             yield images
 
 
-def write(out: str, parts: Iterator[Tensor], rows: int, count: int, heard: hearing.AudioInputs | None, run: TrainedModel,
-          size: int | None, about: dict[str, Any]) -> int:
+def write(out: str, parts: Iterator[Tensor], rows: int, count: int, inputs: audio_inputs.AudioInputs | None,
+          run: TrainedModel, size: int | None, about: dict[str, Any]) -> int:
     """Writes images as they come, every file whole or not at all; only one picture of all is held in memory.
 
     Args:
         out: as of ``main``, and so is size.
         parts: images of ``rows`` rows of ``count``.
-        heard: what names the rows, of conditional models.
+        inputs: audio that names the rows, of conditional models.
         run: that made them.
         about: what goes into pictures; a single file has its own row and column, and the audio of that row only.
 
@@ -226,9 +227,9 @@ def write(out: str, parts: Iterator[Tensor], rows: int, count: int, heard: heari
     """
     path, total = Path(out), rows * count
     if is_folder(out):
-        for place, image in enumerate(image for part in parts for image in part):
-            row, column = divmod(place, count)
-            name = f"{row:04d}_{heard.names[row]}_{column:02d}" if heard else f"{place:05d}"
+        for number, image in enumerate(image for part in parts for image in part):
+            row, column = divmod(number, count)
+            name = f"{row:04d}_{inputs.names[row]}_{column:02d}" if inputs else f"{number:05d}"
             own = {**about, "audio": about["audio"][row:row + 1], "row": row, "column": column}
             pictures.save(path / f"{name}.png", pictures.plain(pictures.to_unit(image, run.model.pixel_min), size), own)
     elif path.suffix.lower() == ".png":
@@ -236,9 +237,9 @@ def write(out: str, parts: Iterator[Tensor], rows: int, count: int, heard: heari
             raise ValueError(f"--size {size}: one picture of {total} covers would have {total * size**2 // 10**6} "
                              f"million pixels, more than viewers open; end --out with / for a file each")
         covers = torch.cat([pictures.to_unit(part, run.model.pixel_min) for part in parts])
-        labels = [name[:24] for name in heard.names] if heard else ()
+        labels = [name[:24] for name in inputs.names] if inputs else ()
         pictures.save(path, pictures.plain(covers[0], size) if size and total == 1 else
-                      pictures.grid(covers, count if heard else 8, labels, size), about)
+                      pictures.grid(covers, count if inputs else 8, labels, size), about)
     else:
         with atomic_path(path) as temporary:
             array = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32,

@@ -1,4 +1,4 @@
-"""The pictures of ``covergen.analyze``, a file each: opened runs in, a picture on disk and a report in words out.
+"""The pictures of ``covergen.analyze``, a file each.
 
 Each has a ``draw`` whose options the command passes on; it raises ValueError for what can't be drawn, and a file is
 written whole or not at all.

@@ -1,4 +1,4 @@
-"""How runs went: the logs of run folders in; curves of losses and learning rates over images seen out."""
+"""Curves of losses and learning rates over the images seen, from the logs of run folders."""
 
 from __future__ import annotations
 

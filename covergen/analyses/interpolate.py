@@ -1,4 +1,4 @@
-"""Walks through what a generator hears: a run (and shards, if it hears audio) in; rows or a moving picture out."""
+"""Walks between latents, and of conditional models between audios, as rows of covers or as a moving picture."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from covergen.analyses import names_of, plots
 from covergen.data.sampling import stratified_rows
-from covergen.inference.cover_inputs import Samples, find_split
+from covergen.inference.cover_inputs import DatasetCovers, find_split
 from covergen.inference.images import to_unit
 from covergen.inference.trained_model import TrainedModel
 from covergen.models.base import Latents
@@ -36,17 +36,17 @@ def draw(run: TrainedModel, path: Path, *, shards: str | None, split: str | None
     if frames < 2:
         raise ValueError(f"--frames {frames}: a walk has at least its 2 ends")
     name, = names_of([run.folder])
-    samples = Samples(run, *find_split(run, shards, split, SPLITS)) if run.model.conditional else None
+    samples = DatasetCovers(run, *find_split(run, shards, split, SPLITS)) if run.model.conditional else None
     at = torch.linspace(0, 1, frames)
     start, end = run.model.latents(2 * n, torch.Generator().manual_seed(seed), truncation).split(n)
     by_noise = n - n // 2 if samples else n
     noise = torch.cat([between(start[:by_noise], end[:by_noise], centre(run.model.latents), at),
                        start[by_noise:, None].expand(-1, frames, -1)])
-    labels, heard = [f"noise {place + 1}" for place in range(n)], None
+    labels, audio = [f"noise {walk + 1}" for walk in range(n)], None
     if samples:
         first, last, labels = audio_ends(samples, by_noise, n, seed)
-        heard = torch.lerp(first[:, None], last[:, None], at[:, None]).flatten(0, 1).numpy()
-    made = run.sample(noise.flatten(0, 1), heard)
+        audio = torch.lerp(first[:, None], last[:, None], at[:, None]).flatten(0, 1).numpy()
+    made = run.sample(noise.flatten(0, 1), audio)
     images = to_unit(made, run.model.pixel_min).unflatten(0, (n, frames))
     title = f"Walks of {name}: spherical between latents" + (", straight between audios" if samples else "")
     apart = (images[:, 0] - images[:, -1]).square().flatten(1).mean(1)
@@ -64,22 +64,22 @@ def draw(run: TrainedModel, path: Path, *, shards: str | None, split: str | None
 
 def frame(images: Tensor, labels: list[str], title: str, subtitle: str) -> plots.Figure:
     """One moment of all walks ``[N, 3, R, R]`` side by side."""
-    lines = [plots.Line("", images[place:place + COLUMNS], labels[place:place + COLUMNS])
-             for place in range(0, len(images), COLUMNS)]
+    lines = [plots.Line("", images[start:start + COLUMNS], labels[start:start + COLUMNS])
+             for start in range(0, len(images), COLUMNS)]
     return plots.table(lines, title=title, subtitle=subtitle)
 
 
-def audio_ends(samples: Samples, by_noise: int, n: int, seed: int) -> tuple[Tensor, Tensor, list[str]]:
-    """What walks hear at their starts and at their ends, ``[n, A]`` each, and their names; walks by noise hear one
+def audio_ends(samples: DatasetCovers, by_noise: int, n: int, seed: int) -> tuple[Tensor, Tensor, list[str]]:
+    """The audio of walks at their starts and at their ends, ``[n, A]`` each, and their names; walks by noise have one
     track."""
     draws = np.random.default_rng(seed)
-    rows = draws.permutation(samples.rows_with_audio())
+    rows = draws.permutation(samples.dataset.rows_with_audio())
     rows = draws.permutation(rows[stratified_rows(samples.rows["genre"][rows], 2 * n - by_noise)])
     first, last = np.resize(rows, 2 * n - by_noise)[:n], np.resize(rows, 2 * n - by_noise)[n:]
     last = np.concatenate([first[:by_noise], last])
     names = [[samples.genres[kind] for kind in samples.rows["genre"][end]] for end in (first, last)]
-    labels = [f"noise\n({one})" if place < by_noise else f"audio: {one}\nto {other}"
-              for place, (one, other) in enumerate(zip(*names, strict=True))]
+    labels = [f"noise\n({one})" if walk < by_noise else f"audio: {one}\nto {other}"
+              for walk, (one, other) in enumerate(zip(*names, strict=True))]
     return samples.read(first).audio, samples.read(last).audio, labels
 
 

@@ -1,4 +1,4 @@
-"""The latents of covers by genre: a run and shards in; their t-SNE and how well neighbours tell the genre out."""
+"""The latents of covers by genre: their t-SNE, and whether neighbours share their genre."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from covergen.analyses import names_of, plots
 from covergen.data.batch import Batch
 from covergen.evaluation import metrics
-from covergen.inference.cover_inputs import Samples, find_split
+from covergen.inference.cover_inputs import DatasetCovers, find_split
 from covergen.inference.trained_model import TrainedModel
 
 SPLITS = ("test", "val", "train")
@@ -36,7 +36,7 @@ def draw(run: TrainedModel, path: Path, *, shards: str | None, split: str | None
     """
     name, = names_of([run.folder])
     found = [find_split(run, shards, one, SPLITS) for one in (split.split(",") if split else [None])]
-    sources = [Samples(run, root, name) for root, name in found]
+    sources = [DatasetCovers(run, root, name) for root, name in found]
     chosen = [source.of_genres(genres, source.distinct()) for source in sources]
     total = sum(map(len, chosen))
     if n and n < total:
@@ -58,7 +58,7 @@ def draw(run: TrainedModel, path: Path, *, shards: str | None, split: str | None
     names = [sources[0].genres[kind] for kind in kinds]
     separation, points = study(latents, labels, group, seed)
     splits = " and ".join(source.split for source in sources)
-    figures = (f"{NEIGHBOURS} nearest neighbours tell the genre of {separation.accuracy:.1%} (balanced over "
+    figures = (f"{NEIGHBOURS} nearest neighbours predict the genre of {separation.accuracy:.1%} (balanced over "
                f"{len(names)} genres, own album left out); chance is {separation.chance:.1%}, with permuted genres "
                f"{separation.permuted:.1%} +- {separation.spread:.1%}")
     plots.save(plots.scatter(points, labels.numpy(), names, title=f"Latents of {count:,} covers of {splits} in "
@@ -82,7 +82,7 @@ def encoded(run: TrainedModel, batches: Iterable[Batch], count: int) -> Tensor:
 
 
 def study(latents: Tensor, labels: Tensor, groups: Tensor, seed: int) -> tuple[metrics.Separation, np.ndarray]:
-    """How well the neighbours of latents ``[N, L]`` tell labels ``[N]``, and a plane ``[N, 2]`` to look at."""
+    """How well the neighbours of latents ``[N, L]`` predict labels ``[N]``, and a plane ``[N, 2]`` to show."""
     return metrics.knn_separation(latents, labels, groups, k=NEIGHBOURS, seed=seed), plane(latents, seed)
 
 

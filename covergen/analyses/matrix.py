@@ -1,4 +1,4 @@
-"""Genres by noise: a conditional run and shards in; the thesis's figure and how much the audio matters out."""
+"""Covers of a conditional model, genres by noise (the thesis's figure), and how much the audio matters."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 from covergen.analyses import names_of, plots
 from covergen.evaluation import metrics
-from covergen.inference.cover_inputs import Samples, find_split
+from covergen.inference.cover_inputs import DatasetCovers, find_split
 from covergen.inference.images import to_unit
 from covergen.inference.trained_model import TrainedModel
 
@@ -32,19 +32,19 @@ def draw(run: TrainedModel, path: Path, *, shards: str | None, split: str | None
         truncation: of the noise.
     """
     name, = names_of([run.folder])
-    samples = Samples(run, *find_split(run, shards, split, SPLITS))
-    rows = samples.of_genres(genres, samples.rows_with_audio())
+    samples = DatasetCovers(run, *find_split(run, shards, split, SPLITS))
+    rows = samples.of_genres(genres, samples.dataset.rows_with_audio())
     kinds = samples.rows["genre"][rows]
     chosen = np.unique(kinds)[:None if genres else ROWS]
     if n < 2 or len(chosen) < 2:
         raise ValueError(f"a matrix needs two genres and --n 2 or more, found {len(chosen)} genres and --n {n}")
     draws = np.random.default_rng(seed)
-    heard = samples.read([draws.choice(rows[kinds == kind]) for kind in chosen]).audio.numpy()
+    audio = samples.read([draws.choice(rows[kinds == kind]) for kind in chosen]).audio.numpy()
     noise = run.model.latents(n, torch.Generator().manual_seed(seed), truncation)
-    made = run.sample(noise.repeat(len(chosen), 1), heard.repeat(n, axis=0))
+    made = run.sample(noise.repeat(len(chosen), 1), audio.repeat(n, axis=0))
     images = to_unit(made, run.model.pixel_min).unflatten(0, (len(chosen), n))
     finite = made.isfinite().flatten(1).all(1).unflatten(0, (len(chosen), n)).all(1)
-    lost = f"{(~finite).sum()} rows are not finite (grey): their audio is too far from what the model heard in training"
+    lost = f"{(~finite).sum()} rows are not finite (grey): their audio is too far from that of the training"
     figures = [lost] if not finite.all() else []
     if finite.sum() > 1:
         by_audio, by_noise = metrics.variation(images[finite])
@@ -54,5 +54,5 @@ def draw(run: TrainedModel, path: Path, *, shards: str | None, split: str | None
     figures = "; ".join(figures)
     lines = [plots.Line(samples.genres[kind], row) for kind, row in zip(chosen, images, strict=True)]
     plots.save(plots.table(lines, title=f"{name}: columns share the noise, rows a track of {samples.split}",
-                           subtitle=figures, columns=[f"noise {place + 1}" for place in range(n)]), path)
+                           subtitle=figures, columns=[f"noise {column + 1}" for column in range(n)]), path)
     return f"{name}: {figures}"

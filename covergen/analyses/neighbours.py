@@ -1,4 +1,4 @@
-"""Whether a generator copies: a run and shards in; the training covers nearest to generated ones and shares out."""
+"""Whether a generator copies: the training covers nearest to generated ones, and how near they are."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from covergen.analyses import names_of, plots
 from covergen.data.batch import downscale
 from covergen.evaluation import metrics
-from covergen.inference.cover_inputs import Samples, find_split
+from covergen.inference.cover_inputs import DatasetCovers, find_split
 from covergen.inference.images import to_unit
 from covergen.inference.trained_model import TrainedModel
 
@@ -31,7 +31,7 @@ def draw(run: TrainedModel, path: Path, *, shards: str | None, split: str | None
     Source: for the second, after Carlini et al. 2023, "Extracting Training Data from Diffusion Models".
 
     Args:
-        run: that samples; a conditional one hears tracks of the held-out split.
+        run: that samples; a conditional one takes tracks of the held-out split.
         path: x.png.
         shards, split: what is searched, default train, see ``find_split``; test, else val, is held out.
         n: generated covers shown.
@@ -41,33 +41,33 @@ def draw(run: TrainedModel, path: Path, *, shards: str | None, split: str | None
     """
     name, = names_of([run.folder])
     root, split = find_split(run, shards, split, ("train",))
-    base = Samples(run, root, split)
-    held = Samples(run, *find_split(run, root, None, [other for other in ("test", "val") if other != split]))
+    base = DatasetCovers(run, root, split)
+    held = DatasetCovers(run, *find_split(run, root, None, [other for other in ("test", "val") if other != split]))
     rows, draws = base.distinct(), np.random.default_rng(seed)
     if len(rows) <= NEAREST:
         raise ValueError(f"{split} of {root} has {len(rows)} covers; neighbours needs more than {NEAREST}")
     real = held.distinct()
     real = real if len(real) <= compare else np.sort(draws.choice(real, compare, replace=False))
     noise = run.model.latents(max(n, compare), torch.Generator().manual_seed(seed), truncation)
-    heard, labels = None, [""] * n
+    audio, labels = None, [""] * n
     if run.model.conditional:
-        tracks = np.resize(draws.permutation(held.rows_with_audio()), len(noise))
-        heard = held.read(tracks).audio.numpy()
+        tracks = np.resize(draws.permutation(held.dataset.rows_with_audio()), len(noise))
+        audio = held.read(tracks).audio.numpy()
         labels = [held.genres[kind] for kind in held.rows["genre"][tracks[:n]]]
-    made = to_unit(run.sample(noise, heard), run.model.pixel_min).mul(255).round().byte()
+    made = to_unit(run.sample(noise, audio), run.model.pixel_min).mul(255).round().byte()
     parts = [[searched(batch.cover) for batch in source.blocks(some)]
              for source, some in ((base, rows), (held, real))]
     groups = [torch.from_numpy(source.rows["group"][some].astype(np.int64)) for source, some in
               ((held, real), (base, rows))]
     side = min(SIDE, run.resolution)
     images, captions, report = [made[:n, None]], [[""] for _ in range(n)], []
-    for place, (kind, order, unit, digits) in enumerate(
+    for number, (kind, order, unit, digits) in enumerate(
             [("pixels", 2, 255 * (3 * side * side) ** 0.5, 3), ("thumbnails", 1, 1.0, 0)]):
-        known, others = (torch.cat([part[place] for part in found]) for found in parts)
-        near, places = metrics.nearest(searched(made)[place], known, NEAREST, order=order)
+        known, others = (torch.cat([part[number] for part in source]) for source in parts)
+        near, found = metrics.nearest(searched(made)[number], known, NEAREST, order=order)
         far, _ = metrics.nearest(others, known, NEAREST, order=order, groups=tuple(groups))
         near, far = near / unit, far / unit
-        images.append(base.read(rows[places[:n, :SHOWN].flatten().numpy()]).cover.unflatten(0, (n, SHOWN)))
+        images.append(base.read(rows[found[:n, :SHOWN].flatten().numpy()]).cover.unflatten(0, (n, SHOWN)))
         for texts, distances in zip(captions, near[:, :SHOWN].tolist(), strict=False):
             texts += [f"{distance:.{digits}f}" for distance in distances]
         report.append(f"{kind}: {in_words(near[:compare], far, held.split)}")

@@ -1,4 +1,4 @@
-"""Figures for people: images, points or curves in; matplotlib figures and the PNG or GIF files of them out.
+"""Figures of images, points and curves by matplotlib, and their PNG and GIF files.
 
 Sizes are in inches; a figure is 10 wide unless a table needs more, so that its smallest text is readable at 1000 px.
 """
@@ -40,8 +40,8 @@ def animate(figures: Sequence[Figure], path: Path, milliseconds: int = 120) -> N
         figure.canvas.draw()
         frames.append(Image.fromarray(np.array(figure.canvas.buffer_rgba())).convert("RGB").quantize())
     there_and_back = [*range(len(frames)), *range(len(frames) - 2, 0, -1)]
-    durations = [5 * milliseconds if place in (0, len(frames) - 1) else milliseconds for place in there_and_back]
-    first, *rest = (frames[place] for place in there_and_back)
+    durations = [5 * milliseconds if number in (0, len(frames) - 1) else milliseconds for number in there_and_back]
+    first, *rest = (frames[number] for number in there_and_back)
     with atomic_path(path) as temporary:
         first.save(temporary, format="GIF", save_all=True, append_images=rest, duration=durations, loop=0)
 
@@ -107,16 +107,16 @@ def table(lines: Sequence[Line], *, title: str, subtitle: str = "", columns: Seq
 
     write(EDGE, EDGE, titles, TITLE, va="top", weight="bold")
     write(EDGE, EDGE + LINE * TITLE * len(titles), subtitles, TEXT, va="top")
-    places = [left + place * (side + GAP) + BREAK * sum(place >= before for before in breaks)
-              for place in range(count)]
-    for x, rows in zip(places, heads, strict=False):
+    lefts = [left + column * (side + GAP) + BREAK * sum(column >= before for before in breaks)
+             for column in range(count)]
+    for x, rows in zip(lefts, heads, strict=False):
         write(x + side / 2, top + head - 0.04, rows, SMALL, ha="center", va="bottom")
     y = top + head
     for line, label, texts, height in zip(lines, labels, captions, heights, strict=True):
         write(left - 0.08, y + side / 2, label, TEXT, ha="right", va="center", linespacing=1.2)
-        for x, image in zip(places, line.images.clamp(0, 1), strict=False):
+        for x, image in zip(lefts, line.images.clamp(0, 1), strict=False):
             canvas.imshow(image.permute(1, 2, 0).numpy(), extent=(x, x + side, y + side, y), interpolation="auto")
-        for x, rows in zip(places, texts, strict=False):
+        for x, rows in zip(lefts, texts, strict=False):
             write(x + side / 2, y + side + 0.03, rows, SMALL, ha="center", va="top", linespacing=1.15)
         y += height + GAP
     canvas.set(xlim=(0, width), ylim=(figure.get_figheight(), 0), aspect="auto")
@@ -133,8 +133,8 @@ def scatter(points: np.ndarray, labels: np.ndarray, names: Sequence[str], *, tit
     from matplotlib.lines import Line2D
     names = list(names)
     palette = "tab10" if len(names) <= 10 else "tab20" if len(names) <= 20 else "turbo"
-    colors = [colormaps[palette](place if palette != "turbo" else place / (len(names) - 1))
-              for place in range(len(names))]
+    colors = [colormaps[palette](number if palette != "turbo" else number / (len(names) - 1))
+              for number in range(len(names))]
     figure = _figure(WIDTH, 8.0)
     plane = figure.add_axes((0.05, 0.055, 0.70, 0.83))
     order = np.random.default_rng(0).permutation(len(points))
@@ -184,7 +184,7 @@ def curves(panels: dict[str, Sequence[Curve]], runs: Sequence[str], *, title: st
     from matplotlib import colormaps
     from matplotlib.lines import Line2D
     from matplotlib.ticker import EngFormatter
-    color = {run: colormaps["tab10"](place % 10) for place, run in enumerate(runs)}
+    color = {run: colormaps["tab10"](number % 10) for number, run in enumerate(runs)}
     across_count = min(3, len(panels)) if len(panels) != 4 else 2
     down = -(-len(panels) // across_count)
     beside = max(1, min(len(runs), int(WIDTH / (0.6 + 0.62 * TEXT / 72 * max(map(len, runs))))))  # names in a line
@@ -230,7 +230,7 @@ def smooth(values: np.ndarray) -> np.ndarray:
     known = np.isfinite(values)
     sums = np.concatenate([[0.0], np.cumsum(np.where(known, values, 0.0))])
     counts = np.concatenate([[0], np.cumsum(known)])
-    places = np.arange(len(values))
-    low, high = np.maximum(places - half, 0), np.minimum(places + half + 1, len(values))
+    centres = np.arange(len(values))
+    low, high = np.maximum(centres - half, 0), np.minimum(centres + half + 1, len(values))
     with np.errstate(invalid="ignore"):
         return (sums[high] - sums[low]) / (counts[high] - counts[low])

@@ -1,4 +1,4 @@
-"""Covers and what autoencoders make of them: shards or a folder of pictures in, rows of covers with errors out."""
+"""Covers of shards or of a folder of pictures, what autoencoders make of them, and the errors."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from covergen.analyses import names_of, plots
-from covergen.inference.cover_inputs import Pictures, Samples, find_split
+from covergen.inference.cover_inputs import DatasetCovers, FolderCovers, find_split
 from covergen.inference.trained_model import TrainedModel
 from covergen.nn.losses import psnr
 from shard_tools.core.files import atomic_path
@@ -29,28 +29,27 @@ def draw(runs: Sequence[TrainedModel], path: Path, *, shards: str | None, split:
         n: how many covers, default 8; an array has the first n in the order of the index, or all (0).
         images: folder of pictures instead, in the order of their names; an array has all of them by default.
     """
-    place, array = images, path.suffix.lower() == ".npy"
+    origin, array = images, path.suffix.lower() == ".npy"
     if images:
-        hearing = [run for run in runs if run.model.conditional]
-        if hearing:
-            raise ValueError(f"{hearing[0].folder} is a {hearing[0].config.model}, which needs the audio of each "
+        if conditional := next((run for run in runs if run.model.conditional), None):
+            raise ValueError(f"{conditional.folder} is a {conditional.config.model}, which needs the audio of each "
                              "cover: use --shards instead of --images")
         limit = n or 0 if array else n or COLUMNS
-        sources = [Pictures(run, images, limit) for run in runs]
+        sources = [FolderCovers(run, images, limit) for run in runs]
         rows = range(len(sources[0]))
     else:
         root, split = find_split(runs[0], shards, split, SPLITS)
-        sources = [Samples(run, root, split) for run in runs]
-        place = f"{split} of {root}"
+        sources = [DatasetCovers(run, root, split) for run in runs]
+        origin = f"{split} of {root}"
         if array:
             rows = range(min(n, len(sources[0])) if n else len(sources[0]) if n == 0 else COLUMNS)
         else:
-            rows = sources[0].varied(n or COLUMNS)
+            rows = sources[0].stratified(n or COLUMNS)
     if array:
         mean = write_array(runs[0], sources[0], rows, path)
-        return (f"{names_of([runs[0].folder])[0]}: {len(rows):,} covers ({place}) reconstructed, mean PSNR "
+        return (f"{names_of([runs[0].folder])[0]}: {len(rows):,} covers ({origin}) reconstructed, mean PSNR "
                 f"{mean:.2f} dB; float32 [{len(rows)}, 3, {runs[0].resolution}, {runs[0].resolution}] in [0, 1]")
-    return write_picture(runs, sources, rows, path, place)
+    return write_picture(runs, sources, rows, path, origin)
 
 
 def errors(covers: Tensor, versions: Tensor) -> Tensor:
@@ -58,7 +57,7 @@ def errors(covers: Tensor, versions: Tensor) -> Tensor:
     return (covers.float() / 255 - versions).square().flatten(1).mean(1)
 
 
-def write_array(run: TrainedModel, source: Samples | Pictures, rows: Sequence[int], path: Path) -> float:
+def write_array(run: TrainedModel, source: DatasetCovers | FolderCovers, rows: Sequence[int], path: Path) -> float:
     """Writes reconstructions of rows as a .npy, in their order, as they are made; returns the mean PSNR."""
     total = 0.0
     with atomic_path(path) as temporary:
@@ -74,8 +73,8 @@ def write_array(run: TrainedModel, source: Samples | Pictures, rows: Sequence[in
     return total / len(rows)
 
 
-def write_picture(runs: Sequence[TrainedModel], sources: Sequence[Samples | Pictures], rows: Sequence[int], path: Path,
-                  place: str) -> str:
+def write_picture(runs: Sequence[TrainedModel], sources: Sequence[DatasetCovers | FolderCovers], rows: Sequence[int],
+                  path: Path, origin: str) -> str:
     """Originals and reconstructions, eight a line; returns the mean errors of each run in words."""
     batches = [source.read(rows) for source in sources]
     versions = [run.reconstruct(batch).clamp(0, 1) for run, batch in zip(runs, batches, strict=True)]
@@ -91,7 +90,7 @@ def write_picture(runs: Sequence[TrainedModel], sources: Sequence[Samples | Pict
             captions = [f"MSE {value:.4f}\n{psnr(value):.1f} dB" for value in mistake[part]]
             lines.append(plots.Line(f"{name}\nmean {mean:.1f} dB", version[part], captions))
     best = "reconstructions" if len(runs) == 1 else f"reconstructions by {len(runs)} runs"
-    figure = plots.table(lines, title=f"{len(rows)} covers and their {best}", subtitle=f"covers: {place}; below "
+    figure = plots.table(lines, title=f"{len(rows)} covers and their {best}", subtitle=f"covers: {origin}; below "
                          "each: mean squared error of values in [0, 1] and peak signal to noise ratio")
     plots.save(figure, path)
     return "\n".join(f"{name}: mean PSNR {mean:.2f} dB, mean MSE {mistake.mean():.5f} over {len(rows)} covers"

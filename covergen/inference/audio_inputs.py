@@ -1,4 +1,4 @@
-"""What a trained model is to hear: files of vectors or descriptors, or shards in, checked raw vectors out."""
+"""Audio for a trained model: raw vectors from songs, files of vectors or descriptors, or shards, checked against it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import numpy as np
 
 from covergen.data.dataset import ShardDataset
 from covergen.data.sampling import stratified_rows
+from covergen.inference.trained_model import TrainedModel
+from covergen.runs.compatibility import check_fit
 from shard_tools import extractors
 from shard_tools.core.errors import BadFileError
 from shard_tools.dataset.layout import AUDIO_SUFFIXES
@@ -66,11 +68,11 @@ def _read(file: Path, metadata: dict[str, Any], pca: Sequence[str]) -> np.ndarra
     if kind not in READERS and kind not in AUDIO_SUFFIXES:
         raise ValueError(f"--audio {file}: expected {KINDS}")
     if kind in AUDIO_SUFFIXES:
-        _hears(file, metadata, pca)
+        _extractor_of_songs(file, metadata, pca)
     if not file.is_file():
         raise ValueError(f"--audio {file}: no such file")
     try:
-        vector = _heard(file, metadata, pca) if kind in AUDIO_SUFFIXES else _described(file, metadata, pca)
+        vector = _embed_song(file, metadata, pca) if kind in AUDIO_SUFFIXES else _read_vector(file, metadata, pca)
     except BadFileError as error:
         raise ValueError(f"--audio {file}: {error}") from None
     if len(vector) != dimension:
@@ -78,7 +80,7 @@ def _read(file: Path, metadata: dict[str, Any], pca: Sequence[str]) -> np.ndarra
     return vector
 
 
-def _described(file: Path, metadata: dict[str, Any], pca: Sequence[str]) -> np.ndarray:
+def _read_vector(file: Path, metadata: dict[str, Any], pca: Sequence[str]) -> np.ndarray:
     """The vector in a .npy or .json."""
     data = read_entry(file.parent, Entry(file.name, -1, 0), READERS[file.suffix.lower()])
     known = metadata.get("features")
@@ -90,27 +92,27 @@ def _described(file: Path, metadata: dict[str, Any], pca: Sequence[str]) -> np.n
                              f"on {named(metadata)}")
         return read_vector(data)
     if not known:
-        return _place(data, metadata)
+        return _fill_block(data, metadata)
     of_json = _extractor(file, metadata, pca).of_json
     if of_json is None:
         raise ValueError(f"--audio {file}: the run was trained on {named(metadata)}, which are not made of .json files")
     return of_json(data)
 
 
-def _heard(file: Path, metadata: dict[str, Any], pca: Sequence[str]) -> np.ndarray:
+def _embed_song(file: Path, metadata: dict[str, Any], pca: Sequence[str]) -> np.ndarray:
     """The vector of a song: of an excerpt from its middle as long as those of training, or of all of it."""
     excerpt = metadata["features"]["excerpt"].get("seconds")
     seconds = audio.duration(file)
     start, length = (0.0, None) if excerpt is None else audio.starts(seconds, excerpt, 1)[0]
-    return _hears(file, metadata, pca)(file, start, length)
+    return _extractor_of_songs(file, metadata, pca)(file, start, length)
 
 
-def _hears(file: Path, metadata: dict[str, Any], pca: Sequence[str]) -> Any:
+def _extractor_of_songs(file: Path, metadata: dict[str, Any], pca: Sequence[str]) -> Any:
     """What makes the run's vector of a song; ValueError, which says what the run was trained on, if nothing does."""
     of_audio = _extractor(file, metadata, pca).of_audio if metadata.get("features") else None
     if of_audio is None:
-        raise ValueError(f"--audio {file}: the run was trained on {named(metadata)}, which can't be computed from audio "
-                         "files; give a .npy vector of that track, or descriptors (.json) where they are made of them")
+        raise ValueError(f"--audio {file}: the run was trained on {named(metadata)}, which can't be computed from "
+                         "audio files; give a .npy vector of that track, or descriptors (.json) where they are made of them")
     return of_audio
 
 
@@ -122,14 +124,14 @@ def _extractor(file: Path, metadata: dict[str, Any], pca: Sequence[str]) -> extr
 
 
 def named(metadata: dict[str, Any]) -> str:
-    """What a run hears, in words."""
+    """What audio a run was trained on, in words."""
     blocks = " + ".join(str(stop - start) for start, stop in metadata["blocks"])
     known = metadata.get("features")
     return (f"{metadata['dimension']} numbers (blocks of {blocks}) of "
             + (f"{known['features']} {known['version']}" if known else "descriptors without a name"))
 
 
-def _place(data: bytes, metadata: dict[str, Any]) -> np.ndarray:
+def _fill_block(data: bytes, metadata: dict[str, Any]) -> np.ndarray:
     """The descriptors as a vector of the run's: the whole of it, or its first block of their size, the rest absent."""
     vector = np.zeros(metadata["dimension"], np.float32)
     for start, stop in ([0, metadata["dimension"]], *metadata["blocks"]):
@@ -141,22 +143,22 @@ def _place(data: bytes, metadata: dict[str, Any]) -> np.ndarray:
                        f"{', '.join(str(stop - start) for start, stop in metadata['blocks'])}")
 
 
-def read_shards(root: str, split: str, count: int, metadata: dict[str, Any]) -> AudioInputs:
+def read_shards(run: TrainedModel, root: str, split: str, count: int) -> AudioInputs:
     """Raw vectors of packed tracks, of as many genres as there are.
 
     Args:
+        run: that they are for.
         root: folder of the shards; split: of them.
         count: how many tracks; 0 for all, in the order of the index.
-        metadata: as above.
 
     Raises:
-        ValueError, FileNotFoundError: no such split, no vectors, or not of the run's dimension.
+        ValueError, FileNotFoundError: no such split, no vectors, or others than the run was trained on.
     """
-    shards = ShardDataset(root, split, audio_scale="raw")
-    if shards.dimension != metadata["dimension"]:
-        has = f"vectors of {shards.dimension} numbers" if shards.dimension else "no vectors"
-        raise ValueError(f"{root} has {has}; the run was trained on {metadata['dimension']}")
-    rows = shards.rows_with_audio()
-    batch = shards.read(rows[stratified_rows(shards.index.rows["genre"][rows], count)] if count else rows)
-    genres = shards.metadata["genres"]
-    return AudioInputs([genres[genre] for genre in batch.genre.tolist()], batch.audio.numpy())
+    dataset = ShardDataset(root, split, audio_scale="raw")
+    check_fit(run.folder, run.metadata, root, dataset.metadata, audio=True, covers="none")
+    rows = dataset.rows_with_audio()
+    if count:
+        rows = rows[stratified_rows(dataset.index.rows["genre"][rows], count)]
+    genres = dataset.metadata["genres"]
+    return AudioInputs([genres[genre] for genre in dataset.index.rows["genre"][rows]],
+                       dataset.read_audio(rows).numpy())

@@ -1,4 +1,4 @@
-"""Pictures for people: covers in, grids with labelled rows out, as PNG files that are whole or absent."""
+"""Covers as pictures for people: single ones, and grids with labelled rows, as PNG files that are whole or absent."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def grid(covers: Tensor, columns: int = 8, labels: Sequence[str] = (), side: int
     shown_side = side or max(1, SHOWN_SIDE // covers.shape[-1]) * covers.shape[-1]
     cell, columns = shown_side + GAP, min(columns, len(covers))
     picture = Image.new("RGB", (columns * cell + GAP, -(-len(covers) // columns) * cell + GAP))
-    for place, cover in enumerate(covers):
-        row, column = divmod(place, columns)
+    for number, cover in enumerate(covers):
+        row, column = divmod(number, columns)
         shown = plain(cover, side).resize((shown_side, shown_side), Image.Resampling.NEAREST)
         picture.paste(shown, (column * cell + GAP, row * cell + GAP))
     if not labels:
@@ -49,8 +49,8 @@ def grid(covers: Tensor, columns: int = 8, labels: Sequence[str] = (), side: int
     framed = Image.new("RGB", (picture.width + margin, picture.height), "white")
     framed.paste(picture, (margin, 0))
     draw = ImageDraw.Draw(framed)
-    for place, label in enumerate(labels):
-        draw.text((margin - 6, GAP + cell * place + shown_side // 2), label, fill="black", font=font, anchor="rm")
+    for row, label in enumerate(labels):
+        draw.text((margin - 6, GAP + cell * row + shown_side // 2), label, fill="black", font=font, anchor="rm")
     return framed
 
 

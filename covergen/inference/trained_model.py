@@ -1,4 +1,4 @@
-"""A run folder in, its model ready to use out: weights, configuration, and the audio statistics they were trained with.
+"""Opens a run folder as a model that is ready to use: weights, configuration, and the audio statistics of training.
 
 Nothing else is needed, neither the shards of the run nor accelerate, webdataset or wandb.
 """
@@ -61,11 +61,11 @@ class TrainedModel:
 
         Args:
             latents: ``[N, L]``.
-            audio: what the model hears, ``[N, A]`` (``normalizer`` of raw vectors); conditional models only.
+            audio: of the condition, ``[N, A]`` (``normalizer`` of raw vectors); conditional models only.
         """
         assert self.model.sample is not None
-        heard = None if audio is None else torch.from_numpy(audio)
-        return self._through(lambda *parts: self.model.sample(self.networks, *parts), latents, heard)
+        condition = None if audio is None else torch.from_numpy(audio)
+        return self._through(lambda *parts: self.model.sample(self.networks, *parts), latents, condition)
 
     def reconstruct(self, batch: Batch) -> Tensor:
         """The model's version of covers (uint8, of any side from the model's up), ``[N, 3, R, R]`` in [0, 1]."""
@@ -159,7 +159,7 @@ def _choose(folder: Path, which: str) -> Path:
         wanted = [*steps, *best] if which == "auto" or not steps else steps
         newest, problems = checkpoint.latest_valid(wanted, training=False)
         if newest is None:
-            raise ValueError("\n  ".join([f"no checkpoint of {folder} is sound:", *problems]))
+            raise ValueError("\n  ".join([f"no checkpoint of {folder} is whole:", *problems]))
         for problem in problems:
             warnings.warn(f"{problem}; using {newest}", stacklevel=3)
         return newest

@@ -10,6 +10,7 @@ from typing import Any
 
 from covergen.data.stream import Stream
 from covergen.runs.checkpoint import check, checkpoints, latest_valid, quarantine, step_of
+from covergen.runs.compatibility import check_fit
 from covergen.runs.config import Config, differences, read_run
 from shard_tools.core.files import read_bounded, write_atomically
 from shard_tools.shards.index import is_audio, metadata_bytes
@@ -103,10 +104,6 @@ def _sound(folder: Path, tell: Callable[[str], None], keep: bool = False) -> lis
     return found[:len(found) - len(problems)]
 
 
-def _dimension(metadata: dict[str, Any]) -> int | None:
-    return metadata["audio"]["dimension"] if metadata["audio"] else None
-
-
 def write_run(folder: Path, config: Config, data: dict[str, Any], resuming: bool) -> None:
     """Writes ``config.yaml`` and ``data.json``; a run that goes on must be on the data it began with.
 
@@ -117,10 +114,7 @@ def write_run(folder: Path, config: Config, data: dict[str, Any], resuming: bool
     if resuming and path.is_file():
         begun = read_data(folder)
         if begun["identity"] is None:  # converted from elsewhere, trained here for the first time
-            for what, old, new in ((f"{folder} makes covers of", begun["resolution"], data["resolution"]),
-                                   (f"{folder} hears vectors of", *map(_dimension, (begun, data)))):
-                if old not in (None, new):
-                    raise ValueError(f"{what} {old}, these shards have {new}; train it on shards like its own")
+            check_fit(folder, begun, data["shards"], data, audio=begun["audio"] is not None, covers="same")
             write_atomically(path, metadata_bytes(data))
         elif begun["identity"] != data["identity"]:
             raise ValueError(f"{folder} was trained on other shards ({begun['samples']} samples, {begun['shards']}); "

@@ -18,7 +18,7 @@ from covergen import analyze
 from covergen.analyses import interpolate, matrix, neighbours, reconstruct
 from covergen.data.audio import AudioNormalizer
 from covergen.data.dataset import ShardDataset
-from covergen.inference.cover_inputs import Pictures, Samples
+from covergen.inference.cover_inputs import DatasetCovers, FolderCovers
 from covergen.inference.trained_model import TrainedModel, open_model
 from covergen.models.base import to_zero_one
 from covergen.training import tracking
@@ -110,7 +110,7 @@ def test_pictures_reach_the_network_as_they_are_in_the_order_of_their_names(trai
 
 def test_pictures_of_other_sizes_are_cropped_to_their_centre(trained: Path, tmp_path: Path) -> None:
     made = save_pictures(tmp_path / "in", {"tall.png": (32, 50), "wide.png": (100, 64)})
-    covers = Pictures(open_model(trained / "ae"), str(tmp_path / "in")).covers
+    covers = FolderCovers(open_model(trained / "ae"), str(tmp_path / "in")).covers
     assert np.array_equal(covers[0].permute(1, 2, 0).numpy(), made["tall.png"][9:41])
     halved = np.array(Image.fromarray(made["wide.png"][:, 18:82]).resize((32, 32), Image.Resampling.LANCZOS))
     assert np.array_equal(covers[1].permute(1, 2, 0).numpy()[:, 3:-3], halved[:, 3:-3])  # edges see what is beyond
@@ -158,9 +158,10 @@ def test_a_run_hears_audio_on_its_own_scale(gan: TrainedModel, shards: Path) -> 
     raw = ShardDataset(shards, "test", audio_scale="raw").read(np.arange(5)).audio.numpy()
     metadata = {**gan.metadata["audio"], "mean": [1.0] * 1160, "std": [2.0] * 1160}
     other = dataclasses.replace(gan, normalizer=AudioNormalizer(metadata, "standard"))
-    assert np.array_equal(Samples(other, str(shards), "test").read(range(5)).audio, other.normalizer(raw))
-    with pytest.raises(ValueError, match=r"vectors of 1160 numbers; .* hears 12 numbers"):
-        Samples(dataclasses.replace(gan, normalizer=AudioNormalizer({**metadata, "dimension": 12}, "raw")), str(shards), "test")
+    assert np.array_equal(DatasetCovers(other, str(shards), "test").read(range(5)).audio, other.normalizer(raw))
+    other = dataclasses.replace(gan, metadata={**gan.metadata, "audio": {**metadata, "dimension": 12}})
+    with pytest.raises(ValueError, match=r"vectors of 1160 numbers; .* trained on 12 numbers"):
+        DatasetCovers(other, str(shards), "test")
 
 
 def test_the_matrix_shares_noise_in_columns_and_audio_in_rows(gan: TrainedModel, tmp_path: Path) -> None:
@@ -197,17 +198,18 @@ def test_a_moving_picture_walks_noise_then_audio_there_and_back(gan: TrainedMode
     assert not np.array_equal(shown[0], shown[4])
 
 
-def test_neighbours_finds_planted_copies_and_passes_held_out_covers(gan: TrainedModel, shards: Path, tmp_path: Path) -> None:
+def test_neighbours_finds_planted_copies_and_passes_held_out_covers(gan: TrainedModel, shards: Path,
+                                                                    tmp_path: Path) -> None:
     options = {"shards": None, "split": None, "n": 2, "compare": 20, "seed": 0, "truncation": None}
 
     def planted(split: str, count: int) -> TrainedModel:
-        source = Samples(gan, str(shards), split)
+        source = DatasetCovers(gan, str(shards), split)
         covers = source.read(source.distinct()[:count]).cover.float() / 127.5 - 1
         return with_sample(gan, lambda networks, latents, audio: covers)
 
     report = neighbours.draw(planted("train", 20), tmp_path / "x.png", **options)
     assert report.count("100% (0,") == 4
-    options["compare"] = all_held_out = len(Samples(gan, str(shards), "test").distinct())
+    options["compare"] = all_held_out = len(DatasetCovers(gan, str(shards), "test").distinct())
     report = neighbours.draw(planted("test", all_held_out), tmp_path / "x.png", **options)
     assert report.count(f"{all_held_out // 2 / all_held_out:.0%} ") == 4  # the same covers on both sides
 

@@ -115,7 +115,7 @@ def test_an_acousticbrainz_file_fills_the_block_of_its_size(runs: Path, tmp_path
 
 
 @pytest.mark.parametrize(("run", "words", "message"), [
-    ("wgan_gp", ["--audio", "x.npy"], "hears no audio"),
+    ("wgan_gp", ["--audio", "x.npy"], "takes no audio"),
     ("cond_wgan_gp", [], "give it --audio FILE or --from_shards DIR"),
     ("cond_wgan_gp", ["--audio", "missing.npy"], "missing.npy: no such file"),
     ("cond_wgan_gp", ["--audio", "song.txt"], "expected a song (.mp3"),
@@ -155,7 +155,7 @@ def test_what_can_t_be_done_is_refused_with_the_way_out(
 
 
 def test_a_misspelt_flag_and_a_wrong_run_are_one_line_and_exit_status_2(runs: Path, tmp_path: Path) -> None:
-    for words, message in ((["--sead", "7"], "did you mean 'seed'"), (["--audio", "x.npy"], "hears no audio")):
+    for words, message in ((["--sead", "7"], "did you mean 'seed'"), (["--audio", "x.npy"], "takes no audio")):
         done = run_command(tmp_path, "covergen.generate", "--run", str(runs / "wgan_gp"), *map(str, words), ok=False)
         assert done.returncode == 2 and message in done.stdout and "Traceback" not in done.stdout
 
