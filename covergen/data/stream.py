@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from covergen.data.audio import AudioNormalizer
 from covergen.data.batch import Batch
 from covergen.data.corruption import CorruptionLog
 from covergen.data.dataset import ShardDataset
@@ -27,13 +26,19 @@ from covergen.data.sampling import (
 )
 from shard_tools.remote.index_cache import resolve
 
+if TYPE_CHECKING:  # whoever has an index needs no webdataset
+    from covergen.data.webdataset import WebDatasetStream
+
 ORDER_BLOCK = 4096  # positions whose rows are found together: one call orders the samples of many small batches
 
 
-class Stream(Protocol):
-    """What training reads: ``batch(k)`` is this rank's part of the k-th global batch of the endless stream.
+Stream: TypeAlias = "BatchStream | WebDatasetStream"
 
-    Attributes:
+
+class BatchStream:
+    """The endless stream of global batches of a dataset, of which this rank reads its part.
+
+    Attributes (those of ``WebDatasetStream`` too):
         dataset: that it reads, None without an index.
         samples: of the data; epoch: samples in an epoch, 0 if unknown.
         resolution: side of the covers in pixels.
@@ -43,32 +48,6 @@ class Stream(Protocol):
         notice: what people should know of it, or None.
         corruption: samples that were replaced because they can't be read.
     """
-
-    dataset: ShardDataset | None
-    samples: int
-    epoch: int
-    resolution: int
-    normalizer: AudioNormalizer | None
-    metadata: dict[str, Any]
-    identity: str
-    pure: bool
-    notice: str | None
-    corruption: CorruptionLog
-
-    def batch(self, number: int) -> Batch: ...
-
-    def examples(self, count: int) -> Batch:
-        """At most ``count`` samples, always the same."""
-
-    def mismatch(self) -> None:
-        """From now on batches also hold mismatched audio; ValueError where that can't be."""
-
-    def ends(self, position: int) -> None:
-        """No sample of the stream from this position on will be read."""
-
-
-class BatchStream:
-    """The endless stream of global batches of a dataset; attributes are those of ``Stream``."""
 
     pure, notice = True, None
 
@@ -185,5 +164,5 @@ def open_stream(root: str | Path, split: str, *, audio_scale: str = "standard", 
     if any(folder.glob("*.index.json")) or (folder / ".pack").exists():
         dataset = ShardDataset(root, split, audio_scale=audio_scale, album_subset=album_subset)
         return BatchStream(dataset, window=window, **options)
-    from covergen.data.webdataset import WebDatasetStream  # whoever has an index needs no webdataset
+    from covergen.data.webdataset import WebDatasetStream
     return WebDatasetStream(root, split, audio_scale=audio_scale, album_subset=album_subset, **options)
