@@ -24,7 +24,6 @@ from covergen.inference import images as pictures
 from covergen.inference.trained_model import AT_ONCE, TrainedModel, open_model
 from covergen.runs.checkpoint import step_of
 from shard_tools import __version__, cli
-from shard_tools.core.files import atomic_path
 from shard_tools.music import embed as tags
 
 SIDES = (32, 4096)  # the least and the most pixels of --size
@@ -241,14 +240,7 @@ def write(out: str, parts: Iterator[Tensor], rows: int, count: int, inputs: audi
         pictures.save(path, pictures.plain(covers[0], size) if size and total == 1 else
                       pictures.grid(covers, count if inputs else 8, labels, size), about)
     else:
-        with atomic_path(path) as temporary:
-            array = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32,
-                                              shape=(total, 3, run.resolution, run.resolution))
-            start = 0
-            for part in parts:
-                array[start:start + len(part)] = part.numpy()
-                start += len(part)
-            array.flush()
+        pictures.save_array(path, (total, 3, run.resolution, run.resolution), parts)
     return total
 
 

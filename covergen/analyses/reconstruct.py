@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
+import torch
 from torch import Tensor
 
 from covergen.analyses import names_of, plots
 from covergen.inference.cover_inputs import DatasetCovers, FolderCovers, find_split
+from covergen.inference.images import save_array
 from covergen.inference.trained_model import TrainedModel
 from covergen.nn.losses import psnr
-from shard_tools.core.files import atomic_path
 
 COLUMNS = 8
 SPLITS = ("val", "test", "train")
@@ -59,18 +59,15 @@ def errors(covers: Tensor, versions: Tensor) -> Tensor:
 
 def write_array(run: TrainedModel, source: DatasetCovers | FolderCovers, rows: Sequence[int], path: Path) -> float:
     """Writes reconstructions of rows as a .npy, in their order, as they are made; returns the mean PSNR."""
-    total = 0.0
-    with atomic_path(path) as temporary:
-        array = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32,
-                                          shape=(len(rows), 3, run.resolution, run.resolution))
-        start = 0
+    ratios = []
+
+    def reconstructions() -> Iterator[Tensor]:
         for batch in source.blocks(rows):
             versions = run.reconstruct(batch).clamp(0, 1)
-            array[start:start + len(versions)] = versions.numpy()
-            total += psnr(errors(batch.cover, versions)).sum().item()
-            start += len(versions)
-        array.flush()
-    return total / len(rows)
+            ratios.append(psnr(errors(batch.cover, versions)))
+            yield versions
+    save_array(path, (len(rows), 3, run.resolution, run.resolution), reconstructions())
+    return torch.cat(ratios).mean().item()
 
 
 def write_picture(runs: Sequence[TrainedModel], sources: Sequence[DatasetCovers | FolderCovers], rows: Sequence[int],

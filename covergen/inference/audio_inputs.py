@@ -112,7 +112,8 @@ def _extractor_of_songs(file: Path, metadata: dict[str, Any], pca: Sequence[str]
     of_audio = _extractor(file, metadata, pca).of_audio if metadata.get("features") else None
     if of_audio is None:
         raise ValueError(f"--audio {file}: the run was trained on {named(metadata)}, which can't be computed from "
-                         "audio files; give a .npy vector of that track, or descriptors (.json) where they are made of them")
+                         "audio files; give a .npy vector of that track, or descriptors (.json) where they are made of "
+                         "them")
     return of_audio
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
@@ -62,3 +63,16 @@ def save(path: Path, picture: Image.Image, about: dict[str, Any] | None = None) 
         text.add_text("covergen", json.dumps(about))
     with atomic_path(path) as temporary:
         picture.save(temporary, format="PNG", pnginfo=text)
+
+
+def save_array(path: Path, shape: tuple[int, ...], parts: Iterable[Tensor]) -> None:
+    """Writes parts, which follow each other in a float32 array of this shape, as a .npy, whole or not at all.
+
+    Only one part at a time is in memory.
+    """
+    with atomic_path(path) as temporary:
+        array, start = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32, shape=shape), 0
+        for part in parts:
+            array[start:start + len(part)] = part.numpy()
+            start += len(part)
+        array.flush()
