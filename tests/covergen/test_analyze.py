@@ -33,7 +33,7 @@ MODELS = {"ae": ["--model", "ae_resize", *SMALL], "vae": ["--model", "vae", "--l
 
 @pytest.fixture(scope="session")
 def trained(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of three runs: ae, vae and gan, which hears audio."""
+    """A folder of three runs: ae, vae and gan, which takes audio."""
     folder = tmp_path_factory.mktemp("analysed")
     for name, flags in MODELS.items():
         train(folder, *flags, "--shards", str(shards), "--name", name, "--threads", "1")
@@ -125,13 +125,13 @@ def test_pictures_that_can_not_be_read_are_named_and_nothing_is_written(trained:
     assert not (tmp_path / "x.npy").exists()
 
 
-def test_a_model_that_hears_audio_needs_shards_to_reconstruct(trained: Path, tmp_path: Path) -> None:
+def test_a_model_that_takes_audio_needs_shards_to_reconstruct(trained: Path, tmp_path: Path) -> None:
     run = open_model(trained / "vae")
-    hearing = dataclasses.replace(run, model=dataclasses.replace(run.model, conditional=True))
+    conditional = dataclasses.replace(run, model=dataclasses.replace(run.model, conditional=True))
     options = {"shards": None, "split": None, "n": 3}
     with pytest.raises(ValueError, match="use --shards instead of --images"):
-        reconstruct.draw([hearing], tmp_path / "x.png", images=str(tmp_path), **options)
-    assert reconstruct.draw([hearing], tmp_path / "x.png", images=None, **options)  # it is given its audio there
+        reconstruct.draw([conditional], tmp_path / "x.png", images=str(tmp_path), **options)
+    assert reconstruct.draw([conditional], tmp_path / "x.png", images=None, **options)  # it is given its audio there
     assert reconstruct.errors(torch.zeros(2, 3, 4, 4).byte(), torch.full((2, 3, 4, 4), 0.5)).tolist() == [0.25, 0.25]
 
 
@@ -154,7 +154,7 @@ def test_a_failure_while_writing_leaves_no_file(trained: Path, tmp_path: Path, m
     assert not list(tmp_path.iterdir())
 
 
-def test_a_run_hears_audio_on_its_own_scale(gan: TrainedModel, shards: Path) -> None:
+def test_a_run_takes_audio_on_its_own_scale(gan: TrainedModel, shards: Path) -> None:
     raw = ShardDataset(shards, "test", audio_scale="raw").read(np.arange(5)).audio.numpy()
     metadata = {**gan.metadata["audio"], "mean": [1.0] * 1160, "std": [2.0] * 1160}
     other = dataclasses.replace(gan, normalizer=AudioNormalizer(metadata, "standard"))
@@ -165,30 +165,30 @@ def test_a_run_hears_audio_on_its_own_scale(gan: TrainedModel, shards: Path) -> 
 
 
 def test_the_matrix_shares_noise_in_columns_and_audio_in_rows(gan: TrainedModel, tmp_path: Path) -> None:
-    heard = []
+    calls = []
 
     def sample(networks, latents, audio):
-        heard.append((latents, audio))
+        calls.append((latents, audio))
         return latents[:, :1, None, None].expand(-1, 3, 32, 32) / 9  # of the noise alone
 
     options = {"shards": None, "split": None, "n": 4, "genres": ("rock", "pop"), "seed": 1, "truncation": None}
     report = matrix.draw(with_sample(gan, sample), tmp_path / "x.png", **options)
-    latents, audio = (part.unflatten(0, (2, 4)) for part in heard[0])
+    latents, audio = (part.unflatten(0, (2, 4)) for part in calls[0])
     assert torch.equal(latents[0], latents[1]) and not torch.equal(latents[0, 0], latents[0, 1])
     assert torch.equal(audio[:, 0], audio[:, 3]) and not torch.equal(audio[0, 0], audio[1, 0])
     assert "difference 0 between rows" in report and "ratio 0," in report
 
 
 def test_a_moving_picture_walks_noise_then_audio_there_and_back(gan: TrainedModel, tmp_path: Path) -> None:
-    heard = []
+    calls = []
 
     def sample(networks, latents, audio):
-        heard.append((latents, audio))
+        calls.append((latents, audio))
         return gan.model.sample(networks, latents, audio)
 
     interpolate.draw(with_sample(gan, sample), tmp_path / "x.gif", shards=None, split=None, n=4, frames=5, seed=0,
                      truncation=None)
-    latents, audio = (part.unflatten(0, (4, 5)) for part in heard[0])
+    latents, audio = (part.unflatten(0, (4, 5)) for part in calls[0])
     moved = [not torch.equal(part, part[:, :1].expand_as(part)) for part in (*latents.split(2), *audio.split(2))]
     assert moved == [True, False, False, True]
     with Image.open(tmp_path / "x.gif") as picture:

@@ -15,7 +15,7 @@ from PIL import Image
 
 from covergen import generate, models
 from covergen.data.audio import AudioNormalizer
-from covergen.inference import audio_inputs as hearing
+from covergen.inference import audio_inputs
 from covergen.inference.trained_model import open_model
 from covergen.models.base import InputSpec
 from covergen.runs import checkpoint, config
@@ -29,7 +29,7 @@ AUDIO = {"dimension": 1160, "blocks": [[0, 580], [580, 1160]], "mean": [0.0] * 1
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of runs with random weights, not trained a step: one hears nothing, the others do."""
+    """A folder of runs with random weights, not trained a step: one takes no audio, the others do."""
     folder = tmp_path_factory.mktemp("runs")
     for model, audio in (("wgan_gp", None), ("cond_wgan_gp", AUDIO)):
         begin(folder, model, audio, width=4)
@@ -171,27 +171,28 @@ def test_a_run_that_does_not_know_its_descriptors_hears_no_songs(tmp_path: Path)
     (tmp_path / "song.flac").write_bytes(bytes(77))
     with pytest.raises(ValueError, match=r"1160 numbers \(blocks of 580 \+ 580\) of descriptors without a name, which "
                                          "can't be computed from audio"):
-        hearing.read_files(str(tmp_path / "song.flac"), AUDIO)
+        audio_inputs.read_files(str(tmp_path / "song.flac"), AUDIO)
 
 
 def test_a_run_hears_what_its_own_extractor_makes_and_nothing_else(tmp_path: Path) -> None:
     known = extractors.load("acousticbrainz-559").schema
     metadata = {"dimension": 559, "blocks": [[0, 559]], "features": known.metadata()}
     (tmp_path / "a.json").write_bytes(as_bytes(low_level()))
-    vector = hearing.read_files(f"{tmp_path}/a.json", metadata).raw[0]
+    vector = audio_inputs.read_files(f"{tmp_path}/a.json", metadata).raw[0]
     (tmp_path / "own/rock").mkdir(parents=True), (tmp_path / "other").mkdir()
     write_schema(tmp_path / "own", known)
     write_schema(tmp_path / "other", extractors.load("acousticbrainz").schema)
     for folder in ("own/rock", "other"):
         np.save(tmp_path / folder / "a.npy", vector)
-    assert (hearing.read_files(f"{tmp_path}/own/rock/a.npy", metadata).raw[0] == vector).all()
+    assert (audio_inputs.read_files(f"{tmp_path}/own/rock/a.npy", metadata).raw[0] == vector).all()
     with pytest.raises(ValueError, match=r"a vector of acousticbrainz 1 .* trained on 559 numbers \(blocks of 559\) of "
                                          "acousticbrainz-559 1"):
-        hearing.read_files(f"{tmp_path}/other/a.npy", metadata)
+        audio_inputs.read_files(f"{tmp_path}/other/a.npy", metadata)
     with pytest.raises(ValueError, match="acousticbrainz-559 1, which can't be computed from audio files"):
-        hearing.read_files(f"{tmp_path}/song.ogg", metadata)
+        audio_inputs.read_files(f"{tmp_path}/song.ogg", metadata)
     with pytest.raises(ValueError, match="use the version of the package that made them"):
-        hearing.read_files(f"{tmp_path}/a.json", {**metadata, "features": {**known.metadata(), "sha256": "0" * 64}})
+        other = {**known.metadata(), "sha256": "0" * 64}
+        audio_inputs.read_files(f"{tmp_path}/a.json", {**metadata, "features": other})
 
 
 @pytest.mark.parametrize(("run", "words", "message"), [

@@ -70,14 +70,14 @@ def test_mismatched_audio_is_of_another_album_half_of_it_of_the_same_genre(shard
     stream = mismatching(shards)
     rows, audible = stream.dataset.index.rows, stream.dataset.index.rows["audio_bytes"].nonzero()[0]
     vectors = stream.dataset.read_audio(audible)
-    heard = {vector.numpy().tobytes(): rows[row] for vector, row in zip(vectors, audible, strict=True)}
+    by_vector = {vector.numpy().tobytes(): rows[row] for vector, row in zip(vectors, audible, strict=True)}
     judged = set(rows["group"][rows_of_albums(rows["group"], "judge")])
     ours = rows[stream.rows_with_audio]
     large = [genre for genre in np.unique(ours["genre"]) if len(set(ours["group"][ours["genre"] == genre])) > 3]
     same, position = [], 0
     for number in range(40):
         batch = stream.batch(number)
-        partners = [heard[vector.numpy().tobytes()] for vector in batch.mismatched]
+        partners = [by_vector[vector.numpy().tobytes()] for vector in batch.mismatched]
         for group, genre, partner in zip(batch.group.tolist(), batch.genre.tolist(), partners, strict=True):
             assert partner["group"] != group and partner["group"] not in judged
             assert partner["genre"] == genre or position % 2 or genre not in large

@@ -58,7 +58,7 @@ def test_group_order_sees_each_album_once_with_tracks_drawn_anew() -> None:
         rows = order(np.arange(epoch * 50, (epoch + 1) * 50))
         assert sorted(groups[rows].tolist()) == sorted(set(groups.tolist()))
         tracks |= set(rows.tolist())
-    assert len(tracks) == len(groups)  # in time every track is heard
+    assert len(tracks) == len(groups)  # in time every track comes
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3])
