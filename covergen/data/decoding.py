@@ -19,19 +19,14 @@ from shard_tools.shards.index import Index
 
 RGB = 3  # torchvision.io.ImageReadMode.RGB
 
-
-@cache
-def _fast() -> Callable[..., np.ndarray] | None:
-    """A decoder that writes into given memory and refuses what is incomplete, where it is installed."""
-    try:
-        from simplejpeg import decode_jpeg
-    except ImportError:
-        return None
-    return decode_jpeg
+try:  # a decoder that writes into given memory and refuses what is incomplete
+    from simplejpeg import decode_jpeg
+except ImportError:
+    decode_jpeg = None
 
 
 @cache
-def _general() -> Callable[[Any, int], Any]:
+def _torchvision() -> Callable[[Any, int], Any]:
     """What torchvision.io.decode_jpeg calls, without its checks, which hold the interpreter lock for ten microseconds.
 
     torchvision takes two seconds to import, which nobody who only generates covers needs to wait for.
@@ -50,14 +45,14 @@ def decode(jpeg: bytearray | memoryview, out: np.ndarray | None = None) -> np.nd
         RuntimeError: it can't be decoded.
         ValueError: it is not of the size of ``out``.
     """
-    if fast := _fast():
+    if decode_jpeg:
         try:
-            pixels = fast(jpeg, buffer=out)
+            pixels = decode_jpeg(jpeg, buffer=out)
             if out is None or pixels.shape == out.shape:
                 return pixels
         except ValueError:
             pass
-    pixels = _general()(torch.frombuffer(jpeg, dtype=torch.uint8), RGB).permute(1, 2, 0).numpy()
+    pixels = _torchvision()(torch.frombuffer(jpeg, dtype=torch.uint8), RGB).permute(1, 2, 0).numpy()
     if out is None:
         return pixels
     if pixels.shape != out.shape:

@@ -50,11 +50,6 @@ class DecodedCache:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.dataset, name)
 
-    @property
-    def filled_share(self) -> float:
-        """The share of the samples that are stored by now."""
-        return float(self.filled.mean())
-
     def read(self, rows: np.ndarray, log: CorruptionLog | None = None) -> Batch:
         """See ``ShardDataset.read``; covers are on the device where they are stored there."""
         fresh: list[tuple[np.ndarray, Tensor]] = []
@@ -95,12 +90,10 @@ class DecodedCache:
             return {}
         cover, raw = self.reader.allocate_batch(len(missing))
         failures = self.reader.load(rows[missing], np.arange(len(missing)), cover, raw)
+        stored = positions[missing]
         if failures:
             good = np.setdiff1d(np.arange(len(missing)), list(failures))
-            cover, raw = cover[torch.from_numpy(good)], raw[good]
-        else:
-            good = np.arange(len(missing))
-        stored = positions[missing[good]]
+            cover, raw, stored = cover[torch.from_numpy(good)], raw[good], stored[good]
         if self.normalizer:
             self.audio[stored] = self.normalizer(raw)
         if self.device:

@@ -127,7 +127,7 @@ class SequentialBatches:
         batches: in the pass.
     """
 
-    pure, notice = True, None
+    pure = True
 
     def __init__(self, dataset: ShardDataset, batch_size: int, rank: int = 0, ranks: int = 1) -> None:
         """Args: dataset; batch_size: of a global batch; rank: this process among ``ranks``."""

@@ -69,7 +69,7 @@ def test_no_sample_is_read_twice(shards: Path) -> None:
     for _ in itertools.islice(loader, 4 * BATCHES):
         pass
     loader.close()
-    assert len(reads) == len(set(reads)) == stream.samples and stream.dataset.filled_share == 1.0
+    assert len(reads) == len(set(reads)) == stream.samples and stream.dataset.filled.all()
 
 
 def test_a_batch_that_was_handed_out_stays_as_it_is(shards: Path) -> None:
@@ -107,7 +107,7 @@ def test_covers_that_are_stored_on_a_device_are_the_same(shards: Path, resolutio
     stream.dataset = memory_cache.DecodedCache(stream.dataset, resolution, memory, CPU)  # the way of a GPU, on a CPU
     plain = batches(shards, "none", resolution=resolution)
     assert same([stream.batch(number) for number in range(BATCHES)], plain)
-    assert stream.dataset.filled_share == 1.0 and isinstance(stream.dataset.covers, torch.Tensor)
+    assert stream.dataset.filled.all() and isinstance(stream.dataset.covers, torch.Tensor)
 
 
 def test_covers_as_the_decoder_gives_them_are_the_same(shards: Path) -> None:
@@ -149,7 +149,7 @@ for _ in itertools.islice(loader, epoch + 1):
     pass
 torch.distributed.barrier()
 loader.close()
-assert stream.dataset.filled_share == 1.0, stream.dataset.filled_share  # half of it was read by the other
+assert stream.dataset.filled.all(), stream.dataset.filled.mean()  # half of it was read by the other
 stream.dataset.reader.store = None
 plain = open_stream(sys.argv[1], "train", batch_size=12, rank=rank, ranks=ranks)
 for number in range(epoch, 3 * epoch):
