@@ -94,7 +94,7 @@ def test_statistics_are_of_train_and_of_present_blocks_only(source, packed):
     assert audio["block_counts"] == [20, 20] and "present" in audio["presence_rule"]
 
 
-def test_messy_folder_packs_all_sound_pairs_and_names_every_bad_file(tmp_path):
+def test_messy_folder_packs_all_valid_pairs_and_names_every_bad_file(tmp_path):
     trace = Path("/tmp/covergen_was_executed")
     trace.unlink(missing_ok=True)
     source = raw_data.valid_pairs(tmp_path / "source", 20)
