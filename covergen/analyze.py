@@ -16,7 +16,6 @@ from covergen.analyses import curves, interpolate, latent, matrix, neighbours, r
 from covergen.distributed.environment import use_threads
 from covergen.inference.trained_model import open_model
 from covergen.models.base import Model
-from covergen.runs import config
 from covergen.runs.sync import fetched_run
 from covergen.training import tracking
 from shard_tools import cli
@@ -114,7 +113,7 @@ def main(what: Literal["reconstruct", "latent", "matrix", "interpolate", "curves
     print(f"{report}\n{path}")
     if wandb:
         for folder in folders:
-            tracking.show(folder, config.read_run(folder).flat(), what, path)
+            tracking.show(folder, what, path)
     return 0
 
 

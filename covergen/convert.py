@@ -6,7 +6,6 @@ of what the files hold: J. Bustos 2020, "Towards album artwork generation based 
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import pickle
@@ -27,7 +26,8 @@ from covergen import models
 from covergen.models.base import InputSpec, Model
 from covergen.runs import checkpoint, config
 from covergen.runs.folder import write_run
-from covergen.training.validation import EarlyStopping
+from covergen.runs.log import log_line, log_path
+from covergen.runs.state import EarlyStopping, TrainState
 from shard_tools import cli
 from shard_tools.core.files import write_atomically
 from shard_tools.dataset.demo_world import LABELS  # the demo world has the thesis's genres
@@ -204,8 +204,9 @@ def adam(found: Any, order: list[str], network: nn.Module) -> tuple[dict[int, di
     return dict(enumerate(taken[name] for name in parameters)), int(max(one["step"] for one in taken.values()))
 
 
-def import_weights(file: Mapping[Any, Any], run: config.Config, model: Model) -> tuple[dict, list[dict], list[str]]:
-    """Fills the networks from a file that fits; returns what ``trainer.pt`` and the log will hold, and notes.
+def import_weights(file: Mapping[Any, Any], run: config.Config, model: Model,
+                   ) -> tuple[TrainState, dict[str, Any], list[dict[str, Any]], list[str]]:
+    """Fills the networks from a file that fits; returns the states of training and of its engine, the log, and notes.
 
     ValueError for weights that are not finite and for more steps than a run can count.
     """
@@ -234,29 +235,30 @@ def import_weights(file: Mapping[Any, Any], run: config.Config, model: Model) ->
     step = int(step)
     log = rows(costs, {f"loss/{turn.name}": turn.interval for turn in model.phases}, step,
                training.batch_size * max(turn.repeats for turn in model.phases))
-    patience = EarlyStopping(training.patience)
+    early_stopping = EarlyStopping()
     for row, loss in zip(log, validation, strict=False):
-        patience.update(row["step"], loss)
-    if validation and patience.best_step < step:
-        notes.append(f"the best validation loss was at step {patience.best_step}; the file has the weights of {step}")
-    trainer = {"step": step, "optimizers": optimizers, "scaler": None, "average_updates": step if training.ema else 0,
-               "validation": patience.state() if validation else None}
-    return trainer, log, notes
+        early_stopping.update(row["step"], loss)
+    if validation and early_stopping.best_step < step:
+        notes.append(f"the best validation loss was at step {early_stopping.best_step}; the file has the weights of "
+                     f"{step}")
+    engine = {"optimizers": optimizers, "scaler": None, "ema_updates": step if training.ema else 0, "skipped": 0}
+    return TrainState(step, early_stopping), engine, log, notes
 
 
-def write(folder: Path, run: config.Config, model: Model, trainer: dict[str, Any], log: list[dict[str, Any]]) -> None:
+def write(folder: Path, run: config.Config, model: Model, state: TrainState, engine: dict[str, Any],
+          log: list[dict[str, Any]]) -> None:
     """Writes a run folder, under another name first: all of it is there or nothing."""
     draft = folder.with_name(f".{folder.name}.converting")
     shutil.rmtree(draft, ignore_errors=True)  # of a conversion that was killed
-    averaged = {name: model.networks[name] for name in model.ema_networks} if run.training.ema else {}
+    averages = {f"{name}_ema": model.networks[name] for name in model.ema_networks if run.training.ema}
     data = {"shards": None, "identity": None, "samples": 0, "resolution": RESOLUTION, "genres": LABELS,
             "audio": AUDIO if model.conditional else None}
-    best = trainer["validation"] and trainer["validation"]["best_step"] == trainer["step"]
+    taken = checkpoint.snapshot(state, {**model.networks, **averages}, engine)
     try:
-        for kind in ("step", "best") if best else ("step",):
-            checkpoint.save(draft, trainer["step"], model.networks, averaged, trainer, 1, kind)
+        for kind in ("step", "best") if state.early_stopping.best_step == state.step else ("step",):
+            checkpoint.write(draft, taken, 1, kind)
         write_run(draft, run, data, resuming=False)
-        write_atomically(draft / "log.jsonl", "".join(json.dumps(row) + "\n" for row in log).encode())
+        write_atomically(log_path(draft), "".join(map(log_line, log)).encode())
         os.replace(draft, folder)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
@@ -284,15 +286,15 @@ def convert(thesis: str, model: str, out: str) -> None:
         lines += [f"--model {other} fits" for other in PUBLISHED if not find_mismatches(file, *prepare(other))]
         raise ValueError("\n  ".join([f"--thesis {thesis} is no checkpoint of {model}:", *lines]))
     try:
-        trainer, log, notes = import_weights(file, run, built)
+        state, engine, log, notes = import_weights(file, run, built)
     except ValueError as error:
         raise ValueError(f"--thesis {thesis}: {error}") from None
-    write(folder, run, built, trainer, log)
+    write(folder, run, built, state, engine, log)
     path = shlex.quote(out)
     after = (f"analyze reconstruct --run {path} --shards DIR --out reconstructions.png" if not built.sample else
              f"generate --run {path} {'--from_shards DIR' if built.conditional else '--n 64'} --out covers.png")
     notes += [f"train on with --{name} {value:g}" for name, value in OPTIONS.get(model, {}).items()]
-    print(f"{out}: {model} at step {trainer['step']:,}; {built.sizes()} parameters; {len(log):,} lines of log.jsonl",
+    print(f"{out}: {model} at step {state.step:,}; {built.sizes()} parameters; {len(log):,} lines of log.jsonl",
           *(f"note: {note}" for note in notes), f"next: python -m covergen.{after}", sep="\n")
 
 

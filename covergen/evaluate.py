@@ -26,7 +26,6 @@ from covergen.evaluation.pipeline import SHOWN, FeatureExtractor, evaluate
 from covergen.evaluation.songs import choose_songs, read_songs
 from covergen.inference.cover_inputs import find_split
 from covergen.inference.trained_model import TrainedModel, open_model
-from covergen.runs import config
 from covergen.runs.checkpoint import step_of
 from covergen.runs.compatibility import check_fit
 from covergen.training import tracking
@@ -109,8 +108,7 @@ def main(run: str, shards: str | None = None, judge: str | None = None, split: s
         write_atomically(path, (json.dumps(report.as_json(metadata, table), indent=1) + "\n").encode())
         print(report.as_text(metadata, table), path, sep="\n")
         if wandb if wandb is not None else opened.config.training.tracker == "wandb":
-            tracking.show_table(opened.folder, config.read_run(opened.folder).flat(), step_of(opened.checkpoint),
-                                report.scalars(table, "test"),
+            tracking.show_table(opened.folder, step_of(opened.checkpoint), report.scalars(table, "test"),
                                 *report.song_table(arbiter, songs, covers, held_out.metadata["genres"], SHOWN))
     ranks.close()
     return 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from typing import Annotated, Any
 from covergen import models
 from covergen.benchmarks import report
 from covergen.runs.config import check_model
+from covergen.runs.log import read_log
 from covergen.training.setup import demo_shards
 from shard_tools.cli import Range, checked
 
@@ -77,7 +77,7 @@ def trained(folder: Path, name: str, flags: dict[str, Any]) -> list[dict[str, fl
                           stderr=subprocess.STDOUT)
     if done.returncode:
         raise ValueError(f"training failed: {done.stdout[-2000:]}")
-    return [json.loads(line) for line in (folder / name / "log.jsonl").read_text().splitlines()]
+    return read_log(folder / name)
 
 
 def steady(rows: list[dict[str, float]], after: int) -> float:

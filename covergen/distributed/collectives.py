@@ -1,4 +1,4 @@
-"""What the processes of a run agree on: wishes, weights and statistics of each in, the same on all out."""
+"""What the processes of a run do together: share work, sum tensors, compare weights, and end when one of them has."""
 
 from __future__ import annotations
 
@@ -15,24 +15,19 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from covergen.distributed.environment import processes
+from covergen.distributed.heartbeat import Heartbeat
 
-
-def bits_of(network: nn.Module) -> Tensor:
-    """A sum over the raw bits of all weights and buffers, int64."""
-    return torch.stack([value.detach().contiguous().view(torch.int32).sum(dtype=torch.int64)
-                        for value in network.state_dict().values() if value.dtype == torch.float32]).sum()
-
-
-PATIENCE = timedelta(hours=2)  # while rank 0 trains a judge, the others wait
+# One rank may evaluate or train a judge for long while the others wait; a dead one is found by the heartbeat.
+TIMEOUT = timedelta(hours=2)
 
 
 def join() -> Ranks:
-    """Meets the other processes that the launcher started, if it did."""
+    """Joins the process group that the launcher started this process for, if it started several."""
     rank, ranks, _ = processes()
     if ranks > 1:
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
-        dist.init_process_group("gloo", timeout=PATIENCE)
+        dist.init_process_group("gloo", timeout=TIMEOUT)
     return Ranks(rank, ranks)
 
 
@@ -42,15 +37,16 @@ class Ranks:
     Attributes:
         rank: of this process.
         ranks: how many there are.
+        main: whether it is rank 0, the one that writes.
     """
 
     def __init__(self, rank: int = 0, ranks: int = 1) -> None:
-        self.rank, self.ranks = rank, ranks
+        self.rank, self.ranks, self.main = rank, ranks, rank == 0
 
     def share(self, work: Iterable[Any], do: Callable[[Any], Any]) -> list[Any]:
-        """What ``do`` makes of every piece of work, in order, on all processes; each does every ranks-th piece.
+        """Does every piece of work on one of the processes; returns all results, in order, on every process.
 
-        A piece is done whole by one process, so results do not depend on how many there are.
+        Each process does every ranks-th piece whole, so results do not depend on their number.
         """
         mine = {number: do(piece) for number, piece in enumerate(work) if number % self.ranks == self.rank}
         if self.ranks > 1:
@@ -59,6 +55,42 @@ class Ranks:
             mine = {number: result for part in parts for number, result in part.items()}
         return [mine[number] for number in sorted(mine)]
 
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum of a tensor over all ranks, on all of them; the tensor itself may be overwritten."""
+        if self.ranks > 1:
+            dist.all_reduce(values)
+        return values
+
+    def min(self, values: Tensor) -> Tensor:
+        """The same for the elementwise minimum."""
+        if self.ranks > 1:
+            dist.all_reduce(values, dist.ReduceOp.MIN)
+        return values
+
+    @torch.no_grad()
+    def mean_buffers(self, networks: Iterable[nn.Module]) -> None:
+        """Sets the running statistics of networks to their mean over the ranks."""
+        for network in networks if self.ranks > 1 else ():
+            for buffer in network.buffers():
+                if buffer.is_floating_point():
+                    dist.all_reduce(buffer)
+                    buffer /= self.ranks
+
+    def check_weights(self, networks: dict[str, nn.Module]) -> None:
+        """Compares the bits of all weights over the ranks.
+
+        Raises:
+            RuntimeError: ranks have drifted apart.
+            FloatingPointError: a network holds NaN or infinity.
+        """
+        sums = torch.stack([_bits_of(network) for network in networks.values()])
+        same = (self.min(sums.clone()) == -self.min(-sums)).tolist()
+        for (name, network), alike in zip(networks.items(), same, strict=True):
+            if not alike:
+                raise RuntimeError(f"the weights of {name} differ between processes; nothing was saved")
+            if not all(bool(value.isfinite().all()) for value in network.state_dict().values()):
+                raise FloatingPointError(f"the weights of {name} are not finite")
+
     def close(self) -> None:
         """Leaves the process group."""
         if self.ranks > 1:
@@ -66,58 +98,54 @@ class Ranks:
             dist.destroy_process_group()
 
 
-class DelayedAny:
-    """Asks all ranks for a wish; they talk on the host, for it must never wait for a GPU's queue."""
+class WatchedRanks(Ranks):
+    """Ranks that train together: they watch each other with a heartbeat, and agree on flags without waiting."""
 
-    def __init__(self, ranks: int) -> None:
-        self.ranks = ranks
-        self.group = dist.new_group(backend="gloo") if ranks > 1 else None
+    def __init__(self, rank: int, ranks: int) -> None:
+        """The process group is there already. What is agreed on goes over the host, apart from any GPU's queue."""
+        super().__init__(rank, ranks)
+        self._group = dist.new_group(backend="gloo", timeout=TIMEOUT) if ranks > 1 else None
+        self._heartbeat = Heartbeat(rank, ranks, self._group) if ranks > 1 else None
         self._asked: tuple[Any, Tensor] | None = None
 
-    def __call__(self, wish: bool) -> bool:
-        """Whether any rank wished so; with several ranks the answer to the wishes of one call ago, so nobody waits."""
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set on any rank; with several ranks the answer of one call ago, so nobody waits."""
         if self.ranks == 1:
-            return wish
-        flag = torch.tensor(int(wish))
-        before, self._asked = self._asked, (dist.all_reduce(
-            flag, dist.ReduceOp.MAX, group=self.group, async_op=True), flag)
+            return flag
+        before, mine = self._asked, torch.tensor(int(flag))
+        self._asked = dist.all_reduce(mine, dist.ReduceOp.MAX, group=self._group, async_op=True), mine
         if before is None:
             return False
         before[0].wait()
         return bool(before[1])
 
+    @contextlib.contextmanager
+    def main_first(self) -> Iterator[None]:
+        """Rank 0 goes through the block before the others do."""
+        if self.ranks > 1 and not self.main:
+            dist.barrier(group=self._group)
+        yield
+        if self.ranks > 1 and self.main:
+            dist.barrier(group=self._group)
+
+    def report_failure(self, error: Exception) -> None:
+        """Tells the other ranks why this one is about to die, unless it is because they have."""
+        if self._heartbeat and not is_peer_failure(error):
+            self._heartbeat.fail(str(error) or type(error).__name__)
+
     def close(self) -> None:
-        """Hears the last answer, which somebody may still be giving."""
+        """Waits until every rank is here, then leaves the process group."""
         if self._asked:
             self._asked[0].wait()
+        if self._heartbeat:
+            self._heartbeat.close()
+            dist.destroy_process_group()
 
 
-def mean_buffers(networks: Iterable[nn.Module], ranks: int) -> None:
-    """Sets the running statistics of networks to their mean over the ranks."""
-    for network in networks:
-        for buffer in network.buffers():
-            if buffer.is_floating_point():
-                dist.all_reduce(buffer)
-                buffer /= ranks
-
-
-def check_weights(networks: dict[str, nn.Module], ranks: int) -> None:
-    """Compares the bits of all weights over the ranks.
-
-    Raises:
-        RuntimeError: ranks have drifted apart.
-        FloatingPointError: a network holds NaN or infinity.
-    """
-    sums = torch.stack([bits_of(network) for network in networks.values()])
-    low, high = sums.clone(), sums.clone()
-    if ranks > 1:
-        dist.all_reduce(low, dist.ReduceOp.MIN)
-        dist.all_reduce(high, dist.ReduceOp.MAX)
-    for name, network, same in zip(networks, networks.values(), (low == high).tolist(), strict=True):
-        if not same:
-            raise RuntimeError(f"the weights of {name} differ between processes; nothing was saved")
-        if not all(bool(value.isfinite().all()) for value in network.state_dict().values()):
-            raise FloatingPointError(f"the weights of {name} are not finite")
+def _bits_of(network: nn.Module) -> Tensor:
+    """A sum over the raw bits of all float32 weights and buffers, int64."""
+    return torch.stack([value.detach().contiguous().view(torch.int32).sum(dtype=torch.int64)
+                        for value in network.state_dict().values() if value.dtype == torch.float32]).sum()
 
 
 LOST = re.compile(r"gloo|nccl|connection (closed|reset|refused)|broken pipe|store", re.IGNORECASE)
@@ -130,7 +158,7 @@ def is_peer_failure(error: Exception) -> bool:
 
 @contextlib.contextmanager
 def report_root_cause(ranks: int, delay: float = 3.0) -> Iterator[None]:
-    """Lets a process whose partners have died speak after them, and in one line, for the reason is theirs.
+    """Lets a process that failed because others have died report after them, in one line: the reason is theirs.
 
     Raises:
         ConnectionError: a collective operation failed because others are gone.

@@ -23,6 +23,7 @@ from covergen.models.base import InputSpec, Model
 from covergen.runs import checkpoint, config
 from covergen.runs.folder import read_data
 from covergen.runs.sync import fetched_run
+from shard_tools import cli
 
 AT_ONCE = 64  # covers that go through a network together
 
@@ -147,7 +148,7 @@ def _with_options(run: config.Config, options: dict[str, Any]) -> config.Config:
     for name in options:
         if name not in known:
             raise ValueError(f"--{name}: the run is a {run.model}, which has no such option; leave it away")
-        config.check_range(name, options[name], known[name])
+        cli.check_range(name, options[name], config.options_of(run.model)[name].range)
     return dataclasses.replace(run, options=dataclasses.replace(run.options, **options))
 
 

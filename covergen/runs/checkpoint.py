@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or absent: networks and a trainer's state in, a folder with a manifest of its files out.
+"""Checkpoints that are whole or absent: networks and the state of training, with a manifest of their files' hashes.
 
     runs/<name>/config.yaml  data.json  log.jsonl  grids/  wandb/
     runs/<name>/checkpoints/step_00000500/{<net>.safetensors, <net>_ema.safetensors, trainer.pt, manifest.json}
@@ -14,47 +14,84 @@ import shutil
 import threading
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from covergen.distributed.collectives import Ranks
+from covergen.runs.state import TrainState
 from covergen.runs.sync import RunSync
 from shard_tools.core.files import file_sha256, read_bounded
 
-
-def with_averages(networks: dict[str, nn.Module], averaged: dict[str, nn.Module]) -> dict[str, nn.Module]:
-    """All networks of a run by the names of their files: ``<net>`` and, for its average, ``<net>_ema``."""
-    return {**networks, **{f"{name}_ema": network for name, network in averaged.items()}}
+MANIFEST, TRAINER = "manifest.json", "trainer.pt"
 
 
-class AsyncCheckpointer:
-    """Copies what is to be saved and leaves the writing to a thread; one checkpoint is in the making at a time.
+class Trainer(Protocol):
+    """What is saved: ``covergen.training.engine.Engine``. networks: by the names of their files."""
+
+    ranks: Ranks
+    networks: dict[str, nn.Module]
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+class Checkpoints:
+    """Loads and saves all that a run goes on from; a thread writes, one checkpoint at a time.
 
     Attributes:
-        waited: seconds that training has spent on copying and on waiting for an earlier checkpoint.
+        start: the checkpoint that the run goes on from, None for a new run.
+        blocked_seconds: that training has spent on copying and on waiting for an earlier checkpoint.
         failure: why the last checkpoint could not be written, None while all could.
     """
 
-    def __init__(self, folder: Path, keep: int, mirror: RunSync | None = None) -> None:
-        """Args: folder: of the run; keep: how many checkpoints stay; mirror: what uploads the folder, if anything."""
-        self.folder, self.keep, self.mirror = folder, keep, mirror
+    def __init__(self, folder: Path, keep: int, start: Path | None = None, sync: RunSync | None = None) -> None:
+        """Args: folder: of the run; keep: how many checkpoints stay; start; sync: uploads the folder, if anything."""
+        self.folder, self.keep, self.start, self.sync = folder, keep, start, sync
         self.blocked_seconds = 0.0
         self.failure: OSError | None = None
         self._thread: threading.Thread | None = None
 
-    def save(self, step: int, networks: dict[str, nn.Module], averaged: dict[str, nn.Module],
-             trainer: dict[str, Any], kinds: list[str]) -> None:
-        """Starts the writing of checkpoints of this moment; what fails is told by ``failure``, later; then no more."""
+    def load_latest(self, engine: Trainer) -> TrainState:
+        """Fills the engine from the checkpoint that the run goes on from; of a new run it stays as it is.
+
+        Raises:
+            ValueError: a file is missing, damaged, or of other networks.
+        """
+        if self.start is None:
+            return TrainState()
+        load_networks(self.start, engine.networks)
+        path = self.start / TRAINER
+        try:
+            if path.exists() and not path.is_file():  # a FIFO would be waited for
+                raise ValueError("not a file")
+            saved = torch.load(path, map_location="cpu", weights_only=True)
+            engine.load_state_dict(saved["engine"])
+            return TrainState.from_state_dict(saved["state"])
+        except Exception as error:  # boundary: torch raises many kinds for damaged files
+            raise ValueError(f"{path} can't be loaded: {type(error).__name__}: {error}") from None
+
+    def save(self, state: TrainState, engine: Trainer, kinds: list[str]) -> None:
+        """Compares the weights of all ranks, then rank 0 starts to write checkpoints of this moment.
+
+        What can't be written is told by ``failure``, later; nothing more is written then.
+
+        Raises:
+            RuntimeError, FloatingPointError: see ``Ranks.check_weights``.
+        """
+        engine.ranks.check_weights(engine.networks)
+        if not engine.ranks.main:
+            return
         began = time.perf_counter()
         self.wait()
-        if self.failure:
-            return
-        taken = snapshot(step, networks, averaged, trainer)
-        # Not a daemon: a process that ends in peace ends after its last checkpoint is on disk.
-        self._thread = threading.Thread(target=self._write, args=(taken, kinds), name="checkpoint")
-        self._thread.start()
+        if not self.failure:
+            taken = snapshot(state, engine.networks, engine.state_dict())
+            # Not a daemon: a process that ends in peace ends after its last checkpoint is on disk.
+            self._thread = threading.Thread(target=self._write, args=(taken, kinds), name="checkpoint")
+            self._thread.start()
         self.blocked_seconds += time.perf_counter() - began
 
     def wait(self) -> None:
@@ -66,21 +103,18 @@ class AsyncCheckpointer:
     def close(self) -> None:
         """Waits until all that the folder holds is uploaded, too, or could not be."""
         self.wait()
-        if self.mirror:
-            self.mirror.push()
-            self.mirror.wait()
+        if self.sync:
+            self.sync.push()
+            self.sync.wait()
 
     def _write(self, taken: Snapshot, kinds: list[str]) -> None:
         try:
             for kind in kinds:
                 write(self.folder, taken, self.keep, kind)
-            if self.mirror:
-                self.mirror.push()
+            if self.sync:
+                self.sync.push()
         except OSError as error:
             self.failure = error
-
-
-MANIFEST = "manifest.json"
 
 
 class Snapshot(NamedTuple):
@@ -94,11 +128,10 @@ class Snapshot(NamedTuple):
     trainer: dict[str, Any]
 
 
-def snapshot(step: int, networks: dict[str, nn.Module], averaged: dict[str, nn.Module],
-             trainer: dict[str, Any]) -> Snapshot:
-    """Copies networks, their averages and the trainer's state as they are now."""
-    files = {name: network.state_dict() for name, network in with_averages(networks, averaged).items()}
-    return Snapshot(step, _copied(files), _copied(trainer))
+def snapshot(state: TrainState, networks: dict[str, nn.Module], engine: dict[str, Any]) -> Snapshot:
+    """Copies networks, by the names of their files, and the states of training and of the engine as they are now."""
+    files = {name: network.state_dict() for name, network in networks.items()}
+    return Snapshot(state.step, _copied(files), _copied({"state": state.state_dict(), "engine": engine}))
 
 
 def _copied(value: Any) -> Any:
@@ -122,20 +155,6 @@ def last_good(folder: Path) -> str:
 
 def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.rpartition("_")[2])
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def save(folder: Path, step: int, networks: dict[str, nn.Module], averaged: dict[str, nn.Module],
-         trainer: dict[str, Any], keep: int, kind: str = "step") -> Path:
-    """Writes a checkpoint of this moment, as ``write`` does."""
-    return write(folder, snapshot(step, networks, averaged, trainer), keep, kind)
 
 
 def write(folder: Path, taken: Snapshot, keep: int, kind: str = "step") -> Path:
@@ -171,42 +190,48 @@ def write(folder: Path, taken: Snapshot, keep: int, kind: str = "step") -> Path:
 def _fill(temporary: Path, taken: Snapshot) -> None:
     for name, tensors in taken.networks.items():
         save_file(tensors, temporary / f"{name}.safetensors")
-    torch.save(taken.trainer, temporary / "trainer.pt")
+    torch.save(taken.trainer, temporary / TRAINER)
     files = {path.name: {"bytes": path.stat().st_size, "sha256": file_sha256(path)} for path in temporary.iterdir()}
     (temporary / MANIFEST).write_text(json.dumps({"step": taken.step, "files": files}, indent=1) + "\n")
     for path in [*temporary.iterdir(), temporary]:
         _sync(path)
 
 
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def check(checkpoint: Path, training: bool = True) -> None:
-    """Compares the files of a checkpoint with its manifest; one of an older version has none.
+    """Compares the files of a checkpoint with its manifest; one whose manifest was removed is taken as it is.
 
     Without ``training`` the networks alone, which is all that is left of a run that was passed on to make covers.
 
     Raises:
         ValueError: a file is missing or not as it was written; names it.
     """
+    path = checkpoint / MANIFEST
     try:
-        text = read_bounded(checkpoint / MANIFEST)
+        manifest = json.loads(read_bounded(path))
+        files = {str(name): (int(one["bytes"]), str(one["sha256"])) for name, one in manifest["files"].items()}
+        if manifest.get("step") != step_of(checkpoint):
+            raise ValueError(f"it is of step {str(manifest.get('step'))[:20]}")
     except FileNotFoundError:
         return
+    except (KeyError, TypeError, AttributeError, RecursionError):
+        raise ValueError(f"{path} can't be loaded: it lists no files") from None
     except (OSError, ValueError) as error:
-        said = getattr(error, "strerror", "") or error
-        raise ValueError(f"{checkpoint / MANIFEST} can't be loaded: {said}") from None
-    try:
-        manifest = json.loads(text)
-        files = {str(name): (int(metadata["bytes"]), str(metadata["sha256"])) for name, metadata in manifest["files"].items()}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise ValueError(f"{checkpoint / MANIFEST} can't be loaded: it lists no files") from None
-    if manifest.get("step") != step_of(checkpoint):
-        raise ValueError(f"{checkpoint / MANIFEST} can't be loaded: it is of step {str(manifest.get('step'))[:20]}")
-    for name in files:
+        raise ValueError(f"{path} can't be loaded: {getattr(error, 'strerror', '') or error}") from None
+    for name, (size, sha256) in files.items():
         path = checkpoint / name
-        if name == "trainer.pt" and not training:
+        if name == TRAINER and not training:
             continue
         if Path(name).name != name or not path.is_file():
             raise ValueError(f"{path} can't be loaded: it is missing")
-        if path.stat().st_size != files[name][0] or file_sha256(path) != files[name][1]:
+        if path.stat().st_size != size or file_sha256(path) != sha256:
             raise ValueError(f"{path} can't be loaded: it does not have the size and SHA-256 of its manifest")
 
 
@@ -223,7 +248,7 @@ def latest_valid(found: list[Path], training: bool = True) -> tuple[Path | None,
 
 
 def quarantine(checkpoint: Path) -> Path:
-    """Renames a damaged checkpoint, so that nobody goes on from it and it can still be looked at."""
+    """Renames a damaged checkpoint, so that nobody goes on from it and it can still be examined."""
     aside = checkpoint.with_name(f"corrupt_{step_of(checkpoint):08d}")
     if aside.exists():
         shutil.rmtree(aside)
@@ -247,14 +272,3 @@ def load_networks(checkpoint: Path, networks: dict[str, nn.Module]) -> None:
             lines = str(error).splitlines()
             more = f" (and {len(lines) - 2} more)" if len(lines) > 2 else ""
             raise ValueError(f"{path} can't be loaded: {' '.join(line.strip() for line in lines[:2])}{more}") from None
-
-
-def load(checkpoint: Path, networks: dict[str, nn.Module], averaged: dict[str, nn.Module]) -> dict[str, Any]:
-    """Fills the networks and averages from a checkpoint and returns its ``trainer.pt``; ValueError as above."""
-    load_networks(checkpoint, with_averages(networks, averaged))
-    try:
-        if (checkpoint / "trainer.pt").exists() and not (checkpoint / "trainer.pt").is_file():
-            raise ValueError("not a file")
-        return torch.load(checkpoint / "trainer.pt", map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise ValueError(f"{checkpoint / 'trainer.pt'} can't be loaded: {error}") from None

@@ -1,4 +1,4 @@
-"""The log of a run: rows of numbers as JSON lines."""
+"""The log of a run, ``log.jsonl``: rows of numbers as JSON lines."""
 
 from __future__ import annotations
 
@@ -13,10 +13,21 @@ from shard_tools.core.files import write_atomically
 LINE_BYTES = 2**20  # most bytes of a line that are read at once
 
 
-def lines_of(path: Path) -> Iterator[bytes]:
+def log_path(folder: Path) -> Path:
+    """Where the log of a run folder is."""
+    return folder / "log.jsonl"
+
+
+def _lines(path: Path) -> Iterator[bytes]:
     """The lines of a log with their ends, none longer than any log has."""
     with open(path, "rb") as file:
         yield from iter(lambda: file.readline(LINE_BYTES), b"")
+
+
+def log_line(row: dict[str, Any]) -> str:
+    """A row as a line; what is not finite is null, since JSON has no infinity."""
+    return json.dumps({name: None if isinstance(value, float) and not math.isfinite(value) else value
+                       for name, value in row.items()}) + "\n"
 
 
 def cut_log(path: Path, step: int) -> int:
@@ -24,28 +35,28 @@ def cut_log(path: Path, step: int) -> int:
 
     Returns the last step that the log held before.
     """
-    kept, last = [], 0
-    for line in lines_of(path) if path.is_file() else []:
+    rest, last = [], 0
+    for line in _lines(path) if path.is_file() else []:
         try:
             last = int(json.loads(line)["step"])
         except (ValueError, KeyError, TypeError, OverflowError, RecursionError):  # damaged: the others stay
             continue
         if last <= step and line.endswith(b"\n"):
-            kept.append(line)
-    write_atomically(path, b"".join(kept))
+            rest.append(line)
+    write_atomically(path, b"".join(rest))
     return last
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
-    """The rows of a run's ``log.jsonl`` up to the first damaged one, such as a last line that was cut.
+    """The rows of a run's log up to the first damaged one, such as a last line that was cut.
 
     Raises:
         ValueError: no log, or no whole row in it.
     """
-    path, rows = folder / "log.jsonl", []
+    path, rows = log_path(folder), []
     if not path.is_file():
         raise ValueError(f"{folder} has no log.jsonl: not a run folder, or one that has not been trained")
-    for line in lines_of(path):
+    for line in _lines(path):
         try:
             row = json.loads(line)
         except (ValueError, RecursionError):

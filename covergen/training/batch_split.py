@@ -1,7 +1,7 @@
-"""How a global batch is shared out: its size and the number of processes in; each one's part, in weighted pieces, out.
+"""How a global batch is divided: among the processes, evenly or not, and into pieces that fit into memory.
 
-The global batch is what defines a run. Whatever number of processes share it, evenly or not, and in however many pieces
-each of them computes, the gradient is that of the mean loss over the whole.
+The global batch is what defines a run. However many processes share it, and in however many pieces each of them
+computes, the gradient is that of the mean loss over the whole.
 """
 
 from __future__ import annotations
@@ -16,32 +16,33 @@ from covergen.runs.config import Training
 class BatchSplit:
     """One rank's part of every global batch.
 
-    A mean over the global batch is the mean over ranks of the sum over pieces of what they give times ``weights``.
+    A mean over the global batch is the mean over ranks of the sum over pieces of their means times ``weights``.
 
     Attributes:
-        places: of the part in the global batch; of a cover that does not count where there are more ranks than covers.
+        part: slice of the global batch; of a cover that does not count where there are more ranks than covers.
         pieces: sizes of the pieces that go through the networks one after the other.
         weights: of the pieces.
         notice: what people should know of it, or None.
     """
 
     def __init__(self, training: Training, rank: int, ranks: int, needs_whole_batch: bool) -> None:
-        """Args: training; rank among ``ranks``; global_loss: the model compares all covers of a global batch.
+        """Args: training; rank among ``ranks``; needs_whole_batch: the model compares all covers of a global batch.
 
         Raises:
             ValueError: uneven parts or pieces for what needs the same of all ranks.
         """
         size = training.batch_size
-        share, least, most = (rank_slice(size, place, ranks) for place in (rank, 0, ranks - 1))
+        own, least, most = (rank_slice(size, one, ranks) for one in (rank, 0, ranks - 1))
         even, cut = len(most) == len(least), 0 < training.micro_batch < len(most)
         if (needs_whole_batch or training.sync_bn) and (cut or not even):
             what = "--sync_bn" if training.sync_bn else "this model, which compares all covers of a global batch,"
             raise ValueError(f"{what} needs processes that share --batch_size {size} evenly, without --micro_batch; "
                              f"nearest for {ranks}: --batch_size {max(1, round(size / ranks)) * ranks}")
-        self.places = slice(share.start, share.stop) if share else slice(0, 1)
-        count, piece = max(len(share), 1), training.micro_batch if cut else max(len(share), 1)
+        self.part = slice(own.start, own.stop) if own else slice(0, 1)
+        count = max(len(own), 1)
+        piece = training.micro_batch if cut else count
         self.pieces = [min(piece, count - start) for start in range(0, count, piece)]
-        self.weights = [len(share) and part * ranks / size for part in self.pieces]
+        self.weights = [len(own) and number * ranks / size for number in self.pieces]
         notices = [f"each update's gradient is accumulated over pieces of at most {piece} covers"] if cut else []
         if not even:
             notices.append(f"{ranks} processes share {size} covers unevenly, {len(least)} to {len(most)} each; their "
@@ -52,10 +53,10 @@ class BatchSplit:
         """The pieces of this rank's part of a global batch."""
         if len(self.pieces) == 1:
             return [batch]
-        parts = [[None] * len(self.pieces) if part is None else part.split(self.pieces) for part in batch]
-        return [Batch(*piece) for piece in zip(*parts, strict=True)]
+        columns = [[None] * len(self.pieces) if column is None else column.split(self.pieces) for column in batch]
+        return [Batch(*piece) for piece in zip(*columns, strict=True)]
 
     def split_noise(self, noise: dict[str, Tensor]) -> list[dict[str, Tensor]]:
         """The same of noise for a whole global batch."""
-        parts = {name: values[self.places].split(self.pieces) for name, values in noise.items()}
-        return [{name: pieces[number] for name, pieces in parts.items()} for number in range(len(self.pieces))]
+        columns = {name: values[self.part].split(self.pieces) for name, values in noise.items()}
+        return [{name: pieces[number] for name, pieces in columns.items()} for number in range(len(self.pieces))]

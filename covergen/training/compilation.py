@@ -1,4 +1,4 @@
-"""What makes a step fast without changing what it computes: turns in, compiled turns, their costs and optimisers out.
+"""What makes a step fast without changing what it computes: compiled phases and fused optimisers.
 
 Dynamo keeps its counts for the whole process, and so does this: one run a process.
 """
@@ -17,22 +17,27 @@ from covergen.runs.config import Training
 
 
 class Compiling:
-    """Compiles turns, each as one graph and in place, and knows what that has cost so far.
+    """Compiles phases, each as one graph and in place, and knows what that has cost so far.
 
     Attributes:
-        turns: that are compiled.
+        phases: that are compiled.
     """
 
     def __init__(self, phases: Iterable[Phase], training: Training, device: torch.device) -> None:
-        """Raises ValueError for CUDA graphs where they can't be."""
+        """Raises ValueError where CUDA graphs can't be had."""
         self.phases = list(phases) if training.compile or training.cuda_graphs else []
-        self.told: dict[str, float] = {}
-        if training.cuda_graphs:
-            check_cuda_graphs(training, device)
+        self._reported: dict[str, float] = {}
+        if training.cuda_graphs and device.type != "cuda":
+            raise ValueError(f"--cuda_graphs needs a CUDA GPU, and this process computes on {device.type}; "
+                             "--compile alone works everywhere")
+        if training.cuda_graphs and training.grad_accum > 1:
+            # A replay writes its gradients where those of the one before lie: their sum would be wrong.
+            raise ValueError(f"--cuda_graphs with --grad_accum {training.grad_accum}: gradients of replayed graphs "
+                             "can't be accumulated; leave one of them away")
         # diffusers asks for torch's version in its forward, through a cache: nothing that a user could mend
         warnings.filterwarnings("ignore", message="Dynamo detected a call to a `functools.lru_cache`")
-        for turn in self.phases:
-            compile_phase(turn, training.cuda_graphs)
+        for phase in self.phases:
+            compile_phase(phase, training.cuda_graphs)
 
     @property
     def seconds(self) -> float:
@@ -45,7 +50,7 @@ class Compiling:
     def costs(self) -> dict[str, float]:
         """``compile_seconds``, ``graph_breaks`` and ``recompiles`` as they go into the log; empty if nothing compiles.
 
-        A turn is one graph. What is beyond that is a break, or a graph for another case: batches of another size, or
+        A phase is one graph. What is beyond that is a break, or a graph for another case: batches of another size, or
         ``r3gan``'s steps with and without penalties.
         """
         if not self.phases:
@@ -56,48 +61,35 @@ class Compiling:
                 "speed/recompiles": float(max(0, graphs - breaks - len(self.phases)))}
 
     def new_stats(self) -> dict[str, float]:
-        """``costs`` when they changed since the last call, else nothing."""
-        now = self.costs()
-        if now == self.told:
-            return {}
-        self.told = now
-        return now
+        """``costs`` if they have changed since the last call, else nothing."""
+        now, before = self.costs(), self._reported
+        self._reported = now
+        return now if now != before else {}
 
     def text(self) -> str:
         """The costs for people."""
         seconds, breaks, recompiles = self.costs().values()
-        return (f"compiled {len(self.phases)} turn{'s' if len(self.phases) > 1 else ''} in {seconds:.1f} s, "
+        return (f"compiled {len(self.phases)} phase{'s' if len(self.phases) > 1 else ''} in {seconds:.1f} s, "
                 f"{breaks:.0f} graph breaks, {recompiles:.0f} recompiles")
 
 
-def check_cuda_graphs(training: Training, device: torch.device) -> None:
-    """Raises ValueError where CUDA graphs can't be had."""
-    if device.type != "cuda":
-        raise ValueError(f"--cuda_graphs needs a CUDA GPU, and this process computes on {device.type}; "
-                         "--compile alone works everywhere")
-    if training.grad_accum > 1:
-        # A replay writes its gradients where those of the one before lie: their sum would be wrong.
-        raise ValueError(f"--cuda_graphs with --grad_accum {training.grad_accum}: gradients of replayed graphs "
-                         "can't be accumulated; leave one of them away")
-
-
-def compile_phase(turn: Phase, cuda_graphs: bool = False) -> None:
-    """Compiles a turn in place: names in checkpoints stay. Shapes are static, so that kernels know them."""
+def compile_phase(phase: Phase, cuda_graphs: bool = False) -> None:
+    """Compiles a phase in place: names in checkpoints stay. Shapes are static, so that kernels know them."""
     if not cuda_graphs:
-        turn.compile(dynamic=False)
+        phase.compile(dynamic=False)
         return
-    replayed = torch.compile(turn.forward, dynamic=False, mode="reduce-overhead")
+    replayed = torch.compile(phase.forward, dynamic=False, mode="reduce-overhead")
 
     def forward(batch: Any, noise: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         torch.compiler.cudagraph_mark_step_begin()
         loss, scalars = replayed(batch, noise)
         return loss, {name: value.clone() for name, value in scalars.items()}  # the next replay overwrites them
-    turn.forward = forward
+    phase.forward = forward
 
 
-def optimizer_of(turn: Phase, training: Training, precision: str) -> torch.optim.Adam:
-    """Adam over a turn's parameters in one kernel; with fp16 in several, since the one would hide skipped steps."""
-    return torch.optim.Adam(turn.parameters(), lr=training.lr, betas=training.betas,
+def optimizer_of(phase: Phase, training: Training, precision: str) -> torch.optim.Adam:
+    """Adam over a phase's parameters in one kernel; with fp16 in several, since the one would hide skipped steps."""
+    return torch.optim.Adam(phase.parameters(), lr=training.lr, betas=training.betas,
                             weight_decay=training.weight_decay, fused=precision != "fp16" or None)
 
 

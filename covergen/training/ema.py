@@ -1,4 +1,4 @@
-"""The exponential moving average of networks: live networks in, smoother copies for sampling out."""
+"""The exponential moving average (EMA) of networks: smoother copies of their weights, to sample from."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import torch
 from torch import nn
 
 
-class Average:
-    """Averaged copies of networks, kept alike on every rank.
+class EMA:
+    """Averaged copies of networks, the same on every rank.
 
-    Without another decay for an update it grows from short to ``decay`` as min(decay, (1 + n) / (10 + n)) over n
-    updates, so that early averages forget the initial weights. Buffers (running statistics) are copied, not averaged.
+    Where an update is given no decay, the decay grows as min(decay, (1 + n) / (10 + n)) over n updates, so that early
+    averages forget the initial weights. Buffers (running statistics) are copied, not averaged.
 
     Attributes:
         networks: name -> averaged copy, without gradients.
-        updates: how often it was updated; saved with a run.
+        updates: how many there were; saved with a run.
     """
 
     def __init__(self, networks: dict[str, nn.Module], decay: float) -> None:
@@ -26,7 +26,7 @@ class Average:
 
     @torch.no_grad()
     def update(self, decay: float | None = None) -> None:
-        """One step towards the live weights."""
+        """Moves the averages towards the live weights."""
         self.updates += 1
         if decay is None:
             decay = min(self.decay, (1 + self.updates) / (10 + self.updates))

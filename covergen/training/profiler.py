@@ -1,4 +1,4 @@
-"""Where the time of training steps goes: steps in, a trace and a table of the ten costliest operations out."""
+"""Where the time of training steps goes: a trace of torch's profiler, and a table of the ten costliest operations."""
 
 from __future__ import annotations
 
@@ -13,43 +13,40 @@ ROWS = 10
 
 
 class Profile:
-    """Records some steps of a run with torch's profiler.
+    """Records some steps of a run, those after ``WARM`` of them; ``step`` is called after every step."""
 
-    ``step`` is called after every step; what is recorded are the steps after ``WARM`` of them.
-    """
-
-    def __init__(self, folder: Path, steps: int, device: torch.device, say: Callable[[str], None]) -> None:
-        """Args: folder: ``profile/`` is made in it; steps: to record, 0: none; device; say: gets the table."""
-        self.folder, self.steps, self.device, self.say = folder / "profile", steps, device, say
-        self.seen, self.profiler = 0, None
+    def __init__(self, folder: Path, steps: int, device: torch.device, log: Callable[[str], None]) -> None:
+        """Args: folder: ``profile/`` is made in it; steps: to record, 0: none; device; log: gets the table."""
+        self.folder, self.steps, self.device, self.log = folder / "profile", steps, device, log
+        self.done, self.profiler = 0, None
 
     def step(self) -> None:
         """A step is over."""
-        self.seen += 1
-        if self.steps and self.seen == WARM:
+        self.done += 1
+        if self.steps and self.done == WARM:
             kinds = [torch.profiler.ProfilerActivity.CPU]
             if self.device.type == "cuda":
                 kinds.append(torch.profiler.ProfilerActivity.CUDA)
             self.profiler = torch.profiler.profile(activities=kinds)
             self.profiler.start()
-        elif self.profiler and self.seen == WARM + self.steps:
+        elif self.profiler and self.done == WARM + self.steps:
             self.close()
 
     def close(self) -> None:
         """Writes what was recorded, if anything was; the end of a run calls it too."""
         profiler, self.profiler = self.profiler, None
         if profiler is None:
-            if self.steps and self.seen < WARM:
-                self.say(f"note: --profile begins after {WARM} steps, and there were only {self.seen}: nothing is "
+            if self.steps and self.done < WARM:
+                self.log(f"note: --profile begins after {WARM} steps, and there were only {self.done}: nothing is "
                          "recorded")
             return
         profiler.stop()
         self.folder.mkdir(parents=True, exist_ok=True)
         profiler.export_chrome_trace(str(self.folder / "trace.json.gz"))
-        steps = min(self.steps, self.seen - WARM)
+        steps = min(self.steps, self.done - WARM)
         table = table_of(profiler.key_averages(), max(1, steps), self.device.type == "cuda")
         (self.folder / "top10.txt").write_text(table)
-        self.say(f"{table}trace of {steps} steps: {self.folder / 'trace.json.gz'} (opens in chrome://tracing or "
+        self.log(f"{table}trace of {steps} steps: {self.folder / 'trace.json.gz'} (opens in chrome://tracing or "
                  "ui.perfetto.dev)")
 
 

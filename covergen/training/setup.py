@@ -1,10 +1,11 @@
-"""Before a run begins: its options, model and data in, what the run folder will know of them, or an error, out."""
+"""Before a run begins: its data and its model, opened and checked, or an error before anything is written."""
 
 from __future__ import annotations
 
 import contextlib
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,17 +13,29 @@ import torch
 from platformdirs import user_cache_path
 from tqdm import tqdm
 
-from covergen.data.audio import AudioNormalizer
+from covergen import models
+from covergen.data.dataset import ShardDataset, open_split
+from covergen.data.sampling import seed_of
+from covergen.data.stream import Stream, open_stream
 from covergen.distributed.environment import processes
 from covergen.inference.trained_model import open_model
-from covergen.models.base import Model
+from covergen.models.base import InputSpec, Model
 from covergen.nn.layers import AudioEncoder
-from covergen.runs.config import Training
+from covergen.runs.checkpoint import checkpoints
+from covergen.runs.config import Config, Training
 from shard_tools.core.locks import lock_folder
+from shard_tools.remote.index_cache import resolve
 from shard_tools.shards.index import splits_in
 
 
-def demo_shards(say: Callable[[str], None], tier: str = "toy") -> str:
+def log_main(text: str) -> None:
+    """Prints a line for the person who watches, from the main process only, beside a progress bar."""
+    if processes()[0] == 0:
+        tqdm.write(text, file=sys.stdout)
+        sys.stdout.flush()
+
+
+def demo_shards(log: Callable[[str], None], tier: str = "toy") -> str:
     """The packed demo world of a tier in the user's cache folder, made there once.
 
     Every process calls this: the first one of a machine makes it, the others wait for it.
@@ -31,63 +44,105 @@ def demo_shards(say: Callable[[str], None], tier: str = "toy") -> str:
     from shard_tools.pack import pack
     root = user_cache_path("covergen") / f"demo-{tier}-{VERSION}"
     with lock_folder(root, patience=3600):
-        packed = (root / "shards" / "train.index.json").is_file()
-        if not packed:
-            say(f"No --shards given: making the {tier} demo world ({TIERS[tier]['resolution']} px, known audio -> "
+        if not all((root / "shards" / name).is_file() for name in ("train.index.json", "attributes.npz")):
+            log(f"No --shards given: making the {tier} demo world ({TIERS[tier]['resolution']} px, known audio -> "
                 f"cover attributes) in {root}")
-        if not packed or not (root / "shards" / "attributes.npz").is_file():  # packed before it came with the shards
             make(root / "folders", tier=tier)
             with contextlib.redirect_stdout(None):  # its report is about a command that nobody typed
                 pack(str(root / "folders"), str(root / "shards"))
     return str(root / "shards")
 
 
-def load_pretrained_audio_encoder(model: Model, folder: str, scale: AudioNormalizer | None, albums: str) -> None:
-    """Gives the audio encoders of a new model the weights of a contrast run's.
+@dataclass(frozen=True)
+class TrainingData:
+    """What a run is trained on.
 
-    Args: model; folder: of the run; scale: of the audio that the model hears; albums: that it is trained for.
+    shards: as given; root: their folder, of a URL that of the index; stream: of training batches; resolution: side of
+    the covers that are trained on.
+    """
+
+    shards: str
+    root: Path
+    stream: Stream
+    resolution: int
+
+    def open_validation(self, model: Model, training: Training) -> ShardDataset | None:
+        """The val split, None where there is none; a damaged one is an error for models that are validated."""
+        return open_split(self.root, "val", needed=model.validation_phase is not None, audio_scale=training.audio_scale)
+
+
+def open_training_data(training: Training) -> TrainingData:
+    """Opens the shards of a run, or those of the demo world.
 
     Raises:
-        ValueError: not a contrast run, a judge, other albums, other audio, or a model without such encoders.
+        ValueError, OSError: no such shards, damaged ones, or options that don't fit them.
     """
-    found = open_model(folder, device=torch.device("cpu"))
-    encoders = [module for network in found.networks.values() for module in network.modules()
-                if isinstance(module, AudioEncoder)]
-    if found.model.embed_audio is None or not encoders:
-        raise ValueError(f"--condition {folder} is a {found.config.model}: expected a run of --model contrast")
-    if found.config.training.album_subset == "judge":
-        raise ValueError(f"--condition {folder} is a judge, which no generator may learn from; train another with "
-                         "--model contrast --album_subset generator")
-    if albums not in ("all", found.config.training.album_subset):
-        raise ValueError(f"--condition {folder} was trained for {found.config.training.album_subset} albums, this run is "
-                         f"for {albums} albums; train another with --model contrast --album_subset {albums}")
-    known = found.metadata["audio"]
-    if scale is None or not np.array_equal(getattr(scale, "mean", None), known["mean"]):
-        raise ValueError(f"--condition {folder} was trained on other audio ({known['dimension']} numbers) than these "
-                         "shards hold; train a contrast run on them")
-    own = [module for network in model.networks.values() for module in network.modules()
-           if isinstance(module, AudioEncoder)]
-    if not own:
-        raise ValueError("--condition: this model has no audio encoder of that kind; r3gan and flow have")
-    for module in own:
-        module.load_state_dict(encoders[0].state_dict())
+    shards = training.shards or demo_shards(log_main)
+    root = resolve(shards, training.shard_cache_dir, training.shard_cache_gb)
+    rank, ranks, _ = processes()
+    stream = open_stream(root, "train", audio_scale=training.audio_scale, album_subset=training.album_subset,
+                         batch_size=training.batch_size, seed=training.seed, order=training.order,
+                         window=training.shard_window, rank=rank, ranks=ranks, max_corrupt=training.max_corrupt)
+    resolution = training.resolution or stream.resolution
+    if resolution > stream.resolution:
+        raise ValueError(f"--resolution {resolution} is above the {stream.resolution} px of {shards}; train at that or "
+                         "less, or pack the covers again with a larger --resolution")
+    return TrainingData(shards, root, stream, resolution)
 
 
-def log_main(text: str) -> None:
-    """A line for the person who watches, from the main process only, beside a progress bar."""
-    if processes()[0] == 0:
-        tqdm.write(text, file=sys.stdout)
-        sys.stdout.flush()
+def build_model(config: Config, data: TrainingData) -> Model:
+    """The run's model with its initial weights, which are a function of the seed.
 
-
-def check(model: Model, training: Training, shards: Path) -> None:
-    """Raises ValueError for options that don't fit the model or the data, before anything is written."""
-    hears = any(isinstance(part, AudioEncoder) for network in model.networks.values() for part in network.modules())
-    if hears and training.audio_scale == "raw":
+    Raises:
+        ValueError: options that don't fit the model or the data.
+    """
+    training, normalizer = config.training, data.stream.normalizer
+    torch.manual_seed(seed_of(training.seed, "weights"))
+    sizes = InputSpec(data.resolution, normalizer.size if normalizer else 0)
+    model = models.load(config.model).build(config.options, sizes)
+    if model.needs_mismatched_audio:
+        data.stream.mismatch()
+    if audio_encoders(model) and training.audio_scale == "raw":
         raise ValueError("--audio_scale raw: the audio encoder of this model needs standardised audio, for raw numbers "
                          "reach 1e13; give --audio_scale standard")
-    if training.eval_every and (model.sample is None or "val" not in splits_in(shards)):
+    if training.eval_every and (model.sample is None or "val" not in splits_in(data.root)):
         raise ValueError(f"--eval_every {training.eval_every} needs a model that makes covers, and shards with a val "
                          "split and an index")
     if training.judge and not training.eval_every:
         raise ValueError("--judge is for --eval_every N, which is 0")
+    if training.condition and not checkpoints(config.folder):
+        load_pretrained_audio_encoder(model, training, data)
+    return model
+
+
+def audio_encoders(model: Model) -> list[AudioEncoder]:
+    """The audio encoders in the networks of a model."""
+    return [module for network in model.networks.values() for module in network.modules()
+            if isinstance(module, AudioEncoder)]
+
+
+def load_pretrained_audio_encoder(model: Model, training: Training, data: TrainingData) -> None:
+    """Gives the audio encoders of a new model the weights of the contrast run that ``--condition`` names.
+
+    Raises:
+        ValueError: not a contrast run, a judge, other albums, other audio, or a model without such encoders.
+    """
+    folder, albums, normalizer = training.condition, training.album_subset, data.stream.normalizer
+    found = open_model(folder, device=torch.device("cpu"))
+    encoders, trained_for = audio_encoders(found.model), found.config.training.album_subset
+    if found.model.embed_audio is None or not encoders:
+        raise ValueError(f"--condition {folder} is a {found.config.model}: expected a run of --model contrast")
+    if trained_for == "judge":
+        raise ValueError(f"--condition {folder} is a judge, which no generator may learn from; train another with "
+                         "--model contrast --album_subset generator")
+    if albums not in ("all", trained_for):
+        raise ValueError(f"--condition {folder} was trained for {trained_for} albums, this run is "
+                         f"for {albums} albums; train another with --model contrast --album_subset {albums}")
+    known = found.metadata["audio"]
+    if normalizer is None or not np.array_equal(getattr(normalizer, "mean", None), known["mean"]):
+        raise ValueError(f"--condition {folder} was trained on other audio ({known['dimension']} numbers) than these "
+                         "shards hold; train a contrast run on them")
+    if not audio_encoders(model):
+        raise ValueError("--condition: this model has no audio encoder of that kind; r3gan and flow have")
+    for module in audio_encoders(model):
+        module.load_state_dict(encoders[0].state_dict())

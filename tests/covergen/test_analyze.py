@@ -263,9 +263,9 @@ def test_shards_that_went_away_must_be_named(trained: Path, shards: Path, tmp_pa
 
 def test_wandb_gets_the_picture_of_every_run(trained: Path, tmp_path: Path, monkeypatch) -> None:
     shown = []
-    monkeypatch.setattr(tracking, "show", lambda folder, flat, name, _: shown.append((folder, flat["model"], name)))
+    monkeypatch.setattr(tracking, "show", lambda folder, name, _: shown.append((folder, name)))
     draw("curves", f"{trained}/ae,{trained}/vae", tmp_path / "x.png", "--wandb")
-    assert shown == [(trained / "ae", "ae_resize", "curves"), (trained / "vae", "vae", "curves")]
+    assert shown == [(trained / "ae", "curves"), (trained / "vae", "curves")]
 
 
 def test_the_command_fails_in_one_line(tmp_path: Path) -> None:

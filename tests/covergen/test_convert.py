@@ -52,7 +52,9 @@ def converted(model: str, folder: Path, **what: Any) -> tuple[dict[str, nn.Modul
 
 
 def trainer_of(run: Path) -> dict[str, Any]:
-    return torch.load(checkpoint.checkpoints(run)[-1] / "trainer.pt", weights_only=True)
+    """The states of training and of its engine in one."""
+    saved = torch.load(checkpoint.checkpoints(run)[-1] / "trainer.pt", weights_only=True)
+    return saved["state"] | saved["engine"]
 
 
 # -- the same networks ---
@@ -234,8 +236,8 @@ def test_an_optimizer_of_no_use_starts_afresh(folder: Path, capsys) -> None:
 def test_steps_and_log_are_those_of_the_file(folder: Path, capsys) -> None:
     path = converted("dcgan", folder, steps=9, costs=4, cost_d=[torch.tensor(float("nan")), 2.0, 3.0])[1]
     assert [checkpoint.step_of(point) for point in checkpoint.checkpoints(path)] == [9]
-    assert trainer_of(path)["step"] == trainer_of(path)["average_updates"] == 9
-    assert trainer_of(path)["scaler"] is trainer_of(path)["validation"] is None
+    assert trainer_of(path)["step"] == trainer_of(path)["ema_updates"] == 9
+    assert trainer_of(path)["scaler"] is None and trainer_of(path)["early_stopping"]["best_step"] == 0
     assert log_of(path) == [
         {"step": 2, "images": 256, "loss/generator": 1.0, "loss/discriminator": None},
         {"step": 4, "images": 512, "loss/generator": 2.0, "loss/discriminator": 2.0},
@@ -259,7 +261,8 @@ def test_losses_of_every_second_iteration_lie_where_they_were() -> None:
 
 def test_the_best_epoch_is_remembered(folder: Path, capsys) -> None:
     run = converted("ae_resize", folder, steps=8, cost_list_val=[0.4, 0.2, float("nan"), 0.3])[1]
-    assert trainer_of(run)["validation"] == {"best": 0.2, "best_step": 4, "waited": 2}
+    assert trainer_of(run)["early_stopping"] == {"best": 0.2, "best_step": 4, "waited": 2,
+                                                 "validation_pending": False}
     assert not checkpoint.checkpoints(run, "best") and "validation loss was at step 4" in capsys.readouterr().out
     assert log_of(run)[2] == {"step": 6, "images": 192, "loss/mse": pytest.approx(1 / 3), "val/loss": None}
     run = converted("ae_transpose", folder, steps=8)[1]

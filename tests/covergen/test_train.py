@@ -167,7 +167,7 @@ def test_a_loss_that_is_not_finite_stops_with_turn_and_step(shards: Path, tmp_pa
     flags = [*TINY, "--shards", str(shards), "--steps", "40", "--name", "blown"]
     train(tmp_path, *flags, "--steps", "4")
     done = train(tmp_path, *flags, "--lr", "1e30", "--name", "hot", ok=False)
-    assert done.returncode == 1 and "the loss of the critic turn was not finite at step" in done.stdout
+    assert done.returncode == 1 and "the loss of the critic phase was not finite at step" in done.stdout
     assert not (tmp_path / "runs/hot/checkpoints").exists()
     checkpoint = tmp_path / "runs/blown/checkpoints/step_00000004"
     poisoned = load_file(checkpoint / "generator.safetensors")
@@ -176,7 +176,7 @@ def test_a_loss_that_is_not_finite_stops_with_turn_and_step(shards: Path, tmp_pa
               checkpoint / "generator.safetensors")
     (checkpoint / "manifest.json").unlink()  # it would tell
     done = train(tmp_path, *flags, ok=False)
-    assert done.returncode == 1 and "the critic turn was not finite at step 5" in done.stdout
+    assert done.returncode == 1 and "the critic phase was not finite at step 5" in done.stdout
     assert "last good checkpoint is runs/blown/checkpoints/step_00000004" in done.stdout
 
 

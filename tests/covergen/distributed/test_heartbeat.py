@@ -79,7 +79,7 @@ def play(folder: Path, fate: str, frozen: int | None = None) -> tuple[list[int |
 def test_a_process_that_falls_silent_ends_the_others_who_name_it(tmp_path: Path) -> None:
     statuses, said, seconds = play(tmp_path, "waits", frozen=1)
     assert statuses == [1, None, 1] and seconds < 60
-    assert said.count("process 1 has not been heard of for 3 s") == 2
+    assert said.count("process 1 has sent no heartbeat for 3 s") == 2
 
 
 def test_so_does_the_process_that_keeps_the_store_though_no_answer_ever_comes(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from covergen.nn.schedules import decay_of_average, half_cosine, learning_rate
-from covergen.training.ema import Average
+from covergen.training.ema import EMA
 
 
 def test_half_a_cosine_goes_from_first_to_last_and_stays() -> None:
@@ -39,7 +39,7 @@ def test_an_early_average_remembers_a_twentieth_of_what_it_saw() -> None:
 
 def test_an_average_takes_the_decay_it_is_given() -> None:
     live = nn.BatchNorm1d(3)
-    average = Average({"net": live}, 0.999)
+    average = EMA({"net": live}, 0.999)
     nn.init.constant_(live.weight, 5.0)  # from 1
     live.running_mean.fill_(2.0)
     for number in range(10):

@@ -49,7 +49,7 @@ def test_without_shards_the_demo_s_preset_holds_and_flags_still_win() -> None:
     ({"model": "wgan"}, "--model wgan: no such model, did you mean 'wgan_gp'"),
     ({"steps": "many"}, "--steps: expected a whole number, found 'many'"),
     ({"steps": "1.5"}, "--steps: expected a whole number"),
-    ({"steps": "0"}, "--steps 0: must be above 0"),
+    ({"steps": "0"}, "--steps 0: expected above 0"),
     ({"lr": "True"}, "--lr: expected a number, found nothing"),
     ({"ema": "1.5"}, "--ema 1.5"),
     ({"norm": "layer"}, "--norm: 'layer' is not a choice"),
@@ -58,9 +58,9 @@ def test_without_shards_the_demo_s_preset_holds_and_flags_still_win() -> None:
     ({"name": "../x"}, "--name ../x: one folder name"),
     ({"config": "/nowhere.yaml"}, "nowhere.yaml"),
     ({"album_subset": "jugde"}, "--album_subset: 'jugde' is not a choice, did you mean 'judge'"),
-    ({"lr_warmup": "-1"}, "--lr_warmup -1: must be 0 or more"),
-    ({"model": "r3gan", "penalty_every": "0"}, "--penalty_every 0: must be above 0"),
-    ({"model": "r3gan", "audio_dropout": "1"}, "--audio_dropout 1.0: a share, from 0 to below 1"),
+    ({"lr_warmup": "-1"}, "--lr_warmup -1: expected 0 or more"),
+    ({"model": "r3gan", "penalty_every": "0"}, "--penalty_every 0: expected above 0"),
+    ({"model": "r3gan", "audio_dropout": "1"}, "--audio_dropout 1.0: expected 0 to below 1"),
     ({"model": "flow", "channel_mult": "1,x"}, "--channel_mult: expected a whole number, found 'x'"),
 ])
 def test_wrong_options_are_refused_with_the_way_out(flags: dict, message: str) -> None:

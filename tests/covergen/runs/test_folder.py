@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,17 +17,17 @@ from torch import nn
 from covergen.inference import images as pictures
 from covergen.runs import checkpoint
 from covergen.runs.log import cut_log
+from covergen.runs.state import TrainState
 from covergen.training import tracking
-from covergen.training.ema import Average
+from covergen.training.ema import EMA
 from shard_tools.core.locks import lock_folder
 from tests.support.runs import TINY, log_of, train
 from tests.support.waiting import LIMIT
 
-TRAINER = {"step": 1, "optimizers": {}, "scaler": None, "average_updates": 0}
 
-
-def save(folder: Path, step: int, keep: int = 2) -> Path:
-    return checkpoint.save(folder, step, {"net": nn.Linear(2, 2)}, {}, {**TRAINER, "step": step}, keep)
+def save(folder: Path, step: int, keep: int = 2, kind: str = "step") -> Path:
+    taken = checkpoint.snapshot(TrainState(step), {"net": nn.Linear(2, 2)}, {})
+    return checkpoint.write(folder, taken, keep, kind)
 
 
 def test_only_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
@@ -37,7 +38,7 @@ def test_only_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
 
 def test_only_the_best_that_was_saved_last_is_kept(tmp_path: Path) -> None:
     for step in (30, 20):  # a course that was killed had found its best later than the one that went on
-        checkpoint.save(tmp_path, step, {"net": nn.Linear(2, 2)}, {}, {**TRAINER, "step": step}, 1, "best")
+        save(tmp_path, step, keep=1, kind="best")
     assert [checkpoint.step_of(path) for path in checkpoint.checkpoints(tmp_path, "best")] == [20]
 
 
@@ -57,14 +58,19 @@ def test_a_failed_save_leaves_the_old_checkpoints_and_no_half_one(tmp_path: Path
 
 def test_a_damaged_or_foreign_checkpoint_is_named(tmp_path: Path) -> None:
     path = save(tmp_path, 1)
+
+    def load(size: int = 2) -> TrainState:
+        engine = SimpleNamespace(networks={"net": nn.Linear(size, 2)}, load_state_dict=lambda state: None)
+        return checkpoint.Checkpoints(tmp_path, 1, path).load_latest(engine)
+    assert load() == TrainState(1)
     with pytest.raises(ValueError, match=r"net\.safetensors can't be loaded"):
-        checkpoint.load(path, {"net": nn.Linear(3, 2)}, {})
+        load(3)
     (path / "trainer.pt").write_bytes(b"\x80\x04nonsense")
     with pytest.raises(ValueError, match=r"trainer\.pt can't be loaded"):
-        checkpoint.load(path, {"net": nn.Linear(2, 2)}, {})
+        load()
     (path / "net.safetensors").write_bytes(b"x" * 100)
     with pytest.raises(ValueError, match=r"net\.safetensors can't be loaded"):
-        checkpoint.load(path, {"net": nn.Linear(2, 2)}, {})
+        load()
 
 
 def hold(folder: str, ready: multiprocessing.Event, leave: multiprocessing.Event) -> None:
@@ -164,7 +170,7 @@ def test_a_grid_is_a_picture_with_eight_covers_a_row(tmp_path: Path) -> None:
 
 def test_the_average_follows_the_weights_and_copies_the_buffers() -> None:
     live = nn.BatchNorm1d(3)
-    average = Average({"n": live}, decay=0.9)
+    average = EMA({"n": live}, decay=0.9)
     with torch.no_grad():
         live.weight.fill_(2.0)
         live.running_mean.fill_(7.0)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 
 from covergen import models
 from covergen.data.batch import Batch
 from covergen.models.base import InputSpec, Model
-from covergen.training.sample_grids import SampleGrids
+from covergen.training.sample_grids import Grid, SampleGrids
 
 GENRES = ["blues", "folk", "jazz"]
 
@@ -21,24 +19,24 @@ def examples(count: int) -> Batch:
                  torch.randn(count, 20, generator=source), torch.arange(count) % 3, torch.arange(count))
 
 
-def preview(name: str, count: int, **options: object) -> tuple[SampleGrids, Model]:
+def drawn(grids: SampleGrids, model: Model) -> list[Grid]:
+    with torch.no_grad():
+        return list(grids.draw(model.networks))
+
+
+def sample_grids(name: str, count: int, **options: object) -> tuple[SampleGrids, Model]:
     recipe = models.load(name)
     model = recipe.build(recipe.options(**{"width": 8, **options}), InputSpec(32, 20))
 
-    @torch.no_grad()
-    def infer(call):  # as the engine does, without Accelerate
-        for network in model.networks.values():
-            network.eval()
-        return call(model.networks)
-
-    engine = SimpleNamespace(device=torch.device("cpu"), training=SimpleNamespace(seed=0), infer=infer)
-    return SampleGrids(model, examples(count), GENRES, 32, engine), model
+    for network in model.networks.values():
+        network.eval()
+    return SampleGrids(model, examples(count), GENRES, 32, torch.device("cpu"), seed=0), model
 
 
 @pytest.mark.parametrize("count", [5, 8, 20])
 def test_originals_stand_above_their_reconstructions(count: int) -> None:
-    shown, model = preview("ae_resize", count)
-    grid, = shown.grids()
+    shown, model = sample_grids("ae_resize", count)
+    grid, = drawn(shown, model)
     rows = max(8, count // 8 * 8) // 8
     assert grid.name == "reconstructions" and grid.labels == ["original", "model"] * rows
     assert grid.covers.shape == (16 * rows, 3, 32, 32) and grid.covers.min() >= 0 and grid.covers.max() <= 1
@@ -49,8 +47,8 @@ def test_originals_stand_above_their_reconstructions(count: int) -> None:
 
 
 def test_a_conditional_model_has_a_row_for_each_track_and_columns_share_noise() -> None:
-    shown, model = preview("cond_lsgan", 20)
-    noise, truncated = shown.grids()
+    shown, model = sample_grids("cond_lsgan", 20)
+    noise, truncated = drawn(shown, model)
     assert (noise.name, truncated.name) == ("noise", "truncated") and noise.covers.shape == (64, 3, 32, 32)
     assert noise.labels == ["blues", "folk", "jazz", "blues", "folk", "jazz", "blues", "folk"]
     latents = shown.latents["noise"]
@@ -60,14 +58,15 @@ def test_a_conditional_model_has_a_row_for_each_track_and_columns_share_noise() 
 
 
 def test_grids_are_the_same_from_the_same_weights() -> None:
-    shown, _ = preview("vae", 9)
-    first, again = list(shown.grids()), list(shown.grids())
+    shown, model = sample_grids("vae", 9)
+    first, again = drawn(shown, model), drawn(shown, model)
     assert [grid.name for grid in first] == ["noise", "truncated", "reconstructions"]
     assert all(torch.equal(one.covers, other.covers) for one, other in zip(first, again, strict=True))
 
 
 def test_a_flow_has_no_truncated_grid_and_a_model_without_covers_has_none() -> None:
-    shown, _ = preview("flow", 9, channel_mult=(1,), blocks=1, attention_levels=0, patch_size=4, sampling_steps=1)
-    grid, = shown.grids()
+    shown, model = sample_grids("flow", 9, channel_mult=(1,), blocks=1, attention_levels=0, patch_size=4,
+                                sampling_steps=1)
+    grid, = drawn(shown, model)
     assert grid.name == "noise" and grid.covers.shape == (64, 3, 32, 32) and grid.labels[:2] == ["blues", "folk"]
-    assert not list(preview("contrast", 9)[0].grids())
+    assert not drawn(*sample_grids("contrast", 9))

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -14,9 +15,10 @@ import torch
 from torch import nn
 
 from covergen.data.batch import Batch
+from covergen.distributed.collectives import Ranks
 from covergen.runs import checkpoint
-from covergen.runs import checkpoint as saver
 from covergen.runs.config import Training
+from covergen.runs.state import TrainState
 from covergen.training.batch_split import BatchSplit
 from tests.proofs import chaos
 from tests.support.paths import ROOT
@@ -37,6 +39,7 @@ from tests.support.waiting import LIMIT, wait_for
 SCRIPT = """
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 sys.path.insert(0, {tests!r})
 from covergen import train
 from shard_tools import cli
@@ -84,7 +87,7 @@ def test_a_run_without_a_sound_checkpoint_is_not_begun_again(shards: Path, tmp_p
         path.write_bytes(b"")
     before = sorted((tmp_path / "runs/run").rglob("*"))
     done = train(tmp_path, *flags, ok=False)
-    assert done.returncode == 2 and "no checkpoint of runs/run is sound" in done.stdout
+    assert done.returncode == 2 and "no checkpoint of runs/run is valid" in done.stdout
     assert done.stdout.count("trainer.pt can't be loaded") == 2
     assert sorted((tmp_path / "runs/run").rglob("*")) == before
     run_command(tmp_path, "covergen.generate", "--run", "runs/run", "--out", "x.png")  # which needs the networks alone
@@ -93,7 +96,7 @@ def test_a_run_without_a_sound_checkpoint_is_not_begun_again(shards: Path, tmp_p
 def test_a_full_disk_keeps_the_old_checkpoint_and_stops_cleanly(shards: Path, tmp_path: Path) -> None:
     full = script(tmp_path, """
 import errno, os
-from covergen.runtime import checkpoint
+from covergen.runs import checkpoint
 fill = checkpoint._fill
 def fails(temporary, taken):
     if taken.step == 8 and Path("full").exists():
@@ -124,13 +127,14 @@ def test_a_save_is_written_beside_training_and_the_next_one_waits_for_it(tmp_pat
         gate.wait(LIMIT)
         written.append((taken.step, kind, taken.networks["net"]["weight"].clone()))
     monkeypatch.setattr(checkpoint, "write", slow)
-    net, writer = nn.Linear(2, 2), saver.AsyncCheckpointer(tmp_path, 1)
+    net, writer = nn.Linear(2, 2), checkpoint.Checkpoints(tmp_path, 1)
+    engine = SimpleNamespace(ranks=Ranks(), networks={"net": net}, state_dict=dict)
     before = net.weight.detach().clone()
-    writer.save(1, {"net": net}, {}, {"step": 1}, ["best", "step"])
+    writer.save(TrainState(1), engine, ["best", "step"])
     net.weight.data.zero_()  # training goes on
     assert written == [] and writer.blocked_seconds < 5
     gate.set()
-    writer.save(2, {"net": net}, {}, {"step": 2}, ["step"])
+    writer.save(TrainState(2), engine, ["step"])
     assert [(step, kind) for step, kind, _ in written[:2]] == [(1, "best"), (1, "step")]
     assert torch.equal(written[0][2], before)
     writer.wait()
@@ -180,7 +184,7 @@ def test_shares_and_pieces_cover_a_batch_and_weigh_it_right(size: int, ranks: in
     seen, total = [], 0.0
     for rank in range(ranks):
         share = BatchSplit(Training(batch_size=size, micro_batch=most), rank, ranks, needs_whole_batch=False)
-        mine = batch[share.places]
+        mine = batch[share.part]
         pieces = share.split(Batch(mine, None, mine, mine))
         noise = share.split_noise({"n": batch * 2})
         for piece, part, weight in zip(pieces, noise, share.weights, strict=True):
@@ -241,13 +245,13 @@ def test_a_rank_that_says_nothing_any_more_ends_all_ranks(shards: Path, tmp_path
     finally:
         _ = ranks[1].is_running() and ranks[1].kill()
     assert process.returncode
-    assert "process 1 has not been heard of for 30 s" in said
+    assert "process 1 has sent no heartbeat for 30 s" in said
 
 
 def test_the_reason_of_a_rank_comes_before_what_the_others_say(shards: Path, tmp_path: Path) -> None:
     path = script(tmp_path, """
 import os
-from covergen.runtime.engine import Engine
+from covergen.training.engine import Engine
 step = Engine.step
 def fails(self, number, *others, **more):
     if number == 4 and os.environ.get("RANK") == "1":
@@ -266,14 +270,14 @@ Engine.step = fails
 
 def test_a_stop_during_validation_is_heard_and_nothing_is_lost(shards: Path, tmp_path: Path) -> None:
     path = script(tmp_path, """
-from covergen.runtime import validation
-once = Path("stop")
-def stopped(turn, engine, shards, resolution, stop):
+from covergen.training import validation
+once, validate = Path("stop"), validation.validate
+def stopped(phase, engine, batches, resolution, seed, stop):
     if once.exists():
         once.unlink()
         stop.reason = "SIGTERM received"
-    return validation.validate(turn, engine, shards, resolution, stop)
-train.validate = stopped
+    return validate(phase, engine, batches, resolution, seed, stop)
+validation.validate = stopped
 """)
     flags = ["--model", "ae_resize", "--width", "4", "--batch_size", "12", "--sample_every", "0", "--save_every", "50",
              "--log_every", "5", "--tracker", "none", "--shards", str(shards), "--epochs", "3", "--name"]

@@ -12,29 +12,24 @@ import torch
 from covergen.data.dataset import ShardDataset
 from covergen.inference.trained_model import open_model
 from covergen.runs.checkpoint import checkpoints, step_of
-from covergen.training.validation import EarlyStopping
+from covergen.runs.state import EarlyStopping, TrainState
 from tests.support.runs import log_of, train
 
 SMALL = ["--model", "ae_resize", "--width", "4", "--batch_size", "12", "--tracker", "none", "--sample_every", "0"]
 
 
 def test_patience_stops_after_so_many_epochs_without_a_better_loss() -> None:
-    patience, better = EarlyStopping(3), []
+    early, better = EarlyStopping(), []
     for epoch, loss in enumerate([5.0, 4.0, 4.5, 3.0, 3.0, 3.5, 9.0, 1.0], 1):
-        better.append(patience.update(10 * epoch, loss))
-        if patience.should_stop:
+        better.append(early.update(10 * epoch, loss))
+        if early.should_stop(3):
             break
     assert better == [True, True, False, True, False, False, False]  # an equal loss is not a better one
-    assert (patience.best, patience.best_step, patience.waited) == (3.0, 40, 3)
-    again = EarlyStopping(4)
-    again.restore(patience.state())
-    assert not again.should_stop and again.best_step == 40
-    again.update(75, 8.0, epoch=False)  # the last step of a run need not end an epoch
-    assert not again.should_stop
-    never = EarlyStopping(0)
-    for step in range(100):
-        never.update(step, 1.0)
-    assert not never.should_stop
+    assert (early.best, early.best_step, early.waited) == (3.0, 40, 3)
+    again = TrainState.from_state_dict(TrainState(70, early).state_dict())
+    assert again == TrainState(70, early) and not again.early_stopping.should_stop(4)
+    early.update(75, 8.0, epoch=False)  # the last step of a run need not end an epoch
+    assert not early.should_stop(4) and early.should_stop(3) and not early.should_stop(0)
 
 
 def test_validation_agrees_on_1_2_and_3_ranks_and_with_a_plain_loop(shards: Path, tmp_path: Path) -> None:
