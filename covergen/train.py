@@ -52,7 +52,6 @@ def train(config: Config) -> int:
         if validation and early.validation_pending and (row := validation.run(state, stop)):
             report.log(state.step, row)
             if early.best_step == state.step:
-                report.sync()
                 run.checkpoints.save(state, engine, ["best"])
 
         for step in schedule.steps_after(state):
@@ -81,7 +80,6 @@ def train(config: Config) -> int:
             ends = early.should_stop(schedule.patience)
             kinds = ["best"] * (early.best_step == step) + ["step"] * (due.save or stopping or ends)
             if kinds:
-                report.sync()
                 run.checkpoints.save(state, engine, kinds)
             if stopping or ends:
                 break

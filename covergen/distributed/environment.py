@@ -1,4 +1,4 @@
-"""What this machine gives a process: its place among the launched ones, threads to compute with, memory used."""
+"""What this machine gives a process: its rank among the launched ones, threads to compute with, memory used."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ def processes() -> tuple[int, int, int]:
 def use_threads(wanted: int) -> tuple[int, str]:
     """Sets how many threads this process computes with; returns the number and where it comes from.
 
-    Launchers start CPU processes with OMP_NUM_THREADS=1 unless told otherwise, which leaves most cores idle. A value
+    Launchers start CPU processes with OMP_NUM_THREADS=1 unless that is set, which leaves most cores idle. A value
     that the user set is seen in the environment that the launcher itself was started with.
     """
     local = processes()[2]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    told = os.environ.get("OMP_NUM_THREADS")
+    given = os.environ.get("OMP_NUM_THREADS")
     if wanted:
         number, source = wanted, "--threads"
-    elif told and (told != "1" or not _set_by_launcher()):
-        number, source = int(told), "OMP_NUM_THREADS"
+    elif given and (given != "1" or not _set_by_launcher()):
+        number, source = int(given), "OMP_NUM_THREADS"
     else:
         number, source = max(1, cores // local), f"{cores} cores / {local} local process{'es' if local > 1 else ''}"
     torch.set_num_threads(number)
@@ -75,7 +75,7 @@ def keep_memory(keep: bool = True) -> None:
 def free_memory() -> int:
     """Bytes of memory that can still be taken here, by all processes together; caches of files count as free.
 
-    Limits of containers and batch systems (cgroups of either version) count; 0 where the system doesn't tell.
+    Limits of containers and batch systems (cgroups of either version) count; 0 where the system does not say.
     """
     try:
         metadata = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())

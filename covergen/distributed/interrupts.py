@@ -1,4 +1,4 @@
-"""When to stop early: signals, a dead launcher, a time limit and validation losses in, flags out for the loop."""
+"""When to stop before the end: on signals, when the launcher has died, or after a time limit."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ class StopSignal:
         self.deadline = time.monotonic() + 60 * minutes if minutes else float("inf")
         self.minutes = minutes
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._heard)
+            signal.signal(number, self._on_signal)
         if launcher_is_gone():
             self.reason = "the launcher is gone"
 
-    def _heard(self, number: int, frame: FrameType | None) -> None:
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self.reason and number == signal.SIGINT:  # a second Ctrl-C: now
             signal.signal(signal.SIGINT, signal.default_int_handler)
             raise KeyboardInterrupt
@@ -66,7 +66,7 @@ class StopSignal:
     def status(self, timed: bool) -> int:
         """The exit status after all processes stopped together, some of them of their own accord.
 
-        An elastic launcher takes 0 for the end of the run. If only other machines were told to go, it is not: with
+        An elastic launcher takes 0 for the end of the run. If only other machines were asked to go, it is not: with
         status 1 this one's launcher starts its processes again, and the run goes on without the others.
 
         Args: timed: the time limit of one of them was the reason.

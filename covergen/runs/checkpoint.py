@@ -14,13 +14,13 @@ import shutil
 import threading
 import time
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from covergen.distributed.collectives import Ranks
+from covergen.runs.log import log_path
 from covergen.runs.state import TrainState
 from covergen.runs.sync import RunSync
 from shard_tools.core.files import file_sha256, read_bounded
@@ -28,19 +28,10 @@ from shard_tools.core.files import file_sha256, read_bounded
 MANIFEST, TRAINER = "manifest.json", "trainer.pt"
 
 
-class Trainer(Protocol):
-    """What is saved: ``covergen.training.engine.Engine``. networks: by the names of their files."""
-
-    ranks: Ranks
-    networks: dict[str, nn.Module]
-
-    def state_dict(self) -> dict[str, Any]: ...
-
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
-
-
 class Checkpoints:
     """Loads and saves all that a run goes on from; a thread writes, one checkpoint at a time.
+
+    What is saved is an ``Engine`` of ``covergen.training`` (its networks and ``state_dict``) and a ``TrainState``.
 
     Attributes:
         start: the checkpoint that the run goes on from, None for a new run.
@@ -55,7 +46,7 @@ class Checkpoints:
         self.failure: OSError | None = None
         self._thread: threading.Thread | None = None
 
-    def load_latest(self, engine: Trainer) -> TrainState:
+    def load_latest(self, engine: Any) -> TrainState:
         """Fills the engine from the checkpoint that the run goes on from; of a new run it stays as it is.
 
         Raises:
@@ -74,10 +65,10 @@ class Checkpoints:
         except Exception as error:  # boundary: torch raises many kinds for damaged files
             raise ValueError(f"{path} can't be loaded: {type(error).__name__}: {error}") from None
 
-    def save(self, state: TrainState, engine: Trainer, kinds: list[str]) -> None:
+    def save(self, state: TrainState, engine: Any, kinds: list[str]) -> None:
         """Compares the weights of all ranks, then rank 0 starts to write checkpoints of this moment.
 
-        What can't be written is told by ``failure``, later; nothing more is written then.
+        ``failure`` says, later, what can't be written; nothing more is written then.
 
         Raises:
             RuntimeError, FloatingPointError: see ``Ranks.check_weights``.
@@ -88,6 +79,8 @@ class Checkpoints:
         began = time.perf_counter()
         self.wait()
         if not self.failure:
+            if log_path(self.folder).is_file():  # a checkpoint must never know more than the log
+                _sync(log_path(self.folder))
             taken = snapshot(state, engine.networks, engine.state_dict())
             # Not a daemon: a process that ends in peace ends after its last checkpoint is on disk.
             self._thread = threading.Thread(target=self._write, args=(taken, kinds), name="checkpoint")

@@ -33,18 +33,15 @@ class Training:
     """
 
     shards: str | None = option(
-        None, "folder of shards, or its URL (s3://, gs://, https://, hf://); without it the toy demo world is made, "
-        "packed and trained on", free=True)
+        None, "folder or URL (s3://, gs://, https://, hf://) of shards; without it the toy demo world is made",
+        free=True)
     shard_window: int | None = option(
-        None, "shards whose samples are mixed at a time, 0 for all; default: all where they are 32 GB or less, else 64",
-        ge=0)
+        None, "shards whose samples are mixed, 0: all; default: all where they are 32 GB or less, else 64", ge=0)
     shard_cache_dir: str | None = option(
-        None, "where copies of shards from URLs are, for all processes of a machine; default: the user's cache "
-        "folder", free=True)
+        None, "where a machine's copies of shards from URLs are; default: the user's cache folder", free=True)
     shard_cache_gb: float = option(50.0, "most GB that --shard_cache_dir may hold", gt=0, free=True)
     out: str = option(
-        "runs", "where run folders live: a folder, or a URL (s3://, gs://) to which checkpoints are uploaded",
-        free=True)
+        "runs", "where run folders live: a folder, or a URL (s3://, gs://) that checkpoints are uploaded to", free=True)
     name: str | None = option(
         None, "the run folder's name; default: the model's, with -demo on the demo world", free=True)
     steps: int = option(50_000, "training steps: one update of the last network of the model", gt=0, free=True)
@@ -55,8 +52,8 @@ class Training:
         "ae_transpose, vae, cond_vae); 0: never", ge=0, free=True)
     batch_size: int = option(64, "covers in a global batch, over all processes", gt=0)
     micro_batch: int = option(
-        0, "most covers of a process's part of a global batch that go through the networks at once: less "
-        "memory for the same update; 0: all", ge=0, free=True)
+        0, "most covers of a process's part of a batch that go through the networks at once: less memory for the same "
+        "update; 0: all", ge=0, free=True)
     grad_accum: int = option(
         1, "global batches whose gradients one update averages: 4 is one batch of 4x the size", gt=0)
     resolution: int | None = option(None, "side of the covers in pixels; default: the shards', and never above it")
@@ -67,8 +64,7 @@ class Training:
         "(generator), or on that quarter only, as the judge (judge)")
     lr: float = option(1e-4, "learning rate of Adam", gt=0)
     lr_warmup: int = option(0, "images over which the learning rate rises from 0", ge=0)
-    lr_images: int = option(
-        0, "images over which it then falls along half a cosine to --lr_last of it; 0: never", ge=0)
+    lr_images: int = option(0, "images over which it then falls along half a cosine to --lr_last of it; 0: never", ge=0)
     lr_last: float = option(0.1, "the share of --lr that is left in the end, with --lr_images", ge=0)
     betas: tuple[float, float] = option((0.0, 0.999), "Adam's betas, as 0.0,0.999")
     weight_decay: float = option(0.0, "Adam's weight decay (an L2 penalty)", ge=0)
@@ -83,13 +79,13 @@ class Training:
         "more than N of them", free=True)
     seed: int = option(0, "of initial weights, order, noise and everything else", ge=0)
     mixed_precision: Literal["no", "bf16", "fp16"] | None = option(
-        None, "autocast precision; default: what accelerate launch was told; fp16 needs a GPU")
+        None, "autocast precision; default: that of accelerate launch; fp16 needs a GPU")
     compile: bool = option(
-        False, "compile every phase with torch.compile: a minute or two at the start, then faster steps, on CPUs too")
+        False, "compile every phase with torch.compile: a minute or two at the start, then faster steps")
     cuda_graphs: bool = option(False, "compile, and replay each phase as a CUDA graph (mode reduce-overhead)")
     sync_bn: bool = option(False, "batch norm over the batches of all GPUs")
     ema: float = option(
-        0.999, "decay per step of the averaged weights (shorter at the start); 0 keeps none; autoencoders have none",
+        0.999, "decay per step of the averaged weights (shorter at the start); 0: none; autoencoders have none",
         ge=0, lt=1)
     ema_halflife: float = option(
         0.0, "half-life of the averaged weights in images, at most a twentieth of those seen, instead of a decay per "
@@ -111,14 +107,13 @@ class Training:
         0, "write a torch profiler trace of so many steps, after warm ones, and a table of the ten operations that "
         "cost most, to RUN/profile; 0: none", ge=0, free=True)
     project: str = option("covergen", "project on Weights & Biases", free=True)
-    threads: int = option(
-        0, "threads a process computes with; 0: the cores shared by the processes of this machine", ge=0, free=True)
+    threads: int = option(0, "threads a process computes with; 0: its share of the machine's cores", ge=0, free=True)
     loader_threads: int = option(2, "threads a process decodes with", gt=0, free=True)
     decoded_cache: Literal["none", "ram", "device"] = option(
         "none", "keep decoded covers and vectors once they were read, if they fit into half of the free memory: ram, "
         "shared by the processes of a machine, or device, covers in each GPU's memory", free=True)
     max_corrupt: float = option(
-        0.01, "stop when more than this share of the samples read is damaged; up to it, others take their places "
+        0.01, "stop when more than this share of the samples read is damaged; up to it, others are read instead "
         "(corrupt_samples.jsonl of the run lists them); 0: stop at the first", ge=0, lt=1, free=True)
 
     @property

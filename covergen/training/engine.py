@@ -220,7 +220,7 @@ def _start_accelerator(training: Training) -> accelerate.Accelerator:
     """Starts the process group; ValueError for a precision that the device does not offer."""
     torch._dynamo.config.optimize_ddp = False
     precision = training.mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    # Without a GPU Accelerate must be told so, or it starts every process as a run of its own.
+    # Without a GPU Accelerate needs to know, or it starts every process as a run of its own.
     cpu = not torch.accelerator.is_available()
     state = accelerate.PartialState(cpu=cpu, timeout=TIMEOUT)
     assert state.num_processes == processes()[1], (state.num_processes, processes())

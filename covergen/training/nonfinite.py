@@ -80,7 +80,7 @@ class SkipUpdates(StopAtFirst):
         self.skipped += ~finite
         inner = optimizer.optimizer
         if self.scaler is None and inner.defaults.get("fused"):
-            inner.grad_scale, inner.found_inf = None, (~finite).float()  # as a loss scaler tells fused optimisers
+            inner.grad_scale, inner.found_inf = None, (~finite).float()  # as a loss scaler does with fused optimisers
             optimizer.step()
         elif self.scaler or finite:  # the scaler checks for itself; a CPU has nothing to wait for
             optimizer.step()

@@ -184,7 +184,7 @@ class Run:
 
 @contextlib.contextmanager
 def open_run(config: Config, data: TrainingData, model: Model, engine: Engine, schedule: Schedule) -> Iterator[Run]:
-    """Opens or makes the run folder for rank 0 to write in; other processes hear why this one fails.
+    """Opens or makes the run folder for rank 0 to write in; other processes are told why this one fails.
 
     A loss that is not finite ends the block with a message and ``status`` 1.
 
@@ -274,11 +274,6 @@ class Report:
         self.bar.set_postfix({"images/s": f"{row.get('speed/images_per_second', 0):.0f}", **shown})
         if self.tracker:
             self.tracker.log(step, step * self.run.engine.images_per_step, row)
-
-    def sync(self) -> None:
-        """Makes sure that the log is on disk: a checkpoint must never know more than the log."""
-        if self.tracker:
-            self.tracker.sync()
 
     def close(self) -> None:
         """Closes the progress bar, the profile, the log and W&B."""

@@ -39,10 +39,6 @@ class Tracker:
         self.log_file.flush()
         self._send(step, lambda: {"images": images, **row})
 
-    def sync(self) -> None:
-        """Makes sure that the log is on disk: a checkpoint must never know more than the log."""
-        os.fsync(self.log_file.fileno())
-
     def grid(self, step: int, images: int, name: str, covers: Tensor, labels: Sequence[str] = ()) -> None:
         """Saves covers ``[N, 3, R, R]`` in [0, 1] as ``grids/step_<step>_<name>.png`` and shows them on W&B.
 

@@ -42,7 +42,7 @@ def test_batch_norm_statistics_are_the_mean_over_the_ranks(shards: Path, tmp_pat
     flags = [*TINY, "--shards", str(shards), "--steps", "1", "--critic_steps", "1"]
     train(tmp_path, *flags, "--name", "two", ranks=2)
     found = weights(tmp_path / "runs/two", 1)
-    # The first norm sees the linear layer's output of each rank's latents, twice: in the critic's and its own turn.
+    # The first norm sees the linear layer's output of each rank's latents, twice: in the critic's and its own phase.
     from covergen.data.sampling import seed_of
     from covergen.models.base import InputSpec
     from covergen.models.wgan_gp import PlainOptions, build
@@ -51,9 +51,9 @@ def test_batch_norm_statistics_are_the_mean_over_the_ranks(shards: Path, tmp_pat
     means, generator, source = [], model.networks["generator"], torch.Generator()
     for rank in range(2):
         running = torch.zeros_like(generator.project_norm.running_mean)
-        for place, turn in enumerate(model.phases):
-            source.manual_seed(seed_of(0, "noise", 1, place, 0))
-            latents = turn.sample_noise(12, source)["latents"].chunk(2)[rank]
+        for number, phase in enumerate(model.phases):
+            source.manual_seed(seed_of(0, "noise", 1, number, 0))
+            latents = phase.sample_noise(12, source)["latents"].chunk(2)[rank]
             features = generator.project(latents).unflatten(1, (-1, 4, 4))
             running = 0.9 * running + 0.1 * features.mean((0, 2, 3))
         means.append(running)
@@ -97,9 +97,9 @@ def test_resume_after_kill_gives_the_same_weights(shards: Path, tmp_path: Path, 
     killed = tmp_path / "runs/killed"
     assert same_bits(weights(killed, 24), calm)
     assert [row["step"] for row in log_of(killed)] == list(range(2, 25, 2))
-    kept = [[value for key, value in sorted(row.items()) if key.startswith(("loss", "optim"))]
+    rows = [[value for key, value in sorted(row.items()) if key.startswith(("loss", "optim"))]
             for run in ("killed", "calm") for row in log_of(tmp_path / "runs" / run)]
-    assert kept[:12] == kept[12:]
+    assert rows[:12] == rows[12:]
     grids = sorted(path.name for path in (killed / "grids").iterdir())
     assert grids == sorted(f"step_{step:08d}_{kind}.png" for step in range(4, 25, 4) for kind in ("noise", "truncated"))
     assert grids == sorted(path.name for path in (tmp_path / "runs/calm/grids").iterdir())

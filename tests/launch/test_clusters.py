@@ -131,9 +131,9 @@ def test_skypilot_reads_the_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_slurm_accepts_the_job(tmp_path: Path) -> None:
     if subprocess.run(["sinfo"], capture_output=True).returncode:
         pytest.skip("no Slurm controller answers")
-    kept = [line for line in (LAUNCH / "slurm.sbatch").read_text().splitlines(keepends=True)
+    lines = [line for line in (LAUNCH / "slurm.sbatch").read_text().splitlines(keepends=True)
             if not line.startswith(("#SBATCH --gpus", "#SBATCH --cpus", "#SBATCH --part", "#SBATCH --nodes"))]
-    (tmp_path / "filled.sbatch").write_text("".join(kept))
+    (tmp_path / "filled.sbatch").write_text("".join(lines))
     done = subprocess.run(["sbatch", "--test-only", "filled.sbatch"], cwd=tmp_path, text=True, capture_output=True)
     assert done.returncode == 0, done.stderr
 
@@ -187,10 +187,10 @@ def test_a_job_of_slurm_that_is_told_to_stop_queues_again_and_one_that_is_comple
         job.send_signal(signal.SIGTERM)
         assert job.wait(timeout=LIMIT) == 75
     assert (tmp_path / "requeued").read_text() == "9655\n"
-    (kept,) = (tmp_path / "runs/one/checkpoints").iterdir()
-    begun = int(kept.name.removeprefix("step_"))
+    (checkpoint,) = (tmp_path / "runs/one/checkpoints").iterdir()
+    begun = int(checkpoint.name.removeprefix("step_"))
     assert 5 < begun < 3000
     done = subprocess.run([LAUNCH / "slurm.sbatch", "--steps", str(begun + 5)], cwd=tmp_path, env=env, text=True,
                           capture_output=True, timeout=LIMIT)
-    assert done.returncode == 0 and f"going on from runs/one/checkpoints/{kept.name}" in done.stdout, done.stderr
+    assert done.returncode == 0 and f"going on from runs/one/checkpoints/{checkpoint.name}" in done.stdout, done.stderr
     assert (tmp_path / "requeued").read_text() == "9655\n"

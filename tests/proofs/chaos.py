@@ -46,21 +46,21 @@ from covergen.evaluation.pipeline import QuickEvaluation
 from shard_tools import cli
 
 notes = open(f"rows/{os.environ['START']}-{os.environ.get('RANK', 0)}-{os.getpid()}", "w", buffering=1)
-batch, look = BatchStream.batch, QuickEvaluation.__call__
+batch, evaluate = BatchStream.batch, QuickEvaluation.__call__
 
 def noted(self, number):
     found = batch(self, number)
     notes.write(json.dumps([number, self.rows(number).tolist()]) + "\\n")
     return found
 
-def looking(self, *parts):
+def evaluating(self, *parts):
     Path("evaluating").touch()
     try:
-        return look(self, *parts)
+        return evaluate(self, *parts)
     finally:
         Path("evaluating").unlink(missing_ok=True)
 
-BatchStream.batch, QuickEvaluation.__call__ = noted, looking
+BatchStream.batch, QuickEvaluation.__call__ = noted, evaluating
 if __name__ == "__main__":
     cli.guarded(train.main)
 """
@@ -101,9 +101,9 @@ def disturb(folder: Path, kills: int, ranks: list[int], seed: int, shards: str |
         kill(process, victim, draw)
         done[victim, moment] += 1
     check(folder, starts, flags, ranks)
-    told = ", ".join(f"{victim} during a {moment} {number}" for (victim, moment), number in sorted(done.items()))
+    counts = ", ".join(f"{victim} during a {moment} {number}" for (victim, moment), number in sorted(done.items()))
     lost = sum(last_of(folder, i) - starts[i + 1] for i in range(kills))
-    return (f"{kills} kills ({told}); ranks {ranks}; {lost:,} steps done again; {time.monotonic() - began:.0f} s: "
+    return (f"{kills} kills ({counts}); ranks {ranks}; {lost:,} steps done again; {time.monotonic() - began:.0f} s: "
             "every step once, every global batch once"
             + ("; weights bitwise those of an undisturbed run" if len(set(ranks)) == 1 else ""))
 

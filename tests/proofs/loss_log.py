@@ -32,8 +32,8 @@ def note_steps(folder: Path, pause: float) -> None:
     def step(self: Engine, number: int, batches: list[Batch], measure: bool = False) -> None:
         plain(self, number, batches, measure)
         samples = [[zlib.crc32(cover.contiguous().numpy()) for cover in batch.cover] for batch in batches]
-        file.write(json.dumps({"step": number, "rank": self.ranks.rank, "ranks": self.ranks.ranks, "process": os.getpid(),
-                               "time": time.time(), "samples": samples}) + "\n")
+        file.write(json.dumps({"step": number, "rank": self.ranks.rank, "ranks": self.ranks.ranks,
+                               "process": os.getpid(), "time": time.time(), "samples": samples}) + "\n")
         file.flush()
         if not (folder / "hurry").exists():
             time.sleep(pause)

@@ -22,7 +22,8 @@ TINY = ["--width", "4", "--batch_size", "12", "--critic_steps", "2", "--sample_e
 
 # The conditional models with an audio encoder, as small; ``test_ranks`` has their runs.
 CONDITIONAL = {
-    "r3gan": ["--width", "4", "--blocks", "1", "--group_size", "4", "--patch_size", "2", "--latent", "8", "--penalty_every", "2"],
+    "r3gan": ["--width", "4", "--blocks", "1", "--group_size", "4", "--patch_size", "2", "--latent", "8",
+              "--penalty_every", "2"],
     "flow": ["--width", "32", "--channel_mult", "1,1", "--blocks", "1", "--patch_size", "4", "--sampling_steps", "2",
              "--lr_warmup", "120"],
     "contrast": ["--width", "16"],

@@ -42,7 +42,7 @@ def be(rank: int, port: int, said: str, fate: str) -> None:
 
 
 def all_there(said: Path) -> bool:
-    """Whether all processes have heard of each other."""
+    """Whether all processes know of each other."""
     return all(Path(f"{said}.{rank}").exists() for rank in range(RANKS))
 
 

@@ -1,4 +1,4 @@
-"""Every turn compiles as one graph, no step waits for the device, and what compiling costs is told."""
+"""Every phase compiles as one graph, no step waits for the device, and what compiling costs is told."""
 
 from __future__ import annotations
 
@@ -53,12 +53,12 @@ def test_no_step_waits_for_the_device(name: str, options: dict) -> None:
     model = built(name, options)
     covers, noise = batch(model), torch.Generator()
     for step in (1, 2):
-        for turn in model.phases:
-            turn.begin(step, step * COUNT)
-            drawn = turn.sample_noise(COUNT, noise)
+        for phase in model.phases:
+            phase.begin(step, step * COUNT)
+            drawn = phase.sample_noise(COUNT, noise)
             with NoWaiting():
                 with torch.autocast("cpu", torch.bfloat16):
-                    loss, scalars = turn(covers, drawn)
+                    loss, scalars = phase(covers, drawn)
                 loss.backward()
             assert loss.dtype == torch.float32 and all(value.dtype == torch.float32 for value in scalars.values())
 
@@ -76,14 +76,14 @@ def test_every_turn_compiles_as_one_graph(name: str, options: dict) -> None:
     counters.clear()
     model = built(name, options)
     backward = name == "wgan_gp"  # also traced there: its critic is read and trained, and has a hook
-    for turn in model.phases:
-        turn.compile(dynamic=False, backend="aot_eager" if backward else "eager")
+    for phase in model.phases:
+        phase.compile(dynamic=False, backend="aot_eager" if backward else "eager")
     noise = torch.Generator()
     for step in (1, 2):
-        for turn in model.phases:
-            turn.begin(step, step * COUNT)
+        for phase in model.phases:
+            phase.begin(step, step * COUNT)
             with torch.autocast("cpu", torch.bfloat16):
-                loss, _ = turn(batch(model), turn.sample_noise(COUNT, noise))
+                loss, _ = phase(batch(model), phase.sample_noise(COUNT, noise))
             if backward:
                 loss.backward()
     assert not counters["graph_break"]
@@ -91,11 +91,11 @@ def test_every_turn_compiles_as_one_graph(name: str, options: dict) -> None:
 
 
 def test_cuda_graphs_are_refused_where_there_are_none() -> None:
-    turns, cpu = built("dcgan", {}).phases, torch.device("cpu")
+    phases, cpu = built("dcgan", {}).phases, torch.device("cpu")
     with pytest.raises(ValueError, match="needs a CUDA GPU, and this process computes on cpu"):
-        Compiling(turns, Training(cuda_graphs=True), cpu)
+        Compiling(phases, Training(cuda_graphs=True), cpu)
     with pytest.raises(ValueError, match="can't be accumulated"):
-        Compiling(turns, Training(cuda_graphs=True, grad_accum=2), torch.device("cuda"))
+        Compiling(phases, Training(cuda_graphs=True, grad_accum=2), torch.device("cuda"))
 
 
 def test_a_turn_for_cuda_graphs_hands_out_copies_and_keeps_its_names(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,52 +103,52 @@ def test_a_turn_for_cuda_graphs_hands_out_copies_and_keeps_its_names(monkeypatch
     monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", lambda: marks.append(1))
     monkeypatch.setattr(torch, "compile", lambda call, **options: modes.append(options["mode"]) or call)
     model = built("dcgan", {})
-    turn = model.phases[0]
-    names = set(turn.state_dict())
-    compile_phase(turn, cuda_graphs=True)
-    turn(batch(model), turn.sample_noise(COUNT, torch.Generator()))[0].backward()
-    assert (marks, modes) == ([1], ["reduce-overhead"]) and set(turn.state_dict()) == names
+    phase = model.phases[0]
+    names = set(phase.state_dict())
+    compile_phase(phase, cuda_graphs=True)
+    phase(batch(model), phase.sample_noise(COUNT, torch.Generator()))[0].backward()
+    assert (marks, modes) == ([1], ["reduce-overhead"]) and set(phase.state_dict()) == names
 
 
 def test_an_optimiser_goes_on_from_a_state_of_other_kernels() -> None:
     model = built("dcgan", {})
-    turn, training, covers = model.phases[0], Training(), batch(model)
-    plain = torch.optim.Adam(turn.parameters(), lr=training.lr, betas=training.betas)
-    turn(covers, turn.sample_noise(COUNT, torch.Generator()))[0].backward()
+    phase, training, covers = model.phases[0], Training(), batch(model)
+    plain = torch.optim.Adam(phase.parameters(), lr=training.lr, betas=training.betas)
+    phase(covers, phase.sample_noise(COUNT, torch.Generator()))[0].backward()
     plain.step()
-    fused = optimizer_of(turn, training, "bf16")
+    fused = optimizer_of(phase, training, "bf16")
     load_optimizer(fused, plain.state_dict())
     assert fused.param_groups[0]["fused"] is True
-    before = [parameter.detach().clone() for parameter in turn.parameters()]
+    before = [parameter.detach().clone() for parameter in phase.parameters()]
     plain.step()
-    after = [parameter.detach().clone() for parameter in turn.parameters()]
-    for parameter, value in zip(turn.parameters(), before, strict=True):
+    after = [parameter.detach().clone() for parameter in phase.parameters()]
+    for parameter, value in zip(phase.parameters(), before, strict=True):
         parameter.data.copy_(value)
     fused.step()
-    for parameter, value in zip(turn.parameters(), after, strict=True):
+    for parameter, value in zip(phase.parameters(), after, strict=True):
         torch.testing.assert_close(parameter.detach(), value)
-    assert optimizer_of(turn, training, "fp16").param_groups[0]["fused"] is None
+    assert optimizer_of(phase, training, "fp16").param_groups[0]["fused"] is None
 
 
 def test_what_compiling_costs_is_counted_and_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
     from torch._dynamo.utils import counters
     compile_module = torch.nn.Module.compile
     monkeypatch.setattr(torch.nn.Module, "compile",
-                        lambda turn, **options: compile_module(turn, **options, backend="eager"))
+                        lambda phase, **options: compile_module(phase, **options, backend="eager"))
     torch._dynamo.reset()
     counters.clear()
     model = built("vae", {})
-    turn, noise = model.phases[0], torch.Generator()
+    phase, noise = model.phases[0], torch.Generator()
     compiling = Compiling(model.phases, Training(compile=True), torch.device("cpu"))
     before = compiling.seconds
-    turn(batch(model), turn.sample_noise(COUNT, noise))
+    phase(batch(model), phase.sample_noise(COUNT, noise))
     assert compiling.seconds > before
     costs = compiling.new_stats()
     assert costs["speed/graph_breaks"] == costs["speed/recompiles"] == 0 and costs["speed/compile_seconds"] > 0
-    turn(batch(model), turn.sample_noise(COUNT, noise))
+    phase(batch(model), phase.sample_noise(COUNT, noise))
     assert not compiling.new_stats()
-    turn.eval()
-    turn(batch(model), turn.sample_noise(COUNT, noise))
+    phase.eval()
+    phase(batch(model), phase.sample_noise(COUNT, noise))
     assert compiling.new_stats()["speed/recompiles"] == 1 and "0 graph breaks, 1 recompiles" in compiling.text()
     assert not Compiling(model.phases, Training(), torch.device("cpu")).new_stats()
 
