@@ -245,7 +245,7 @@ def read_run(folder: Path) -> Config:
 
 def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What defines a run and is not the same in two flat configurations, one phrase each."""
-    free = {f.name for f in dataclasses.fields(Training) if f.metadata["free"]}
+    free = {f.name for f in dataclasses.fields(Training) if f.metadata.get("free")}
     return [f"--{key}: {saved.get(key)!r} in the run, {now.get(key)!r} now"
             for key in sorted((saved.keys() | now.keys()) - free) if saved.get(key) != now.get(key)]
 
