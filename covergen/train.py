@@ -7,14 +7,19 @@ in ``training.engine``, which covers it reads in ``data.stream``, and what surro
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from typing import Any
 
+from covergen.data.dataset import ShardDataset
 from covergen.data.stream import SequentialBatches
 from covergen.distributed.collectives import report_root_cause
 from covergen.distributed.environment import keep_memory, processes, use_threads
 from covergen.distributed.interrupts import StopSignal
+from covergen.inference.trained_model import TrainedModel
 from covergen.runs.config import Config, help_text, resolve
 from covergen.training.engine import Engine
-from covergen.training.session import Report, Schedule, open_run
+from covergen.training.sample_grids import EXAMPLES
+from covergen.training.session import Report, Run, Schedule, open_run
 from covergen.training.setup import build_model, open_training_data
 from covergen.training.validation import Validation
 from shard_tools import cli
@@ -48,7 +53,9 @@ def train(config: Config) -> int:
             return 0
         run.announce(threads)
         loader = run.open_loader(state.step)
-        report = run.closing(Report(run, loader, val, state))
+        examples = (val or data.stream).examples(EXAMPLES)
+        evaluation = open_quick_evaluation(run) if training.eval_every and ranks.main else None
+        report = run.closing(Report(run, loader, examples, state, evaluation))
         if validation and early.validation_pending and (row := validation.run(state, stop)):
             report.log(state.step, row)
             if early.best_step == state.step:
@@ -86,6 +93,15 @@ def train(config: Config) -> int:
             report.start_clock(step)
         run.finish(state, stop)
     return run.status
+
+
+def open_quick_evaluation(run: Run) -> Callable[[TrainedModel], tuple[Any, ...]]:
+    """What evaluates a run while it trains, on the same songs of the val split all through."""
+    from covergen.evaluation.judge import open_judge
+    from covergen.evaluation.pipeline import QuickEvaluation  # torchmetrics and others, which take seconds to load
+    training, songs = run.config.training, ShardDataset(run.data.root, "val", audio_scale="raw")
+    return QuickEvaluation(songs, run.data.resolution, open_judge(training.judge) if training.judge else None,
+                           training.seed)
 
 
 def main() -> int:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from covergen.data.dataset import ShardDataset
+from covergen.data.batch import Batch
 from covergen.data.loader import Loader
 from covergen.data.memory_cache import cache_decoded
 from covergen.distributed.environment import peak_memory
@@ -26,7 +26,7 @@ from covergen.runs.sync import open_sync
 from covergen.training.batch_split import BatchSplit
 from covergen.training.engine import Engine
 from covergen.training.profiler import Profile
-from covergen.training.sample_grids import EXAMPLES, SampleGrids
+from covergen.training.sample_grids import SampleGrids
 from covergen.training.setup import TrainingData, log_main
 from covergen.training.tracking import Tracker
 from shard_tools.core.locks import lock_folder
@@ -208,14 +208,19 @@ def open_run(config: Config, data: TrainingData, model: Model, engine: Engine, s
 class Report:
     """What a run shows while it trains: log, grids, evaluations, progress bar and profile; most of it on rank 0."""
 
-    def __init__(self, run: Run, loader: Loader, validation: ShardDataset | None, state: TrainState) -> None:
-        """Args: run; loader: of its batches; validation: the val split, if any; state: that it goes on from."""
+    def __init__(self, run: Run, loader: Loader, examples: Batch, state: TrainState,
+                 quick_evaluation: Callable[[TrainedModel], tuple[Any, ...]] | None) -> None:
+        """Args:
+            run: that is trained; loader: of its batches.
+            examples: that grids show, see ``SampleGrids``.
+            state: that the run goes on from.
+            quick_evaluation: of the model as it is now: metrics, and columns and rows of a table of songs.
+        """
         training, engine, main = run.config.training, run.engine, run.engine.ranks.main
         self.run, self.loader = run, loader
-        examples = (validation or run.data.stream).examples(EXAMPLES)
         self.sample_grids = SampleGrids(run.model, examples, run.metadata["genres"], run.data.resolution, engine.device,
                                         training.seed)
-        self.quick_evaluation = _quick_evaluation(run) if training.eval_every and main else None
+        self.quick_evaluation = quick_evaluation
         self.profile = Profile(run.folder, training.profile if main else 0, engine.device, log_main)
         logged = state.step - state.early_stopping.validation_pending  # without it the step has not been logged
         self.tracker = Tracker(run.folder, run.config.flat(), logged) if main else None
@@ -281,12 +286,3 @@ class Report:
         self.profile.close()
         if self.tracker:
             self.tracker.finish()
-
-
-def _quick_evaluation(run: Run) -> Any:
-    """The same songs of the val split for every evaluation of a run."""
-    from covergen.evaluation.judge import open_judge
-    from covergen.evaluation.pipeline import QuickEvaluation  # torchmetrics and others, which take seconds to load
-    training = run.config.training
-    return QuickEvaluation(ShardDataset(run.data.root, "val", audio_scale="raw"), run.data.resolution,
-                           open_judge(training.judge) if training.judge else None, training.seed)
