@@ -49,6 +49,7 @@ def train(config: Config) -> int:
     with open_run(config, data, model, engine, schedule) as run:
         state = run.checkpoints.load_latest(engine)
         early = state.early_stopping
+        early.validation_pending &= validation is not None
         if run.finished(state):
             return 0
         run.announce(threads)
