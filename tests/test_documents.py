@@ -33,8 +33,7 @@ def slug(heading: str) -> str:
 def options(command: str) -> frozenset[str]:
     """The names of a command's options."""
     if command == "covergen.train":
-        return frozenset({"config", "dry_run"}.union(option.name for model in models.MODELS
-                                                     for option in options_of(model)))
+        return frozenset({"config", "dry_run"}.union(*map(options_of, models.MODELS)))
     if command == "covergen.bench":
         return frozenset().union(*(inspect.signature(bench.load(what).run).parameters for what in bench.BENCHMARKS))
     module = importlib.import_module(command)
