@@ -155,7 +155,7 @@ def poisoned(self, batch, noise):
 def begin(self, number, images):
     self.number = number
 toy_model.PicturePhase.forward, toy_model.PicturePhase.begin = poisoned, begin
-models.MODELS["toy"] = "toy_model:TOY"
+models.MODELS["toy"] = "tests.support.toy_model:TOY"
 """
 
 
