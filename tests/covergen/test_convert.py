@@ -69,7 +69,7 @@ def test_a_converted_gan_gives_the_same_images_and_scores(model: str, folder: Pa
     latents = torch.randn(2, run.config.options.latent, generator=noise)
     audio = [torch.randn(2, 1160, generator=noise) * 2] if run.model.conditional else []
     expected = made["model_g"](latents, *audio)
-    for opened in (run, open_model(path, ema_networks=False)):
+    for opened in (run, open_model(path, averaged=False)):
         torch.testing.assert_close(opened.sample(latents, *(part.numpy() for part in audio)), expected, **CLOSE)
     judge = next(network for name, network in run.model.networks.items() if name != "generator")
     images = torch.rand(4, 3, 128, 128, generator=noise) * torch.linspace(0.1, 2, 4).view(4, 1, 1, 1) - 1
@@ -209,7 +209,7 @@ def test_the_next_step_of_adam_is_the_one_the_thesis_would_take(model: str, entr
     theirs, optimizer = made[f"model_{entry}"], thesis.stepped(model, made[f"model_{entry}"], 3)
     path = thesis.save(model, folder, made, **{f"optimizer_{entry}": optimizer.state_dict()})
     convert(str(path), model, str(folder / "run"))
-    run = open_model(folder / "run", which="last", ema_networks=False)
+    run = open_model(folder / "run", which="last", averaged=False)
     turn = run.model.phases[-1]
     ours = torch.optim.Adam(turn.parameters(), lr=1.0)  # which its state overrules
     ours.load_state_dict(trainer_of(run.folder)["optimizers"][turn.name])
