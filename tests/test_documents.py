@@ -39,7 +39,8 @@ def options(command: str) -> frozenset[str]:
     module = importlib.import_module(command)
     entry = COMMANDS[command].read_text().partition("if __name__")[2]
     name = re.search(r"cli\.run\((\w+)", entry)[1]
-    return frozenset(inspect.signature(getattr(module, name, None) or getattr(module, command.split(".")[1])).parameters)
+    function = getattr(module, name, None) or getattr(module, command.rpartition(".")[2])
+    return frozenset(inspect.signature(function).parameters)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

@@ -20,7 +20,6 @@ from torch.nn import functional as F
 
 from covergen.models.base import (
     InputSpec,
-    Latents,
     Model,
     ModelSpec,
     Phase,
@@ -167,12 +166,13 @@ def score(features: Tensor, embedding: Tensor) -> Tensor:
 
 
 class RelativisticPhase(Phase):
-    """The noise that both phases draw: latents, augmentation and, with audio, the noise on audio."""
+    """The networks and the noise of both phases: latents, augmentation and, with audio, the noise on audio."""
 
-    def __init__(self, options: Options, latents: Latents, audio: int) -> None:
-        """Args: latents: their distribution; audio: numbers in an audio vector, 0 without."""
+    def __init__(self, trained: nn.Module, frozen_network: nn.Module, options: Options, audio: int) -> None:
+        """Args: trained, frozen_network: generator and discriminator, or the other way round; audio: its numbers."""
         super().__init__()
-        self.options, self.latents, self.audio = options, latents, audio
+        self.trained, self.frozen_networks, self.options, self.audio = trained, (frozen_network,), options, audio
+        self.latents = normal_latents(options.latent)
 
     def sample_noise(self, count: int, generator: torch.Generator) -> dict[str, Tensor]:
         noise = {**super().sample_noise(count, generator), **draw_augmentation(count, generator)}
@@ -186,10 +186,9 @@ class DiscriminatorPhase(RelativisticPhase):
 
     name = "discriminator"
 
-    def __init__(self, generator: Generator, discriminator: Discriminator, options: Options, latents: Latents,
-                 audio: int) -> None:
-        super().__init__(options, latents, audio)
-        self.discriminator, self.frozen_networks, self.penalised = discriminator, (generator,), True
+    def __init__(self, trained: Discriminator, frozen_network: Generator, options: Options, audio: int) -> None:
+        super().__init__(trained, frozen_network, options, audio)
+        self.penalised = True
         self.register_buffer("weight", torch.tensor(options.penalty), persistent=False)
 
     def begin(self, step: int, images: int) -> None:
@@ -199,24 +198,24 @@ class DiscriminatorPhase(RelativisticPhase):
                                                               options.penalty_images))
 
     def forward(self, batch: Any, noise: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        kinds, draws, options = self.options.augment, noise["augmentation"], self.options
+        kinds, draws, options, discriminator = self.options.augment, noise["augmentation"], self.options, self.trained
         with torch.no_grad():
             fake = self.frozen_networks[0](noise["latents"], batch.audio, noise).float()
         real, fake = (augment(images, kinds, draws) for images in (to_minus_one_one(batch.cover), fake))
-        embedding = self.discriminator.embed_audio(batch.audio, noise)
-        real_features, fake_features = self.discriminator.embed_image(torch.cat([real, fake])).chunk(2)
+        embedding = discriminator.embed_audio(batch.audio, noise)
+        real_features, fake_features = discriminator.embed_image(torch.cat([real, fake])).chunk(2)
         real_scores, fake_scores = score(real_features, embedding), score(fake_features, embedding)
         loss = relativistic_loss(real_scores, fake_scores)
         scalars = {"discriminator": loss.detach(), "score_gap": (real_scores - fake_scores).detach().mean()}
         if batch.mismatched is not None and self.audio and options.mismatch_weight:
-            mismatched = score(real_features, self.discriminator.embed_audio(batch.mismatched, noise))
+            mismatched = score(real_features, discriminator.embed_audio(batch.mismatched, noise))
             mismatch = relativistic_loss(real_scores, mismatched)
             loss = loss + options.mismatch_weight * mismatch
             scalars["mismatch"] = mismatch.detach()
         if self.penalised:
             twice = embedding.expand(len(real), -1).repeat(2, 1)
-            norms = squared_gradient_norms(lambda images: self.discriminator(images, twice), torch.cat([real, fake]))
-            penalty = norms.mean()
+            images = torch.cat([real, fake])
+            penalty = squared_gradient_norms(lambda inputs: discriminator(inputs, twice), images).mean()
             loss = loss + self.weight * penalty  # gamma / 2 for each of the halves that the mean is over
             scalars["penalty"] = penalty.detach()
         return loss, scalars
@@ -227,14 +226,9 @@ class GeneratorPhase(RelativisticPhase):
 
     name = "generator"
 
-    def __init__(self, generator: Generator, discriminator: Discriminator, options: Options, latents: Latents,
-                 audio: int) -> None:
-        super().__init__(options, latents, audio)
-        self.generator, self.frozen_networks = generator, (discriminator,)
-
     def forward(self, batch: Any, noise: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         kinds, draws, (discriminator,) = self.options.augment, noise["augmentation"], self.frozen_networks
-        fake = self.generator(noise["latents"], batch.audio, noise).float()
+        fake = self.trained(noise["latents"], batch.audio, noise).float()
         with torch.no_grad():
             embedding = discriminator.embed_audio(batch.audio, noise)
             real_scores = discriminator(augment(to_minus_one_one(batch.cover), kinds, draws), embedding)
@@ -250,10 +244,9 @@ def build(options: Options, inputs: InputSpec) -> Model:
     if options.patch_size not in (1, 2, 4):
         raise ValueError(f"--patch_size {options.patch_size}: expected 1, 2 or 4")
     generator, discriminator = Generator(options, inputs), Discriminator(options, inputs)
-    latents = normal_latents(options.latent)
-    phases: list[Phase] = [kind(generator, discriminator, options, latents, inputs.audio)
-                           for kind in (DiscriminatorPhase, GeneratorPhase)]
-    return adversarial({"generator": generator, "discriminator": discriminator}, phases, latents,
+    phases = [DiscriminatorPhase(discriminator, generator, options, inputs.audio),
+              GeneratorPhase(generator, discriminator, options, inputs.audio)]
+    return adversarial({"generator": generator, "discriminator": discriminator}, phases, phases[0].latents,
                        conditional=bool(inputs.audio),
                        needs_mismatched_audio=bool(inputs.audio and options.mismatch_weight))
 

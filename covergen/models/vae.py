@@ -7,6 +7,7 @@ Sources: Kingma and Welling 2014, "Auto-Encoding Variational Bayes"; layer table
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -81,6 +82,8 @@ class ElboPhase(Phase):
 def build(options: Options, inputs: InputSpec, conditional: bool = False) -> Model:
     """Builds the model; reconstructions and embeddings are from the means of q(z|x)."""
     check_resolution(inputs.resolution)
+    if conditional:
+        check_audio(inputs.audio)
     vae = Autoencoder(options, inputs, conditional)
     latents = normal_latents(options.latent)
     phase = ElboPhase(vae, latents)
@@ -97,17 +100,11 @@ def build(options: Options, inputs: InputSpec, conditional: bool = False) -> Mod
         reconstruct=lambda networks, batch: sample(networks, encode(networks, batch), batch.audio))
 
 
-def build_conditional(options: Options, inputs: InputSpec) -> Model:
-    """The same with audio."""
-    check_audio(inputs.audio)
-    return build(options, inputs, conditional=True)
-
-
 PRESET = {"batch_size": 128, "lr": 1e-4, "betas": (0.9, 0.999), "ema": 0.0, "patience": 5}
 
 VAE = ModelSpec("variational autoencoder (thesis; Kingma and Welling 2014)", Options, build, preset=PRESET,
                 demo={"batch_size": 32, "lr": 5e-4, "steps": 3000})
 
 COND_VAE = ModelSpec("the thesis's conditional VAE, after its figure: audio modulates the decoder", Options,
-                     build_conditional, preset={**PRESET, "audio_scale": "raw"},
+                     partial(build, conditional=True), preset={**PRESET, "audio_scale": "raw"},
                      demo={"batch_size": 32, "lr": 5e-4, "steps": 2000})

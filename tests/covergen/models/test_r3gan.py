@@ -178,7 +178,7 @@ def test_real_and_generated_covers_are_changed_alike_in_both_phases(kinds: tuple
     model, batch = made(augment=kinds), batch_of()
     copies = nn.Module()
     copies.forward = lambda latents, audio, noise: to_minus_one_one(batch.cover)  # "generates" the real covers
-    model.phases[0].frozen_networks, model.phases[1].generator = (copies,), copies
+    model.phases[0].frozen_networks, model.phases[1].trained = (copies,), copies
     assert losses(model, batch)[1]["score_gap"] == 0
     phase = model.phases[1]
     loss, _ = phase(batch, phase.sample_noise(6, torch.Generator().manual_seed(0)))
