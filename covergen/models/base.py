@@ -122,9 +122,15 @@ class ModelSpec:
     demo: dict[str, Any] = field(default_factory=dict)
 
 
-def option(default: Any, help: str, **limits: float) -> Any:
-    """A field of a dataclass of options; ``limits`` of a number are any of gt (above), ge (at least), lt (below)."""
-    return field(default=default, metadata={"help": help, **limits})
+def option(default: Any, help: str, *, free: bool = False, **limits: float) -> Any:
+    """A field of a dataclass of options.
+
+    Args:
+        default, help: of the option.
+        free: it may differ when a run is resumed.
+        limits: of a number, any of gt (above), ge (at least), lt (below).
+    """
+    return field(default=default, metadata={"help": help, "free": free, **limits})
 
 
 def frozen(network: nn.Module, *inputs: Tensor) -> Tensor:
