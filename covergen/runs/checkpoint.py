@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from covergen.runs.log import log_path
 from covergen.runs.state import TrainState
 from covergen.runs.sync import RunSync
-from shard_tools.core.files import file_sha256, read_bounded
+from shard_tools.core.files import file_sha256, open_regular, read_bounded, sync
 
 MANIFEST, TRAINER = "manifest.json", "trainer.pt"
 
@@ -57,9 +57,8 @@ class Checkpoints:
         load_networks(self.start, engine.networks)
         path = self.start / TRAINER
         try:
-            if path.exists() and not path.is_file():  # a FIFO would be waited for
-                raise ValueError("not a file")
-            saved = torch.load(path, map_location="cpu", weights_only=True)
+            with open_regular(path) as file:
+                saved = torch.load(file, map_location="cpu", weights_only=True)
             engine.load_state_dict(saved["engine"])
             return TrainState.from_state_dict(saved["state"])
         except Exception as error:  # boundary: torch raises many kinds for damaged files
@@ -80,7 +79,7 @@ class Checkpoints:
         self.wait()
         if not self.failure:
             if log_path(self.folder).is_file():  # a checkpoint must never know more than the log
-                _sync(log_path(self.folder))
+                sync(log_path(self.folder))
             taken = snapshot(state, engine.networks, engine.state_dict())
             # Not a daemon: a process that ends in peace ends after its last checkpoint is on disk.
             self._thread = threading.Thread(target=self._write, args=(taken, kinds), name="checkpoint")
@@ -170,7 +169,7 @@ def write(folder: Path, taken: Snapshot, keep: int, kind: str = "step") -> Path:
         shutil.rmtree(temporary)
         return final
     os.replace(temporary, final)
-    _sync(root)
+    sync(root)
     found = checkpoints(folder, kind)
     # The newest best is the one just saved, whatever a course that was killed had found later on.
     for old in found[:-keep] if kind == "step" else [path for path in found if path != final]:
@@ -187,15 +186,7 @@ def _fill(temporary: Path, taken: Snapshot) -> None:
     files = {path.name: {"bytes": path.stat().st_size, "sha256": file_sha256(path)} for path in temporary.iterdir()}
     (temporary / MANIFEST).write_text(json.dumps({"step": taken.step, "files": files}, indent=1) + "\n")
     for path in [*temporary.iterdir(), temporary]:
-        _sync(path)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        sync(path)
 
 
 def check(checkpoint: Path, training: bool = True) -> None:
@@ -258,8 +249,7 @@ def load_networks(checkpoint: Path, networks: dict[str, nn.Module]) -> None:
     for name, network in networks.items():
         path = checkpoint / f"{name}.safetensors"
         try:
-            if path.exists() and not path.is_file():  # a FIFO would be waited for
-                raise ValueError("not a file")
+            open_regular(path).close()  # a FIFO would be waited for
             network.load_state_dict(load_file(path))
         except Exception as error:  # safetensors raises its own kinds for damaged files
             lines = str(error).splitlines()
