@@ -1,7 +1,7 @@
-"""``python -m shard_tools.coverart --source JSON_DIR --out DIR --contact MAIL``: AcousticBrainz files in; front covers
-from the Cover Art Archive out, as ``DIR/cover/<genre>/<stem>.jpg``.
+"""``python -m shard_tools.coverart --source JSON_DIR --out DIR --contact MAIL``: fetches front covers from the Cover Art
+Archive for the releases that AcousticBrainz files name, as ``DIR/cover/<genre>/<stem>.jpg``.
 
-What was fetched lies once in ``DIR/.coverart/`` (which packing, as all hidden folders, doesn't see), and the tracks of
+What was fetched lies once in ``DIR/.coverart/`` (which packing, as all hidden folders, passes over), and the tracks of
 a release are links to it. A picture there, and a line in ``answers.jsonl`` there, is never asked for again.
 """
 
@@ -11,19 +11,25 @@ import json
 import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from tqdm import tqdm
 
-from shard_tools import __version__
+from shard_tools import __version__, cli
+from shard_tools.cli import Range, checked
 from shard_tools.core.errors import BadFileError
+from shard_tools.core.extras import need
 from shard_tools.core.files import place_link, write_atomically
 from shard_tools.core.locks import lock_output
 from shard_tools.core.parallel import available_workers, run_tasks
 from shard_tools.core.quarantine import Drop, show_reasons, write_quarantine
 from shard_tools.dataset.source import Entry, read_entry
 from shard_tools.extractors.acousticbrainz import JSON_BYTES
+
+if TYPE_CHECKING:
+    from shard_tools.music.coverart_client import Client
 
 ARCHIVE = "https://coverartarchive.org"
 FOLDER, ANSWERS, SIZE = ".coverart", "answers.jsonl", "size"
@@ -33,16 +39,12 @@ _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _CONTACT = re.compile(r"[!-~]+@[!-~]+\.[!-~]+|https?://[!-~]+")
 
 
-class Chunk(NamedTuple):
-    """Some of the files below a folder, by relative path."""
-
-    source: Path
-    names: list[str]
-
-
+@checked
 def coverart(source: str, out: str, contact: str, size: Literal["250", "500", "1200", "full"] = "500",
-             rate: float = 1.0, connections: int = 4, attempts: int = 10, backoff: float = 1.0, retry: bool = False,
-             dry_run: bool = False, base_url: str = ARCHIVE, workers: int | None = None) -> int:
+             rate: Annotated[float, Range(1e-4, 1e4)] = 1.0, connections: Annotated[int, Range(1, 64)] = 4,
+             attempts: Annotated[int, Range(1, 100)] = 10, backoff: Annotated[float, Range(0, 60)] = 1.0,
+             retry: bool = False, dry_run: bool = False, base_url: str = ARCHIVE,
+             workers: Annotated[int | None, Range(1, 1024)] = None) -> int:
     """Fetches the front cover of every release that AcousticBrainz files name, once, however many tracks share it.
 
     With `shard_tools.features --source JSON_DIR --out DIR/audio` the result is a data set that pack and split read. The
@@ -68,53 +70,41 @@ def coverart(source: str, out: str, contact: str, size: Literal["250", "500", "1
     Raises:
         ValueError: no files, no contact, OUT holds covers of another size, or nobody answers at the base URL.
     """
-    _check(contact, base_url, rate=(rate, 1e-4, 1e4), connections=(connections, 1, 64), attempts=(attempts, 1, 100),
-           backoff=(backoff, 0, 60))
-    source_path, root = Path(source).resolve(), Path(out).resolve()
-    if not source_path.is_dir():
-        raise ValueError(f"--source {source} is not a folder; expected one with AcousticBrainz JSON files")
-    releases, drops = _read_releases(source_path, workers or available_workers())
-    shelf = root / FOLDER
-    answers = _read_answers(shelf)
-    there = {mbid: found for mbid in releases if (found := _on_shelf(shelf, mbid))}
-    wanted = [mbid for mbid in releases if mbid not in there
-              and (mbid not in answers or (retry and answers[mbid][0] == GIVEN_UP))]
-    tracks = sum(map(len, releases.values()))
-    print(f"{tracks + len(drops):,} files: {tracks:,} of {len(releases):,} releases, {len(drops):,} name none; "
-          f"{len(there):,} covers are there, {len(wanted):,} to ask for ({_hours(len(wanted) / rate)} or more)")
-    if dry_run:
-        return 0
-    shelf.mkdir(parents=True, exist_ok=True)
-    with lock_output(root):
-        _check_size(shelf, size)
-        for mbid, found in there.items():
-            _link(root, found, releases[mbid])
-        ending = "" if size == "full" else f"-{size}"
-        agent = f"covergen/{__version__} ( {contact} )"
-        client = _client(base_url=base_url, agent=agent, rate=rate, attempts=attempts, backoff=backoff)
-        for mbid, found in _fetch(client, shelf, wanted, ending, connections, answers):
-            _link(root, found, releases[mbid])
-            there[mbid] = found
-    return _finish(root, releases, there, answers, drops)
-
-
-def _check(contact: str, base_url: str, **numbers: tuple[float, float, float]) -> None:
-    for name, (value, low, high) in numbers.items():
-        if not low <= value <= high:
-            raise ValueError(f"--{name} {value}: expected {low:,} to {high:,}")
     if not _CONTACT.fullmatch(contact):
         raise ValueError(f"--contact {contact!r}: expected your mail address or web page, such as me@example.org; the "
                          "archive wants to know whom to write to")
     if not base_url.startswith(("https://", "http://")):
         raise ValueError(f"--base_url {base_url!r}: expected an address such as {ARCHIVE}")
+    source_path, root = Path(source).resolve(), Path(out).resolve()
+    if not source_path.is_dir():
+        raise ValueError(f"--source {source} is not a folder; expected one with AcousticBrainz JSON files")
+    releases, drops = _read_releases(source_path, workers or available_workers())
+    folder = root / FOLDER
+    answers = _read_answers(folder)
+    pictures = {mbid: path for mbid in releases for suffix in (".jpg", ".png")
+                if (path := _picture_path(folder, mbid, suffix)).is_file()}
+    wanted = [mbid for mbid in releases if mbid not in pictures
+              and (mbid not in answers or (retry and answers[mbid][0] == GIVEN_UP))]
+    tracks, seconds = sum(map(len, releases.values())), len(wanted) / rate
+    time = f"{seconds / 3600:,.1f} h" if seconds >= 3600 else f"{seconds:,.0f} s"
+    print(f"{tracks + len(drops):,} files: {tracks:,} of {len(releases):,} releases, {len(drops):,} name none; "
+          f"{len(pictures):,} covers are there, {len(wanted):,} to ask for ({time} or more)")
+    if dry_run:
+        return 0
+    need("coverart", "httpx", "tenacity")
+    from shard_tools.music.coverart_client import Client
 
-
-def _client(**options: Any):
-    try:
-        from shard_tools.music.coverart_client import Client
-    except ImportError as error:
-        raise ValueError(f"fetching needs a package that is missing ({error}): pip install -e '.[coverart]'") from None
-    return Client(**options)
+    folder.mkdir(parents=True, exist_ok=True)
+    with lock_output(root):
+        _check_size(folder, size)
+        for mbid, picture in pictures.items():
+            _link(root, picture, releases[mbid])
+        client = Client(base_url, f"covergen/{__version__} ( {contact} )", rate, attempts, backoff)
+        ending = "" if size == "full" else f"-{size}"
+        for mbid, picture in _fetch(client, folder, wanted, ending, connections, answers):
+            _link(root, picture, releases[mbid])
+            pictures[mbid] = picture
+    return _finish(root, releases, pictures, answers, drops)
 
 
 def _read_releases(source: Path, workers: int) -> tuple[dict[str, list[str]], list[Drop]]:
@@ -123,28 +113,28 @@ def _read_releases(source: Path, workers: int) -> tuple[dict[str, list[str]], li
                    if not any(part.startswith(".") for part in path.relative_to(source).parts))
     if not names:
         raise ValueError(f"--source {source} holds no .json files; expected AcousticBrainz's, as <genre>/<stem>.json")
-    chunks = [Chunk(source, names[i:i + CHUNK]) for i in range(0, len(names), CHUNK)]
+    chunks = [names[i:i + CHUNK] for i in range(0, len(names), CHUNK)]
     releases: dict[str, list[str]] = {}
     drops = []
     with tqdm(total=len(names), desc="reading", unit=" files") as bar:
-        for found in run_tasks(read_chunk, chunks, min(workers, len(chunks))):
-            for name, answer in found:
-                if isinstance(answer, Drop):
-                    drops.append(answer)
-                else:
-                    releases.setdefault(answer, []).append(name.removesuffix(".json"))
-            bar.update(len(found))
+        read = run_tasks(partial(read_chunk, source), chunks, min(workers, len(chunks)))
+        for name, answer in (pair for chunk in read for pair in chunk):
+            if isinstance(answer, BadFileError):
+                drops.append(Drop(name, "release", answer.reason, answer.detail))
+            else:
+                releases.setdefault(answer, []).append(name.removesuffix(".json"))
+            bar.update()
     return releases, drops
 
 
-def read_chunk(chunk: Chunk) -> list[tuple[str, str | Drop]]:
+def read_chunk(source: Path, names: list[str]) -> list[tuple[str, str | BadFileError]]:
     """The release that each file names, or why there is none."""
-    found: list[tuple[str, str | Drop]] = []
-    for name in chunk.names:
+    found: list[tuple[str, str | BadFileError]] = []
+    for name in names:
         try:
-            found.append((name, release_of(read_entry(chunk.source, Entry(name, -1, 0), JSON_BYTES))))
+            found.append((name, release_of(read_entry(source, Entry(name, -1, 0), JSON_BYTES))))
         except BadFileError as error:
-            found.append((name, Drop(name, "release", error.reason, error.detail)))
+            found.append((name, error))
     return found
 
 
@@ -166,25 +156,23 @@ def release_of(data: bytes) -> str:
     return mbid
 
 
-def _fetch(client: Any, shelf: Path, wanted: list[str], ending: str, connections: int,
+def _fetch(client: Client, folder: Path, wanted: list[str], ending: str, connections: int,
            answers: dict[str, tuple[str, str]]) -> Iterator[tuple[str, Path]]:
-    """Yields (release, its picture on the shelf) as they come; what can't be had goes into ``answers`` and its file."""
-    def ask(mbid: str) -> Path | BadFileError:
+    """Yields (release, file of its picture) as they come; what can't be had goes into ``answers`` and its file."""
+    def fetch(mbid: str) -> Path | BadFileError:
         try:
             data, suffix = client.picture(f"release/{mbid}/front{ending}")
         except BadFileError as error:
-            line = json.dumps([mbid, error.reason, error.detail]) + "\n"
-            with open(shelf / ANSWERS, "ab", buffering=0) as file:
-                file.write(line.encode())
+            with open(folder / ANSWERS, "ab", buffering=0) as file:
+                file.write((json.dumps([mbid, error.reason, error.detail]) + "\n").encode())
             return error
-        path = _shelf_path(shelf, mbid, suffix)
-        path.parent.mkdir(exist_ok=True)
-        write_atomically(path, data)  # here, not when it is its turn: from now on it is not asked for again
+        path = _picture_path(folder, mbid, suffix)
+        write_atomically(path, data)  # here, not when its future is read: from now on it is not asked for again
         return path
 
     with ThreadPoolExecutor(connections) as pool, tqdm(total=len(wanted), desc="fetching", unit=" covers") as bar:
         try:
-            futures = {pool.submit(ask, mbid): mbid for mbid in wanted}
+            futures = {pool.submit(fetch, mbid): mbid for mbid in wanted}
             for future in as_completed(futures):
                 answer, mbid = future.result(), futures[future]
                 if isinstance(answer, BadFileError):
@@ -198,18 +186,14 @@ def _fetch(client: Any, shelf: Path, wanted: list[str], ending: str, connections
             client.close()
 
 
-def _shelf_path(shelf: Path, mbid: str, suffix: str) -> Path:
-    return shelf / mbid[:2] / (mbid + suffix)
+def _picture_path(folder: Path, mbid: str, suffix: str) -> Path:
+    return folder / mbid[:2] / (mbid + suffix)
 
 
-def _on_shelf(shelf: Path, mbid: str) -> Path | None:
-    return next((path for suffix in (".jpg", ".png") if (path := _shelf_path(shelf, mbid, suffix)).is_file()), None)
-
-
-def _read_answers(shelf: Path) -> dict[str, tuple[str, str]]:
+def _read_answers(folder: Path) -> dict[str, tuple[str, str]]:
     """``{release: (reason, detail)}`` of what the archive was asked for in vain; the last answer counts."""
     answers = {}
-    for line in (shelf / ANSWERS).read_bytes().splitlines() if (shelf / ANSWERS).is_file() else ():
+    for line in (folder / ANSWERS).read_bytes().splitlines() if (folder / ANSWERS).is_file() else ():
         try:
             mbid, reason, detail = json.loads(line)
         except ValueError:  # the machine went down while it was written: it is asked for again
@@ -218,10 +202,10 @@ def _read_answers(shelf: Path) -> dict[str, tuple[str, str]]:
     return answers
 
 
-def _check_size(shelf: Path, size: str) -> None:
-    path = shelf / SIZE
+def _check_size(folder: Path, size: str) -> None:
+    path = folder / SIZE
     if path.is_file() and path.read_text() != size:
-        raise ValueError(f"{shelf.parent} holds covers of --size {path.read_text()}, not {size}; choose another --out")
+        raise ValueError(f"{folder.parent} holds covers of --size {path.read_text()}, not {size}; choose another --out")
     write_atomically(path, size.encode())
 
 
@@ -233,29 +217,22 @@ def _link(root: Path, picture: Path, tracks: list[str]) -> None:
         place_link(picture, target, "hard")
 
 
-def _finish(root: Path, releases: dict[str, list[str]], there: dict[str, Path], answers: dict[str, tuple[str, str]],
+def _finish(root: Path, releases: dict[str, list[str]], pictures: dict[str, Path], answers: dict[str, tuple[str, str]],
             drops: list[Drop]) -> int:
-    """Writes what is missing, and tells how it went."""
-    missing = {mbid: answers[mbid] for mbid in sorted(releases) if mbid not in there}
-    lines = [json.dumps([mbid, *answer]) + "\n" for mbid, answer in sorted(answers.items()) if mbid not in there]
+    """Writes what is missing, and reports; returns the exit status."""
+    lines = [json.dumps([mbid, *answer]) + "\n" for mbid, answer in sorted(answers.items()) if mbid not in pictures]
     write_atomically(root / FOLDER / ANSWERS, "".join(lines).encode())
+    missing = {mbid: answers[mbid] for mbid in sorted(releases) if mbid not in pictures}
     drops = drops + [Drop(f"release/{mbid}", "archive", reason, f"{detail}; {len(releases[mbid])} track(s), the first "
                           f"{releases[mbid][0]}") for mbid, (reason, detail) in missing.items()]
     write_quarantine(root, drops)
-    tracks = sum(len(releases[mbid]) for mbid in there)
-    print(f"{len(there):,} covers for {tracks:,} tracks in {root / 'cover'}")
-    show_reasons(root, drops, "without")
+    tracks = sum(len(releases[mbid]) for mbid in pictures)
+    print(f"{len(pictures):,} covers for {tracks:,} tracks in {root / 'cover'}")
     given_up = sum(reason == GIVEN_UP for reason, _ in missing.values())
-    if given_up:
-        print(f"        --retry asks again for the {given_up:,} that were given up")
+    hint = f"--retry asks again for the {given_up:,} that were given up" if given_up else ""
+    show_reasons(root, drops, "without", hint)
     return 1 if given_up else 0
 
 
-def _hours(seconds: float) -> str:
-    return f"{seconds / 3600:,.1f} h" if seconds >= 3600 else f"{seconds:,.0f} s"
-
-
 if __name__ == "__main__":
-    from shard_tools import cli
-
     cli.run(coverart)

@@ -10,11 +10,13 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from PIL import Image
 from tqdm import tqdm
 
+from shard_tools import cli
+from shard_tools.cli import Range, checked
 from shard_tools.core.files import write_atomically
 from shard_tools.core.parallel import available_workers
 from shard_tools.core.quarantine import QUARANTINE, Drop, show_reasons, write_quarantine
@@ -34,9 +36,11 @@ TABLE, SHEET, CACHE = "clusters.csv", "clusters.png", ".fingerprints"
 ROWS, ACROSS = 20, 8
 
 
-def dedup(source: str, out: str | None = None, distance: int = 4, apply: Literal["no", "group", "keep-one"] = "no",
-          dataset: Literal["auto", "audio-cover", "cover"] = "auto", max_pixels: int = MAX_PIXELS,
-          workers: int | None = None) -> int:
+@checked
+def dedup(source: str, out: str | None = None, distance: Annotated[int, Range(0, 16)] = 4,
+          apply: Literal["no", "group", "keep-one"] = "no", dataset: Literal["auto", "audio-cover", "cover"] = "auto",
+          max_pixels: Annotated[int, Range(1, 178_000_000)] = MAX_PIXELS,
+          workers: Annotated[int | None, Range(1, 1024)] = None) -> int:
     """Finds covers that show the same picture in different albums, and on request keeps them together or drops them.
 
     Writes OUT/clusters.csv (a line for each cover of each cluster), OUT/clusters.png (pictures of the largest clusters)
@@ -58,10 +62,6 @@ def dedup(source: str, out: str | None = None, distance: int = 4, apply: Literal
         ValueError: no covers, a bad option, or --apply to a zip.
     """
     started = time.monotonic()
-    for name, value, low, high in (("distance", distance, 0, 16), ("workers", workers, 1, 1024),
-                                   ("max_pixels", max_pixels, 1, 178_000_000)):
-        if value is not None and not low <= value <= high:
-            raise ValueError(f"--{name} {value}: expected {low:,} to {high:,}")
     source_path = Path(source).resolve()
     root = Path(out).resolve() if out else source_path.with_name(f"{source_path.name}.dedup")
     dropped = source_path.with_name(f"{source_path.name}.dropped")
@@ -165,6 +165,4 @@ def _group(folder: Path, listing: Listing, files: Sequence[File], clusters: Sequ
 
 
 if __name__ == "__main__":
-    from shard_tools import cli
-
     cli.run(dedup)

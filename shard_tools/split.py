@@ -11,11 +11,13 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from tqdm import tqdm
 
+from shard_tools import cli
+from shard_tools.cli import Range, checked
 from shard_tools.core.errors import BadFileError
 from shard_tools.core.files import GROUPS_BYTES, TEMPORARY, Way, place_bytes, place_link, write_atomically
 from shard_tools.core.parallel import available_workers
@@ -34,10 +36,13 @@ HOW = {"hard": "hard links: the files are those of --source, in a second place",
        "soft": "soft links to the files of --source, which must stay where it is"}
 
 
-def split(source: str, out: str, ratios: tuple[float, ...] = (80.0, 10.0, 10.0), seed: int = 0,
-          by: Literal["group", "artist"] = "group", link: Way = "hard", near: bool = True, distance: int = MAX_DISTANCE,
-          min_groups: int = 10, dataset: Literal["auto", "audio-cover", "cover"] = "auto", previous: str | None = None,
-          remember: bool = True, workers: int | None = None) -> int:
+@checked
+def split(source: str, out: str, ratios: Annotated[tuple[float, float, float], Range(0, 100)] = (80.0, 10.0, 10.0),
+          seed: Annotated[int, Range(0, 2**63)] = 0, by: Literal["group", "artist"] = "group", link: Way = "hard",
+          near: bool = True, distance: Annotated[int, Range(0, 16)] = MAX_DISTANCE,
+          min_groups: Annotated[int, Range(1, 10**6)] = 10,
+          dataset: Literal["auto", "audio-cover", "cover"] = "auto", previous: str | None = None,
+          remember: bool = True, workers: Annotated[int | None, Range(1, 1024)] = None) -> int:
     """Splits the groups (albums) of every genre into train, val and test, whole groups only, and links their files.
 
     A group is what groups.csv says (of shard_tools.dedup), else the album that the file's name tells, else all tracks
@@ -65,7 +70,10 @@ def split(source: str, out: str, ratios: tuple[float, ...] = (80.0, 10.0, 10.0),
     Raises:
         ValueError: nothing to split, OUT holds something else, or what lies beside the data is damaged.
     """
-    ratios = _check(ratios, seed=(seed, 0, 2**63), distance=(distance, 0, 16), min_groups=(min_groups, 1, 10**6))
+    if len(ratios) != len(SPLITS) or abs(sum(ratios) - 100) > 1e-6:
+        raise ValueError(f"--ratios {','.join(f'{ratio:g}' for ratio in ratios)}: expected three numbers that add up "
+                         "to 100, such as 80,10,10")
+    ratios = tuple(ratio / 100 for ratio in ratios)
     source_path, root = Path(source).resolve(), Path(out).resolve()
     if root == source_path or source_path in root.parents or root in source_path.parents:
         raise ValueError(f"--out {out} and --source {source} lie in each other; choose another folder")
@@ -101,16 +109,6 @@ def split(source: str, out: str, ratios: tuple[float, ...] = (80.0, 10.0, 10.0),
     status = show_leaks(leaks, lambda i: "/".join((splits[i], *samples[i].name)))
     print(f"next: python -m shard_tools.pack --source {out} --out SHARDS")
     return status
-
-
-def _check(ratios: tuple[float, ...], **numbers: tuple[int, int, int]) -> tuple[float, ...]:
-    for name, (value, low, high) in numbers.items():
-        if not low <= value <= high:
-            raise ValueError(f"--{name} {value}: expected {low:,} to {high:,}")
-    if len(ratios) != len(SPLITS) or min(ratios) < 0 or abs(sum(ratios) - 100) > 1e-6:
-        raise ValueError(f"--ratios {','.join(f'{ratio:g}' for ratio in ratios)}: expected three numbers that add up "
-                         "to 100, such as 80,10,10")
-    return tuple(ratio / 100 for ratio in ratios)
 
 
 def _read(listing: Listing, source: Path, by: str,
@@ -253,6 +251,4 @@ def _report(root: Path, samples: Sequence[SplitSample], splits: Sequence[str], c
 
 
 if __name__ == "__main__":
-    from shard_tools import cli
-
     cli.run(split)
