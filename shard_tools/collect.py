@@ -1,7 +1,7 @@
-"""``python -m shard_tools.collect --source MUSIC_DIR --out DIR``: a music library in, a data set to pack out.
+"""``python -m shard_tools.collect --source MUSIC_DIR --out DIR``: makes a data set to pack of a music library.
 
-The tags of all files first, then the covers of the albums, then the hearing, which takes hours and is kept file by
-file. All but the hearing is done anew by every run, and so may change between two.
+The tags of all files first, then the covers of the albums, then the vectors, which take hours and are cached file by
+file. All but the vectors is made anew by every run, and so may change between two.
 """
 
 from __future__ import annotations
@@ -13,46 +13,52 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
 from tqdm import tqdm
 
-from shard_tools import extractors
+from shard_tools import cli, extractors
+from shard_tools.cli import Range, checked
 from shard_tools.core.errors import BadFileError
+from shard_tools.core.extras import need
 from shard_tools.core.locks import lock_output
 from shard_tools.core.parallel import Distributor, Pool, available_workers
 from shard_tools.core.quarantine import Drop, show_reasons, verdict, write_quarantine
 from shard_tools.dataset.genres import read_map
 from shard_tools.dataset.layout import AUDIO_SUFFIXES
-from shard_tools.extractors import audio
+from shard_tools.extractors.audio import SHORTEST, extract_excerpts
 from shard_tools.music.albums import Track, make_tracks
 from shard_tools.music.collection import CollectedTrack, begin, write_collection
-from shard_tools.music.covers import CoverTask, choices, make_cover, origin
-from shard_tools.music.excerpt_cache import Excerpt, ExtractedTrack, ExtractTask, cache_folder, extract_all, is_cached
+from shard_tools.music.covers import CoverTask, cover_candidates, cover_source, make_cover
+from shard_tools.music.excerpt_cache import ExtractTask, cache_path, extract_all, is_cached
 from shard_tools.music.library import Library, walk
-from shard_tools.music.tags import Tags, read_tags
+from shard_tools.music.tags import Tags, read_many
 
 CHUNK = 32  # files whose tags are read in one task
 COMPILATION = "compilation"
 
 
+@checked
 def collect(source: str, out: str, extractor: str = "essentia", model: str | None = None,
-            excerpt: float | None = 30.0, excerpts: int = 1, genre_map: str | None = None,
-            no_compilations: bool = False, keep_coverless: bool = False, cover_side: int = 1024,
-            max_pixels: int = 64_000_000, max_failure_rate: float = 0.05, workers: int | None = None,
-            distributor: Distributor = "processes") -> int:
+            excerpt: Annotated[float | None, Range(SHORTEST, 3600)] = 30.0,
+            excerpts: Annotated[int, Range(1, 1000)] = 1, genre_map: str | None = None,
+            no_compilations: bool = False, keep_coverless: bool = False,
+            cover_side: Annotated[int, Range(16, 8192)] = 1024,
+            max_pixels: Annotated[int, Range(1, 178_000_000)] = 64_000_000,
+            max_failure_rate: Annotated[float, Range(0, 1)] = 0.05,
+            workers: Annotated[int | None, Range(1, 1024)] = None, distributor: Distributor = "processes") -> int:
     """Turns a music library (mp3, flac, ogg, opus, m4a, wav) into covers and vectors; the library is only read.
 
     Writes {cover,audio}/<genre>/, tracks.csv, and quarantine.jsonl, which names every file left out and why. The same
-    command again goes on where it stopped, and hears what the library has got since. Returns 1 when too many files
+    command again goes on where it stopped, and adds what the library has got since. Returns 1 when too many files
     were left out, else 0.
 
     Args:
         source: folder of music; links in it are followed.
         out: folder to write to; new, empty, or left by this command.
-        extractor: what makes a vector of sound: essentia or clap.
+        extractor: what computes a vector of audio: essentia or clap.
         model: of clap, a name on the hub or a folder.
-        excerpt: seconds of a track that are heard, from its middle; none = all of it (35 MB of memory a minute).
+        excerpt: seconds of a track to take, from its middle; none = all of it (35 MB of memory a minute).
         excerpts: at most so many excerpts a track, evenly spread; each is a sample.
         genre_map: CSV file of lines tag,genre, which come before the built-in map.
         no_compilations: leave out compilations.
@@ -68,20 +74,14 @@ def collect(source: str, out: str, extractor: str = "essentia", model: str | Non
         ValueError: nothing to collect, or OUT holds something else.
     """
     started = time.monotonic()
-    for name, value, low, high in (
-            ("excerpt", excerpt, audio.SHORTEST, 3600), ("excerpts", excerpts, 1, 1000),
-            ("cover_side", cover_side, 16, 8192), ("max_pixels", max_pixels, 1, 178_000_000),
-            ("max_failure_rate", max_failure_rate, 0, 1), ("workers", workers, 1, 1024)):
-        if value is not None and not low <= value <= high:
-            raise ValueError(f"--{name} {value}: expected {low:,} to {high:,}")
     if model and extractor != "clap":
         raise ValueError(f"--model is an option of --extractor clap, not of {extractor}")
     if excerpts > 1 and excerpt is None:
         raise ValueError(f"--excerpts {excerpts} needs the length of one: --excerpt 30")
-    extractors.need("audio", "mutagen", "av")
+    need("audio", "mutagen", "av")
     loaded = extractors.load(extractor, **({"model": model} if model else {}))
     if loaded.of_audio is None:
-        raise ValueError(f"--extractor {extractor} does not hear audio files; essentia and clap do")
+        raise ValueError(f"--extractor {extractor} does not read audio files; essentia and clap do")
     part = {} if excerpt is None else {"seconds": float(excerpt), "count": excerpts}
     schema = replace(loaded.schema, excerpt=part)
     own = read_map(Path(genre_map)) if genre_map else {}
@@ -99,45 +99,23 @@ def collect(source: str, out: str, extractor: str = "essentia", model: str | Non
         tracks = make_tracks(_read_all_tags(source_path, library, drops, pool))
         if no_compilations:
             tracks = _without_compilations(tracks, drops)
+        caches = {entry.path: cache_path(work / "excerpts", entry, schema.sha256, part) for entry in library.songs}
         task = CoverTask(source_path, work / "covers", (), cover_side, max_pixels)
-        samples = _with_covers(tracks, library, task, drops, keep_coverless, pool)
-        memories = {entry.path: cache_folder(work / "excerpts", entry, schema.sha256, part) for entry in library.songs}
-        listen = partial(hear_excerpts, extractor, schema.options, excerpt, excerpts)
-        tasks = [ExtractTask(source_path, sample.track.path, listen, memories[sample.track.path]) for sample in samples]
-        deaf = [Drop(path, "audio", error.reason, error.detail) for path, error in _hear(tasks, pool)]
-        drops += deaf
-        lost = {drop.path for drop in deaf}
-        samples = [sample for sample in samples if sample.track.path not in lost]
+        collected = _with_covers(tracks, library, task, caches, drops, keep_coverless, pool)
+        extract = partial(extract_excerpts, extractor, schema.options, excerpt, excerpts)
+        bad = {path: Drop(path, "audio", error.reason, error.detail) for path, error in _extract([
+            ExtractTask(source_path, track.track.path, extract, track.cache) for track in collected], pool)}
+        drops += bad.values()
+        collected = [track for track in collected if track.track.path not in bad]
         write_quarantine(root, drops)
-        if not samples:
+        if not collected:
             show_reasons(root, drops, "left out")
             raise ValueError(f"--source {source}: of its {len(library.songs):,} audio files "
                              f"({', '.join(AUDIO_SUFFIXES)}) none can be collected")
-        rows = write_collection(root, [(sample, memories[sample.track.path]) for sample in samples], own, schema)
-        _report(root, library, samples, rows, drops, time.monotonic() - started)
-        return verdict(sum(drop.reason != COMPILATION for drop in drops), len(samples), max_failure_rate,
-                       "{:,} files left out to {:,} tracks", "what was sound is collected")
-
-
-def hear_excerpts(extractor: str, options: dict[str, Any], excerpt: float | None, excerpts: int,
-                  path: Path) -> ExtractedTrack:
-    """The excerpts of a file that can be heard, or all of it.
-
-    Raises:
-        BadFileError: none can.
-    """
-    hear = extractors.load(extractor, **options).of_audio
-    seconds, parts, problems = audio.duration(path), [], []
-    if excerpt is None:
-        return ExtractedTrack(seconds, [Excerpt(0, 0.0, seconds, hear(path, 0.0, None))])
-    for number, (start, length) in enumerate(audio.starts(seconds, excerpt, excerpts)):
-        try:
-            parts.append(Excerpt(number, start, length, hear(path, start, length)))
-        except BadFileError as error:  # silence, or damage, in this place
-            problems.append(error)
-    if not parts:
-        raise problems[0]
-    return ExtractedTrack(seconds, parts)
+        rows = write_collection(root, collected, own, schema)
+        _report(root, library, collected, rows, drops, time.monotonic() - started)
+        return verdict(sum(drop.reason != COMPILATION for drop in drops), len(collected),
+                       max_failure_rate, "{:,} files left out to {:,} tracks", "all others are collected")
 
 
 def _read_all_tags(source: Path, library: Library, drops: list[Drop], pool: Pool) -> dict[str, Tags]:
@@ -146,7 +124,7 @@ def _read_all_tags(source: Path, library: Library, drops: list[Drop], pool: Pool
     chunks = [paths[i:i + CHUNK] for i in range(0, len(paths), CHUNK)]
     found: dict[str, Tags] = {}
     with tqdm(total=len(paths), desc="tags", unit=" files", smoothing=0.05) as bar:
-        read = pool.run(partial(_read_tags, source), chunks)
+        read = pool.run(partial(read_many, source), chunks)
         for chunk, results in zip(chunks, read, strict=True):
             for path, result in zip(chunk, results, strict=True):
                 if isinstance(result, BadFileError):
@@ -157,69 +135,60 @@ def _read_all_tags(source: Path, library: Library, drops: list[Drop], pool: Pool
     return found
 
 
-def _read_tags(source: Path, paths: list[str]) -> list[Tags | BadFileError]:
-    found: list[Tags | BadFileError] = []
-    for path in paths:
-        try:
-            found.append(read_tags(source / path))
-        except BadFileError as error:
-            found.append(error)
-    return found
-
-
 def _without_compilations(tracks: list[Track], drops: list[Drop]) -> list[Track]:
-    """Leaves out every album that any of its tracks calls a compilation; of a mere folder, those tracks."""
+    """All but the albums that any of their tracks calls a compilation; of a mere folder, all but those tracks."""
     albums = {track.album for track in tracks if track.tags.compilation and track.album.by != "folder"}
-    kept = []
+    rest = []
     for track in tracks:
         if track.album in albums or track.tags.compilation:
             drops.append(Drop(track.path, "tags", COMPILATION, track.tags.album or "its tags say so"))
         else:
-            kept.append(track)
-    return kept
+            rest.append(track)
+    return rest
 
 
-def _with_covers(tracks: list[Track], library: Library, task: CoverTask, drops: list[Drop], keep_coverless: bool,
-                 pool: Pool) -> list[CollectedTrack]:
-    """Makes the covers; the tracks with theirs, and those without where they are kept."""
+def _with_covers(tracks: list[Track], library: Library, task: CoverTask, caches: dict[str, Path], drops: list[Drop],
+                 keep_coverless: bool, pool: Pool) -> list[CollectedTrack]:
+    """Makes the covers; returns the tracks with theirs, and those without where they are wanted."""
     albums: dict[str, list[Track]] = defaultdict(list)
     for track in tracks:
         albums[track.album.id].append(track)
     entries = {entry.path: entry for entry in library.songs}
-    tasks = {path: replace(task, choices=found) for album in albums.values()
-             for path, found in choices(album, entries, library).items()}
+    tasks = {path: replace(task, candidates=found) for album in albums.values()
+             for path, found in cover_candidates(album, entries, library).items()}
     once = list(dict.fromkeys(tasks.values()))
     made = pool.run(make_cover, once)
     covers = dict(zip(once, tqdm(made, total=len(once), desc="covers", unit=" covers", smoothing=0.05), strict=True))
-    samples = []
+    collected = []
     for track in tracks:
-        task = tasks[track.path]
-        number, problems = covers[task]
-        if number >= 0:
-            choice = task.choices[number]
-            samples.append(CollectedTrack(track, task.path, origin(track, choice), choice.entry.path))
+        task, cache = tasks[track.path], caches[track.path]
+        chosen, problems = covers[task]
+        if chosen >= 0:
+            candidate = task.candidates[chosen]
+            source = cover_source(track, candidate)
+            collected.append(CollectedTrack(track, cache, task.path, source, candidate.entry.path))
         elif keep_coverless:
-            samples.append(CollectedTrack(track, None, "", ""))
+            collected.append(CollectedTrack(track, cache))
         else:
             drops.append(Drop(track.path, "cover", "no cover", problems or "no picture in its tags or beside it"))
-    return samples
+    return collected
 
 
-def _hear(tasks: list[ExtractTask], pool: Pool) -> Iterator[tuple[str, BadFileError]]:
-    """Hears what was not heard before; yields the paths of the files that can't be, and why."""
-    new = [task for task in tasks if not is_cached(task.memory)]
-    with tqdm(total=len(tasks), initial=len(tasks) - len(new), desc="hearing", unit=" tracks", smoothing=0.05) as bar:
+def _extract(tasks: list[ExtractTask], pool: Pool) -> Iterator[tuple[str, BadFileError]]:
+    """Extracts what is not in the cache; yields the paths of the files that can't be used, and why."""
+    new = [task for task in tasks if not is_cached(task.cache)]
+    with tqdm(total=len(tasks), initial=len(tasks) - len(new), desc="audio", unit=" tracks", smoothing=0.05) as bar:
         for task, error in extract_all(new, pool):
             bar.update()
             if error:
                 yield task.path, error
 
 
-def _report(root: Path, library: Library, samples: list[CollectedTrack], rows: list[list[str]], drops: list[Drop],
+def _report(root: Path, library: Library, tracks: list[CollectedTrack], rows: list[list[str]], drops: list[Drop],
             seconds: float) -> None:
-    albums = Counter(track_album.by for track_album in {sample.track.album for sample in samples})
+    albums = Counter(track_album.by for track_album in {track.track.album for track in tracks})
     kinds = {"release": "by MusicBrainz release", "tags": "by album artist and title", "folder": "by folder"}
-    print(f"tracks  {len(samples):9,} of {len(library.songs):,} audio files, {len(rows):,} samples")
+    print(f"tracks  {len(tracks):9,} of {len(library.songs):,} audio files, {len(rows):,} samples")
     print(f"albums  {albums.total():9,}: " + ", ".join(f"{albums[kind]:,} {text}" for kind, text in kinds.items()))
     for genre, count in sorted(Counter(row[0] for row in rows).items(), key=lambda pair: (-pair[1], pair[0])):
         print(f"genre   {count:9,}  {genre}")
@@ -232,7 +201,4 @@ def _report(root: Path, library: Library, samples: list[CollectedTrack], rows: l
 
 
 if __name__ == "__main__":
-    from shard_tools import cli
-    from shard_tools.collect import collect as command  # by the name that worker processes know its functions by
-
-    cli.run(command)
+    cli.run(collect)

@@ -1,5 +1,5 @@
-"""``python -m shard_tools.coverart --source JSON_DIR --out DIR --contact MAIL``: fetches front covers from the Cover Art
-Archive for the releases that AcousticBrainz files name, as ``DIR/cover/<genre>/<stem>.jpg``.
+"""``python -m shard_tools.coverart --source JSON_DIR --out DIR --contact MAIL``: the front covers of the Cover
+Art Archive for the releases that AcousticBrainz files name, as ``DIR/cover/<genre>/<stem>.jpg``.
 
 What was fetched lies once in ``DIR/.coverart/`` (which packing, as all hidden folders, passes over), and the tracks of
 a release are links to it. A picture there, and a line in ``answers.jsonl`` there, is never asked for again.
@@ -25,8 +25,7 @@ from shard_tools.core.files import place_link, write_atomically
 from shard_tools.core.locks import lock_output
 from shard_tools.core.parallel import available_workers, run_tasks
 from shard_tools.core.quarantine import Drop, show_reasons, write_quarantine
-from shard_tools.dataset.source import Entry, read_entry
-from shard_tools.extractors.acousticbrainz import JSON_BYTES
+from shard_tools.extractors.acousticbrainz import read_releases
 
 if TYPE_CHECKING:
     from shard_tools.music.coverart_client import Client
@@ -35,7 +34,6 @@ ARCHIVE = "https://coverartarchive.org"
 FOLDER, ANSWERS, SIZE = ".coverart", "answers.jsonl", "size"
 GIVEN_UP = "given up"
 CHUNK = 256
-_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _CONTACT = re.compile(r"[!-~]+@[!-~]+\.[!-~]+|https?://[!-~]+")
 
 
@@ -117,7 +115,7 @@ def _read_releases(source: Path, workers: int) -> tuple[dict[str, list[str]], li
     releases: dict[str, list[str]] = {}
     drops = []
     with tqdm(total=len(names), desc="reading", unit=" files") as bar:
-        read = run_tasks(partial(read_chunk, source), chunks, min(workers, len(chunks)))
+        read = run_tasks(partial(read_releases, source), chunks, min(workers, len(chunks)))
         for name, answer in (pair for chunk in read for pair in chunk):
             if isinstance(answer, BadFileError):
                 drops.append(Drop(name, "release", answer.reason, answer.detail))
@@ -125,35 +123,6 @@ def _read_releases(source: Path, workers: int) -> tuple[dict[str, list[str]], li
                 releases.setdefault(answer, []).append(name.removesuffix(".json"))
             bar.update()
     return releases, drops
-
-
-def read_chunk(source: Path, names: list[str]) -> list[tuple[str, str | BadFileError]]:
-    """The release that each file names, or why there is none."""
-    found: list[tuple[str, str | BadFileError]] = []
-    for name in names:
-        try:
-            found.append((name, release_of(read_entry(source, Entry(name, -1, 0), JSON_BYTES))))
-        except BadFileError as error:
-            found.append((name, error))
-    return found
-
-
-def release_of(data: bytes) -> str:
-    """The MusicBrainz release id in the bytes of a low-level JSON file, in lower case.
-
-    Raises:
-        BadFileError: ``not JSON``, ``no release id``, or ``damaged release id``: never anything that is no UUID.
-    """
-    try:
-        value = json.loads(data)["metadata"]["tags"]["musicbrainz_albumid"]
-        value = value[0] if isinstance(value, list) else value
-    except (KeyError, IndexError, TypeError):
-        raise BadFileError("no release id", "its tags have no musicbrainz_albumid") from None
-    except (ValueError, RecursionError) as error:
-        raise BadFileError("not JSON", str(error)) from None
-    if not isinstance(value, str) or not _UUID.fullmatch(mbid := value.strip().lower()):
-        raise BadFileError("damaged release id", f"{str(value)[:60]!a} is no UUID")
-    return mbid
 
 
 def _fetch(client: Client, folder: Path, wanted: list[str], ending: str, connections: int,

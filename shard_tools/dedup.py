@@ -23,7 +23,7 @@ from shard_tools.core.quarantine import QUARANTINE, Drop, show_reasons, write_qu
 from shard_tools.core.tables import table_bytes
 from shard_tools.curation.clusters import WHY, File, Member, count_groups, find_clusters, merge_groups
 from shard_tools.curation.fingerprints import DistinctCovers, fingerprint_files
-from shard_tools.curation.removal import DONE, drop_files, finish, is_unfinished
+from shard_tools.curation.removal import DONE, drop_files, finish
 from shard_tools.dataset.contact_sheet import Row, Tile, draw_sheet
 from shard_tools.dataset.groups import FILE as GROUPS
 from shard_tools.dataset.groups import write_groups
@@ -71,8 +71,7 @@ def dedup(source: str, out: str | None = None, distance: Annotated[int, Range(0,
     opened = open_source(source_path)
     if apply != "no" and not isinstance(opened, Folder):
         raise ValueError(f"--apply {apply}: {source} is no folder; unpack it first, or ask for the report only")
-    if apply == "keep-one" and is_unfinished(dropped):
-        finish(source_path, dropped)
+    if apply == "keep-one" and finish(source_path, dropped):
         print(f"finished what an interrupted run had begun: {dropped / DONE} lists what was moved; its report is whole")
         return 0
     listing = open_layout(opened, dataset)
@@ -139,7 +138,7 @@ def _sheet(source: Path, clusters: Sequence[Sequence[Member]], max_pixels: int) 
 def _tile(source: Path, member: Member, max_pixels: int) -> Tile:
     image = Image.fromarray(read_cover(read_entry(source, member.file.cover, COVER_BYTES), max_pixels))
     link = {"exact": "same bytes", "same": f"same, {member.distance} bits", "near": f"near, L1 {member.distance}"}
-    words = ("kept" if member.keep else link[member.why], member.file.genre, member.file.group.rpartition("/")[2])
+    words = ("stays" if member.keep else link[member.why], member.file.genre, member.file.group.rpartition("/")[2])
     return Tile(image, words, member.keep)
 
 

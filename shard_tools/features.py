@@ -1,4 +1,4 @@
-"""``python -m shard_tools.features --source AUDIO_OR_JSON --out DIR``: tracks in; a vector of each out.
+"""``python -m shard_tools.features --source AUDIO_OR_JSON --out DIR``: computes a vector of each track.
 
 Vectors keep the folders of their tracks; ``features.json`` beside them says what each number means. Nothing is done
 twice: the same command, run again, computes what is not there yet.
@@ -10,43 +10,48 @@ import contextlib
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 from tqdm import tqdm
 
+from shard_tools import cli
+from shard_tools.cli import Range, checked
 from shard_tools.core.files import place_link
 from shard_tools.core.locks import OUTPUT_LOCK, lock_output
 from shard_tools.core.parallel import Distributor, available_workers, run_tasks
 from shard_tools.core.quarantine import Drop, show_reasons, verdict, write_quarantine
 from shard_tools.dataset.layout import AUDIO_SUFFIXES
 from shard_tools.dataset.schema import FILE, Schema, read_schema, write_schema
-from shard_tools.extractors import load
-from shard_tools.extractors import tracks as sources
+from shard_tools.extractors import inputs, load
 from shard_tools.extractors import vector_sources as vectors
-from shard_tools.extractors.compute import FOLDER, Item, Options, compute
-from shard_tools.extractors.tracks import is_archive
+from shard_tools.extractors.audio import SHORTEST
+from shard_tools.extractors.compute import FOLDER, Input, Options, compute
 
 _OF_VECTORS = ("pca", "concat")
 
 
 class Plan(NamedTuple):
-    """What is to be done: the tracks, how far the source reaches, in bytes or tracks, and how each is done."""
+    """What is to be computed: the schema, options and inputs, and the length of the source in inputs or bytes."""
 
     schema: Schema
     options: Options
-    found: sources.Found
+    inputs: Iterable[Input]
     total: int
     in_bytes: bool = False
 
 
+@checked
 def features(out: str, source: str | None = None, extractor: str = "essentia", pairs: str | None = None,
-             model: str | None = None, components: int | None = None, pca: str | None = None, standardise: bool = True,
-             excerpt: float | None = None, excerpts: int = 1, keep_json: bool = False, max_failure_rate: float = 0.05,
-             workers: int | None = None, distributor: Distributor = "processes") -> int:
+             model: str | None = None, components: Annotated[int | None, Range(1, 10**5)] = None,
+             pca: str | None = None, standardise: bool = True,
+             excerpt: Annotated[float | None, Range(SHORTEST, 3600)] = None,
+             excerpts: Annotated[int, Range(1, 1000)] = 1, keep_json: bool = False,
+             max_failure_rate: Annotated[float, Range(0, 1)] = 0.05,
+             workers: Annotated[int | None, Range(1, 1024)] = None, distributor: Distributor = "processes") -> int:
     """Computes vectors of tracks, or of vectors; bad files go to OUT/quarantine.jsonl.
 
     Returns 1 when too many files were bad, or an archive is damaged, else 0.
@@ -62,9 +67,9 @@ def features(out: str, source: str | None = None, extractor: str = "essentia", p
         components: of pca, how many numbers are to be left.
         pca: of pca, a file to apply; none = one is fitted, on the train split where there are splits.
         standardise: of pca, bring all columns to one scale first.
-        excerpt: seconds of a track that are heard, from its middle; none = all of it (35 MB of memory a minute).
+        excerpt: seconds of a track to take, from its middle; none = all of it (35 MB of memory a minute).
         excerpts: at most so many excerpts a track, evenly spread; each gets a vector, its number in the stem.
-        keep_json: of essentia, keep the raw JSON beside the vectors.
+        keep_json: of essentia, write the raw JSON beside the vectors.
         max_failure_rate: share of bad files above which the exit status is 1.
         workers: processes; none = one a core, 12 at most. Of ray: tasks at a time; none = the cluster's cores.
         distributor: processes of this machine, or ray: the machines of a Ray cluster, which all must see source and
@@ -73,11 +78,6 @@ def features(out: str, source: str | None = None, extractor: str = "essentia", p
     Raises:
         ValueError: nothing to read, options that don't fit together, or OUT holds something else.
     """
-    for name, value, low, high in (("components", components, 1, 10**5), ("excerpt", excerpt, 3, 3600),
-                                   ("excerpts", excerpts, 1, 1000), ("max_failure_rate", max_failure_rate, 0, 1),
-                                   ("workers", workers, 1, 1024)):
-        if value is not None and not low <= value <= high:
-            raise ValueError(f"--{name} {value}: expected {low:,} to {high:,}")
     for name, given, owner in (("model", model, "clap"), ("components", components, "pca"), ("pca", pca, "pca"),
                                ("standardise", not standardise, "pca"), ("keep_json", keep_json, "essentia")):
         if given and extractor != owner:
@@ -92,32 +92,41 @@ def features(out: str, source: str | None = None, extractor: str = "essentia", p
             raise ValueError(f"--source {folder} does not exist")
         if Path(folder).is_dir() and (root == Path(folder).resolve() or Path(folder).resolve() in root.parents):
             raise ValueError(f"--out {out} lies in --source {folder}: what is written would be read; choose another")
-    with _under_way(root):
+    with _unfinished(root):
         if extractor in _OF_VECTORS:
             if pairs or excerpt:
                 raise ValueError(f"--extractor {extractor} reads vectors: --source, without --pairs or --excerpt")
             found = vectors.open_sources(source.split(",") if extractor == "concat" else [source])
             plan = _plan_vectors(root, found, extractor, components, pca, standardise)
         else:
-            part = {} if excerpt is None else {"seconds": float(excerpt), "count": excerpts}
-            plan = _plan_tracks(root, source, pairs, extractor, {} if model is None else {"model": model}, part,
-                                keep_json)
-        _check_schema(plan.options.vectors, plan.schema)
-        written, kept, drops = _run(plan, root / "cover", workers or available_workers(distributor), distributor)
+            plan = _plan_tracks(root, source, pairs, extractor, {} if model is None else {"model": model},
+                                {} if excerpt is None else {"seconds": float(excerpt), "count": excerpts}, keep_json)
+        write_schema(plan.options.vectors, plan.schema)
+        there = read_schema(plan.options.vectors)
+        if there.excerpt != plan.schema.excerpt:
+            raise ValueError(f"{plan.options.vectors} holds vectors of {there.excerpt or 'whole tracks'}, not of "
+                             f"{plan.schema.excerpt or 'whole tracks'}; choose another --out")
+        written, existing, drops = _run(plan, root / "cover", workers or available_workers(distributor), distributor)
         if extractor in _OF_VECTORS:
             vectors.link_rest(found, root)
         write_quarantine(root, drops)
     seconds = time.monotonic() - started
-    print(f"{written + kept:,} vectors of {plan.schema}" + (f", {kept:,} of them from before" if kept else "")
+    print(f"{written + existing:,} vectors of {plan.schema}"
+          + (f", {existing:,} of them from before" if existing else "")
           + f"; {written:,} in {seconds:.1f} s, {written / seconds:,.1f} a second")
     if pairs:
         print(f"next: python -m shard_tools.split --source {root} --out {root}_split")
-    return _verdict(root, drops, written + kept, max_failure_rate)
+    show_reasons(root, drops)
+    if cut := next((drop for drop in drops if drop.reason == "damaged archive"), None):
+        print(f"{cut.path}: {cut.detail}: exit status 1", file=sys.stderr)
+        return 1
+    return verdict(len(drops), written + existing, max_failure_rate, "{:,} bad files to {:,} vectors",
+                   "the vectors of the good ones are there")
 
 
 @contextlib.contextmanager
-def _under_way(root: Path) -> Iterator[None]:
-    """Opens the out folder and that of work under way in it; an interruption leaves both, for the next time.
+def _unfinished(root: Path) -> Iterator[None]:
+    """Opens the out folder and that of unfinished work in it; an interruption leaves both, for the next time.
 
     Raises:
         ValueError: something else left the folder so, or another process is at it.
@@ -141,40 +150,31 @@ def _under_way(root: Path) -> Iterator[None]:
         shutil.rmtree(root / FOLDER)
 
 
-def _check_schema(folder: Path, schema: Schema) -> None:
-    """Writes the schema into a folder of vectors, or raises ValueError where those there are of another."""
-    write_schema(folder, schema)
-    there = read_schema(folder)
-    if there.excerpt != schema.excerpt:
-        raise ValueError(f"{folder} holds vectors of {there.excerpt or 'whole tracks'}, not of "
-                         f"{schema.excerpt or 'whole tracks'}; choose another --out")
-
-
 def _plan_tracks(root: Path, source: str | None, pairs: str | None, name: str, options: dict[str, str],
-                 part: dict[str, float], keep_json: bool) -> Plan:
+                 excerpt: dict[str, float], keep_json: bool) -> Plan:
     make = partial(load, name, **options)
     extractor = make()
     suffixes = (*(AUDIO_SUFFIXES if extractor.of_audio else ()), *([".json"] if extractor.of_json else ()))
-    folder = root / "audio" if pairs else root
-    plan = Plan(replace(extractor.schema, excerpt=part),
-                Options(make, root, folder, part.get("seconds"), part.get("count", 1), keep_json), iter(()), 0)
+    plan = Plan(replace(extractor.schema, excerpt=excerpt),
+                Options(make, root, root / "audio" if pairs else root, excerpt.get("seconds"), excerpt.get("count", 1),
+                        keep_json), (), 0)
     path = Path(pairs or source)
     if pairs:
-        items = list(sources.of_pairs(path, suffixes))
-        return plan._replace(found=iter(items), total=len(items))
+        found = list(inputs.table_inputs(path, suffixes))
+        return plan._replace(inputs=found, total=len(found))
     if path.is_dir():
-        total = sum(1 for _ in sources.walk(path, suffixes))
+        total = sum(1 for _ in inputs.walk(path, suffixes))
         if not total:
             raise ValueError(f"--source {source} holds nothing that {name} reads: {', '.join(suffixes)}")
-        return plan._replace(found=sources.of_folder(path, suffixes), total=total)
+        return plan._replace(inputs=inputs.folder_inputs(path, suffixes), total=total)
     if not path.is_file():  # a FIFO would be waited for
         raise ValueError(f"--source {source} is neither a file nor a folder")
-    if extractor.of_json and is_archive(path):
-        return plan._replace(found=sources.of_archive(path), total=path.stat().st_size, in_bytes=True)
+    if extractor.of_json and inputs.is_archive(path):
+        return plan._replace(inputs=inputs.archive_inputs(path), total=path.stat().st_size, in_bytes=True)
     if path.suffix.lower() not in suffixes:
         raise ValueError(f"--source {source} is nothing that {name} reads: {', '.join(suffixes)}"
                          + (", .tar, .tar.gz, .tar.bz2, .tar.zst" if extractor.of_json else ""))
-    return plan._replace(found=iter([(Item(path.stem, path.name, (path,)), 1)]), total=1)
+    return plan._replace(inputs=[Input(path.stem, path.name, (path,))], total=1)
 
 
 def _plan_vectors(root: Path, found: vectors.Sources, name: str, components: int | None, file: str | None,
@@ -188,37 +188,26 @@ def _plan_vectors(root: Path, found: vectors.Sources, name: str, components: int
         if (components is None) == (file is None):
             raise ValueError("--extractor pca needs --components, or with --pca a file that is fitted already")
         schema, make = vectors.reduction(found, root, folder, components, file, standardise)
-    return Plan(schema, Options(make, root, folder), iter(found.items), len(found.items))
+    return Plan(schema, Options(make, root, folder), found.inputs, len(found.inputs))
 
 
 def _run(plan: Plan, covers: Path, workers: int, distributor: Distributor) -> tuple[int, int, list[Drop]]:
     """Does what is planned; returns how many vectors were written, how many there already, and the bad files."""
-    written, kept, drops = 0, 0, []
+    written, existing, drops = 0, 0, []
     workers = workers if plan.in_bytes else min(workers, plan.total)
     with tqdm(total=plan.total, desc=plan.schema.features, smoothing=0.05, unit="B" if plan.in_bytes else " tracks",
               unit_scale=plan.in_bytes) as bar:
-        for result in run_tasks(compute, sources.tasks(plan.found, plan.options), workers, distributor,
+        for result in run_tasks(compute, inputs.make_tasks(plan.inputs, plan.options), workers, distributor,
                                 [plan.options.out / FOLDER]):
-            written, kept = written + result.written, kept + result.kept
+            written, existing = written + result.written, existing + result.existing
             drops += result.drops
             for cover, name in result.links:
                 (covers / name).parent.mkdir(parents=True, exist_ok=True)
                 place_link(cover, covers / name, "hard")
             bar.update(result.position - bar.n)
         bar.update(plan.total - bar.n)
-    return written, kept, drops
-
-
-def _verdict(root: Path, drops: list[Drop], good: int, max_failure_rate: float) -> int:
-    show_reasons(root, drops)
-    if cut := next((drop for drop in drops if drop.reason == "damaged archive"), None):
-        print(f"{cut.path}: {cut.detail}: exit status 1", file=sys.stderr)
-        return 1
-    return verdict(len(drops), good, max_failure_rate, "{:,} bad files to {:,} vectors",
-                   "the vectors of the sound ones are there")
+    return written, existing, drops
 
 
 if __name__ == "__main__":
-    from shard_tools import cli
-
     cli.run(features, several=("source",))

@@ -32,7 +32,7 @@ from shard_tools.dataset.images import COVER_BYTES
 from shard_tools.dataset.layout import SPLITS, Listing, album_of, open_layout
 from shard_tools.dataset.source import Entry, Zip, open_source, read_entry, read_sidecar
 
-HOW = {"hard": "hard links: the files are those of --source, in a second place", "copy": "copies of --source's files",
+HOW = {"hard": "hard links: the files of --source under a second name", "copy": "copies of --source's files",
        "soft": "soft links to the files of --source, which must stay where it is"}
 
 
@@ -56,7 +56,7 @@ def split(source: str, out: str, ratios: Annotated[tuple[float, float, float], R
         ratios: of train, val and test, in percent of the groups of each genre.
         seed: of the choice.
         by: group, or artist: all groups of an artist (tracks.csv tells) stay together too.
-        link: hard links (the same file in two places), soft links, or copy; where the disk can't, the next of these.
+        link: hard links (second names of the same files), soft links, or copy; where the disk can't, the next of these.
         near: groups whose covers are near-duplicates stay together; without it they are leaks, if chance parts them.
         distance: bits of 64 in which the dHashes of near-duplicates may differ.
         min_groups: a genre with fewer groups is too small to split, and stays in train.
@@ -240,7 +240,7 @@ def _report(root: Path, samples: Sequence[SplitSample], splits: Sequence[str], c
         cells = (f"{100 * in_groups[genre, name] / many:6.2f} ({100 * in_samples[genre, name] / few:6.2f})"
                  for name in SPLITS)
         print(f"{genre:{width}} {totals[0]:8,} {totals[1]:9,}   {'  '.join(cells)}"
-              + ("  too small, kept in train" if genre in assignment.small else ""))
+              + ("  too small, stays in train" if genre in assignment.small else ""))
     total = Counter(splits)
     print(", ".join(f"{name} {total[name]:,}" for name in SPLITS) + f" of {len(samples):,} samples")
     largest = max(components, key=lambda component: len(component.groups))

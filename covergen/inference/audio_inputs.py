@@ -103,7 +103,7 @@ def _embed_song(file: Path, metadata: dict[str, Any], pca: Sequence[str]) -> np.
     """The vector of a song: of an excerpt from its middle as long as those of training, or of all of it."""
     excerpt = metadata["features"]["excerpt"].get("seconds")
     seconds = audio.duration(file)
-    start, length = (0.0, None) if excerpt is None else audio.starts(seconds, excerpt, 1)[0]
+    start, length = (0.0, None) if excerpt is None else audio.excerpt_spans(seconds, excerpt, 1)[0]
     return _extractor_of_songs(file, metadata, pca)(file, start, length)
 
 

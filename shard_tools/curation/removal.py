@@ -38,18 +38,17 @@ def drop_files(source: Path, dropped: Path, files: Sequence[tuple[str, str]]) ->
     finish(source, dropped)
 
 
-def is_unfinished(dropped: Path) -> bool:
-    return (dropped / BEGUN).is_file()
-
-
-def finish(source: Path, dropped: Path) -> None:
-    """Moves what a killed run has left of its table."""
+def finish(source: Path, dropped: Path) -> bool:
+    """Moves what a killed run has left of its table; returns whether there was one."""
+    if not (dropped / BEGUN).is_file():
+        return False
     for path, _ in _read(dropped / BEGUN):
         target = dropped / path
         if os.path.lexists(source / path) and not os.path.lexists(target):
             target.parent.mkdir(parents=True, exist_ok=True)
             os.rename(source / path, target)
     os.replace(dropped / BEGUN, dropped / DONE)
+    return True
 
 
 def _read(path: Path) -> list[list[str]]:

@@ -148,6 +148,11 @@ def read_entry(source: Path, entry: Entry, limit: int) -> bytes:
     return data
 
 
+def read_path(path: Path, limit: int) -> bytes:
+    """As ``read_entry``, of a file that was not listed."""
+    return read_entry(path.parent, Entry(path.name, -1, 0), limit)
+
+
 def _read_known(source: Path, entry: Entry) -> bytes:
     """The bytes of a file that was listed with a size, at the least cost; b"" where it is not of that size any more."""
     if entry.size <= 0:

@@ -1,4 +1,4 @@
-"""The table of extractors: name -> the file that makes it, imported only when asked for; an ``Extractor`` out.
+"""The table of extractors: the function that makes each, imported only when it is asked for.
 
 What an extractor needs beyond the package (Essentia, transformers, PyAV) is an extra of it, missed only when used.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import difflib
 import importlib
-import importlib.util
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -25,7 +24,7 @@ EXTRACTORS = {
     "pca": "shard_tools.extractors.pca:pca",
     "concat": "shard_tools.extractors.concat:concat",
 }
-VECTORS = "vectors"  # features of a folder whose vectors nobody described
+VECTORS = "vectors"  # the features of a folder of vectors without a schema
 
 _loaded: dict[str, Extractor] = {}
 
@@ -62,13 +61,13 @@ def load(name: str, **options: Any) -> Extractor:
                          + (f"did you mean {close[0]!r}?" if close else f"choose from: {', '.join(EXTRACTORS)}"))
     key = json.dumps([name, options], sort_keys=True, default=str)
     if key not in _loaded:
-        module, _, place = EXTRACTORS[name].partition(":")
-        _loaded[key] = getattr(importlib.import_module(module), place)(**options)
+        module, _, function = EXTRACTORS[name].partition(":")
+        _loaded[key] = getattr(importlib.import_module(module), function)(**options)
     return _loaded[key]
 
 
 def from_metadata(metadata: dict[str, Any], pca: Sequence[str | Path] = ()) -> Extractor:
-    """The extractor that made the vectors of an index, from the ``Schema.metadata()`` that it kept of them.
+    """The extractor that made the vectors of an index, from the ``Schema.metadata()`` in it.
 
     Args:
         metadata: of the vectors.
@@ -91,16 +90,5 @@ def from_metadata(metadata: dict[str, Any], pca: Sequence[str | Path] = ()) -> E
 
 
 def without_excerpt(metadata: dict[str, Any]) -> dict[str, Any]:
-    """The metadata of a schema as options of another: what part of a track was heard is not what the numbers are."""
+    """The metadata of a schema as options of another: the excerpt of each track is not what the numbers mean."""
     return {name: value for name, value in metadata.items() if name != "excerpt"}
-
-
-def need(extra: str, *modules: str) -> None:
-    """Checks that what an extra brings is installed.
-
-    Raises:
-        ValueError: it is not; says how to.
-    """
-    missing = [module for module in modules if importlib.util.find_spec(module) is None]
-    if missing:
-        raise ValueError(f"this needs {' and '.join(missing)}, not installed here: pip install -e .[{extra}]")

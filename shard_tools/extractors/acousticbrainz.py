@@ -1,4 +1,4 @@
-"""AcousticBrainz features: the bytes of one low-level JSON file in, the 580 numbers that we train on out.
+"""Extractors ``acousticbrainz`` and ``acousticbrainz-559``: the numbers of low-level JSON files, and their releases.
 
 Which numbers, and in what order, is a list of names written here, so a file's own order and additions don't matter.
 It is what the thesis's walk finds in the files of extractor "music 1.0": ``lowlevel``, ``rhythm``, ``tonal`` in the
@@ -9,14 +9,17 @@ order of the files (alphabetical); a number is itself, a list becomes its mean a
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from shard_tools.core.errors import BadFileError
 from shard_tools.dataset.schema import Schema
+from shard_tools.dataset.source import read_path
 from shard_tools.extractors import Extractor
 
 JSON_BYTES = 16 * 2**20  # most bytes of a file that are parsed; real ones have 0.1 MB, with hours of beats 1 MB
@@ -28,82 +31,44 @@ _LIST = (":mean", ":std")
 _NUMBERS = tuple(f".{key}" for key in STATISTICS)
 _LISTS = tuple(f".{key}{part}" for key in STATISTICS for part in _LIST)
 _CEPSTRUM = tuple(f".{key}{part}" for key in ("cov", "icov", "mean") for part in _LIST)
-_DESCRIPTORS = {
-    "lowlevel.average_loudness": _NUMBER,
-    "lowlevel.barkbands": _LISTS,
-    "lowlevel.barkbands_crest": _NUMBERS,
-    "lowlevel.barkbands_flatness_db": _NUMBERS,
-    "lowlevel.barkbands_kurtosis": _NUMBERS,
-    "lowlevel.barkbands_skewness": _NUMBERS,
-    "lowlevel.barkbands_spread": _NUMBERS,
-    "lowlevel.dissonance": _NUMBERS,
-    "lowlevel.dynamic_complexity": _NUMBER,
-    "lowlevel.erbbands": _LISTS,
-    "lowlevel.erbbands_crest": _NUMBERS,
-    "lowlevel.erbbands_flatness_db": _NUMBERS,
-    "lowlevel.erbbands_kurtosis": _NUMBERS,
-    "lowlevel.erbbands_skewness": _NUMBERS,
-    "lowlevel.erbbands_spread": _NUMBERS,
-    "lowlevel.gfcc": _CEPSTRUM,
-    "lowlevel.hfc": _NUMBERS,
-    "lowlevel.melbands": _LISTS,
-    "lowlevel.melbands_crest": _NUMBERS,
-    "lowlevel.melbands_flatness_db": _NUMBERS,
-    "lowlevel.melbands_kurtosis": _NUMBERS,
-    "lowlevel.melbands_skewness": _NUMBERS,
-    "lowlevel.melbands_spread": _NUMBERS,
-    "lowlevel.mfcc": _CEPSTRUM,
-    "lowlevel.pitch_salience": _NUMBERS,
-    "lowlevel.silence_rate_20dB": _NUMBERS,
-    "lowlevel.silence_rate_30dB": _NUMBERS,
-    "lowlevel.silence_rate_60dB": _NUMBERS,
-    "lowlevel.spectral_centroid": _NUMBERS,
-    "lowlevel.spectral_complexity": _NUMBERS,
-    "lowlevel.spectral_contrast_coeffs": _LISTS,
-    "lowlevel.spectral_contrast_valleys": _LISTS,
-    "lowlevel.spectral_decrease": _NUMBERS,
-    "lowlevel.spectral_energy": _NUMBERS,
-    "lowlevel.spectral_energyband_high": _NUMBERS,
-    "lowlevel.spectral_energyband_low": _NUMBERS,
-    "lowlevel.spectral_energyband_middle_high": _NUMBERS,
-    "lowlevel.spectral_energyband_middle_low": _NUMBERS,
-    "lowlevel.spectral_entropy": _NUMBERS,
-    "lowlevel.spectral_flux": _NUMBERS,
-    "lowlevel.spectral_kurtosis": _NUMBERS,
-    "lowlevel.spectral_rms": _NUMBERS,
-    "lowlevel.spectral_rolloff": _NUMBERS,
-    "lowlevel.spectral_skewness": _NUMBERS,
-    "lowlevel.spectral_spread": _NUMBERS,
-    "lowlevel.spectral_strongpeak": _NUMBERS,
-    "lowlevel.zerocrossingrate": _NUMBERS,
-    "rhythm.beats_count": _NUMBER,
-    "rhythm.beats_loudness": _NUMBERS,
-    "rhythm.beats_loudness_band_ratio": _LISTS,
-    "rhythm.beats_position": _LIST,
-    "rhythm.bpm": _NUMBER,
-    "rhythm.bpm_histogram_first_peak_bpm": _NUMBERS,
-    "rhythm.bpm_histogram_first_peak_spread": _NUMBERS,
-    "rhythm.bpm_histogram_first_peak_weight": _NUMBERS,
-    "rhythm.bpm_histogram_second_peak_bpm": _NUMBERS,
-    "rhythm.bpm_histogram_second_peak_spread": _NUMBERS,
-    "rhythm.bpm_histogram_second_peak_weight": _NUMBERS,
-    "rhythm.danceability": _NUMBER,
-    "rhythm.onset_rate": _NUMBER,
-    "tonal.chords_changes_rate": _NUMBER,
-    "tonal.chords_histogram": _LIST,
-    "tonal.chords_number_rate": _NUMBER,
-    "tonal.chords_strength": _NUMBERS,
-    "tonal.hpcp": _LISTS,
-    "tonal.hpcp_entropy": _NUMBERS,
-    "tonal.key_strength": _NUMBER,
-    "tonal.thpcp": _LIST,
-    "tonal.tuning_diatonic_strength": _NUMBER,
-    "tonal.tuning_equal_tempered_deviation": _NUMBER,
-    "tonal.tuning_frequency": _NUMBER,
-    "tonal.tuning_nontempered_energy_ratio": _NUMBER,
+_DESCRIPTORS = {  # by what they hold and where they are
+    _NUMBER: {
+        "lowlevel": "average_loudness dynamic_complexity",
+        "rhythm": "beats_count bpm danceability onset_rate",
+        "tonal": ("chords_changes_rate chords_number_rate key_strength tuning_diatonic_strength "
+                  "tuning_equal_tempered_deviation tuning_frequency tuning_nontempered_energy_ratio"),
+    },
+    _LISTS: {
+        "lowlevel": "barkbands erbbands melbands spectral_contrast_coeffs spectral_contrast_valleys",
+        "rhythm": "beats_loudness_band_ratio",
+        "tonal": "hpcp",
+    },
+    _NUMBERS: {
+        "lowlevel": ("barkbands_crest barkbands_flatness_db barkbands_kurtosis barkbands_skewness barkbands_spread "
+                     "dissonance erbbands_crest erbbands_flatness_db erbbands_kurtosis erbbands_skewness "
+                     "erbbands_spread hfc melbands_crest melbands_flatness_db melbands_kurtosis melbands_skewness "
+                     "melbands_spread pitch_salience silence_rate_20dB silence_rate_30dB silence_rate_60dB "
+                     "spectral_centroid spectral_complexity spectral_decrease spectral_energy "
+                     "spectral_energyband_high spectral_energyband_low spectral_energyband_middle_high "
+                     "spectral_energyband_middle_low spectral_entropy spectral_flux spectral_kurtosis spectral_rms "
+                     "spectral_rolloff spectral_skewness spectral_spread spectral_strongpeak zerocrossingrate"),
+        "rhythm": ("beats_loudness bpm_histogram_first_peak_bpm bpm_histogram_first_peak_spread "
+                   "bpm_histogram_first_peak_weight bpm_histogram_second_peak_bpm bpm_histogram_second_peak_spread "
+                   "bpm_histogram_second_peak_weight"),
+        "tonal": "chords_strength hpcp_entropy",
+    },
+    _CEPSTRUM: {
+        "lowlevel": "gfcc mfcc",
+    },
+    _LIST: {
+        "rhythm": "beats_position",
+        "tonal": "chords_histogram thpcp",
+    },
 }
 
-NAMES: tuple[str, ...] = tuple(path + end for path, ends in _DESCRIPTORS.items() for end in ends)
+NAMES: tuple[str, ...] = tuple(path + end for path, ends in sorted(
+    (f"{section}.{name}", ends) for ends, sections in _DESCRIPTORS.items()
+    for section, names in sections.items() for name in names.split()) for end in ends)
 """The 580 numbers: keys joined by dots, then ``:mean`` or ``:std`` where the file has a list
 (``lowlevel.spectral_spread.var``, ``lowlevel.barkbands.var:std``, ``lowlevel.mfcc.cov:mean``)."""
 
@@ -118,6 +83,7 @@ NAMES_559: tuple[str, ...] = tuple(
 """What the published script wrote: ``NAMES`` without dvar, dvar2, max, mean, median, min and var of
 spectral_centroid, spectral_rolloff and spectral_spread."""
 
+_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _MISSING = object()
 _MAKERS = {"music 1.0": "AcousticBrainz's", "music 2.0": "today's Essentia's"}
 _KINDS = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", float: "a number",
@@ -229,3 +195,32 @@ def acousticbrainz() -> Extractor:
 def acousticbrainz_559() -> Extractor:
     """The 559 that the published script kept."""
     return Extractor(Schema("acousticbrainz-559", VERSION, NAMES_559), of_json=partial(read, names=NAMES_559))
+
+
+def read_releases(source: Path, names: list[str]) -> list[tuple[str, str | BadFileError]]:
+    """The release that each file of a folder names, or why there is none."""
+    found: list[tuple[str, str | BadFileError]] = []
+    for name in names:
+        try:
+            found.append((name, release_of(read_path(source / name, JSON_BYTES))))
+        except BadFileError as error:
+            found.append((name, error))
+    return found
+
+
+def release_of(data: bytes) -> str:
+    """The MusicBrainz release id in the bytes of a low-level JSON file, in lower case.
+
+    Raises:
+        BadFileError: ``not JSON``, ``no release id``, or ``damaged release id``: never anything that is no UUID.
+    """
+    try:
+        value = json.loads(data)["metadata"]["tags"]["musicbrainz_albumid"]
+        value = value[0] if isinstance(value, list) else value
+    except (KeyError, IndexError, TypeError):
+        raise BadFileError("no release id", "its tags have no musicbrainz_albumid") from None
+    except (ValueError, RecursionError) as error:
+        raise BadFileError("not JSON", str(error)) from None
+    if not isinstance(value, str) or not _UUID.fullmatch(mbid := value.strip().lower()):
+        raise BadFileError("damaged release id", f"{str(value)[:60]!a} is no UUID")
+    return mbid

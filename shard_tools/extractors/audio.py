@@ -1,4 +1,4 @@
-"""Audio files as the extractors hear them: a path in; its length, which parts to hear, and mono pieces of it out.
+"""Decodes audio files for the extractors: their length, which excerpts to take, and mono samples piece by piece.
 
 Decoding is FFmpeg's, in the PyAV package. Only demuxers of music files are allowed, and no network: what calls itself
 a song may be a playlist that points anywhere.
@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 
 from shard_tools.core.errors import BadFileError
-from shard_tools.extractors import need
+from shard_tools.core.extras import need
+from shard_tools.extractors import load
 
-SHORTEST = 3.0  # seconds
+SHORTEST = 3  # seconds
 
 _DEMUXERS = "mp3,flac,ogg,wav,w64,mov,aac"
 _MUSICBRAINZ = re.compile(r"((?:TR\w{16}__)?[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}-)\d+(__[0-9a-f-]{36})",
@@ -50,16 +51,43 @@ def check_length(seconds: float) -> None:
         raise BadFileError("too short", f"{seconds:.2f} s; at least {SHORTEST:g} s are needed")
 
 
-def starts(duration: float, excerpt: float, excerpts: int) -> list[tuple[float, float]]:
-    """(start, length) in seconds of the parts to hear: the middles of equal shares of a track, which don't overlap.
+def excerpt_spans(duration: float, excerpt: float, excerpts: int) -> list[tuple[float, float]]:
+    """(start, length) in seconds of the excerpts: the middles of equal shares of a track, which don't overlap.
 
-    As many as fit, ``excerpts`` at most; a track that is shorter than ``excerpt`` is heard whole, once.
+    As many as fit, ``excerpts`` at most; of a track that is shorter than ``excerpt`` one, all of it.
     """
     if duration <= excerpt:
         return [(0.0, duration)]
     count = min(excerpts, int(duration / excerpt))
     share = duration / count
     return [(i * share + (share - excerpt) / 2, excerpt) for i in range(count)]
+
+
+def extract_excerpts(extractor: str, options: dict[str, Any], excerpt: float | None, excerpts: int,
+                     path: Path) -> tuple[float, list[tuple[int, float, float, np.ndarray]]]:
+    """The length of a track in seconds, and number, start, length and vector of its excerpts that can be used.
+
+    Args:
+        extractor, options: of ``load``.
+        excerpt: seconds; None = all of the track.
+        excerpts: at most so many.
+        path: of the track.
+
+    Raises:
+        BadFileError: none can be used.
+    """
+    of_audio = load(extractor, **options).of_audio
+    seconds, found, problems = duration(path), [], []
+    if excerpt is None:
+        return seconds, [(0, 0.0, seconds, of_audio(path, 0.0, None))]
+    for number, (start, length) in enumerate(excerpt_spans(seconds, excerpt, excerpts)):
+        try:
+            found.append((number, start, length, of_audio(path, start, length)))
+        except BadFileError as error:  # silence, or damage, in this excerpt
+            problems.append(error)
+    if not found:
+        raise problems[0]
+    return seconds, found
 
 
 def numbered(stem: str, number: int) -> str:

@@ -1,4 +1,4 @@
-"""One piece of the work of ``features``: tracks in; a vector of each beside the others, and a line a bad file, out."""
+"""Computes the vectors of some inputs: one task of ``features``, in any process."""
 
 from __future__ import annotations
 
@@ -15,46 +15,48 @@ from shard_tools.core.errors import BadFileError
 from shard_tools.core.quarantine import Drop
 from shard_tools.dataset.images import COVER_BYTES
 from shard_tools.dataset.layout import AUDIO_SUFFIXES, COVERS, read_name
-from shard_tools.dataset.source import Entry, read_entry
+from shard_tools.dataset.source import read_path
 from shard_tools.dataset.vectors import VECTOR_BYTES, read_vector, vector_header, write_vector
 from shard_tools.extractors import Extractor
 from shard_tools.extractors.acousticbrainz import JSON_BYTES
-from shard_tools.extractors.audio import duration, numbered, starts
+from shard_tools.extractors.audio import duration, excerpt_spans, numbered
 
 FOLDER = ".features"  # of files under way, in the out folder
 _UNWRITABLE = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EINVAL, errno.EILSEQ)
 
-Make = Callable[[], tuple[np.ndarray, bytes | None]]  # a vector, and the JSON that is kept of it
 
-
-class Item(NamedTuple):
-    """One track.
+class Input(NamedTuple):
+    """What one vector is made of, or one for each excerpt.
 
     Attributes:
         name: where its vector goes, below the folder of vectors and without suffix.
         path: what quarantine calls it.
         files: its file; of vectors that of each source, None where one is absent.
-        data: the bytes, or what is wrong with them, where there is no file.
+        data: its bytes, where there is no file.
+        error: why it can't be used; None = nothing is known against it.
         cover: its picture, where covers go beside the vectors.
+        position: bytes of an archive that are read with it; 0 = it is from none.
     """
 
     name: str
     path: str
     files: tuple[Path | None, ...] = ()
-    data: bytes | BadFileError | None = None
+    data: bytes | None = None
+    error: BadFileError | None = None
     cover: Path | None = None
+    position: int = 0
 
 
 class Options(NamedTuple):
-    """What holds for every track.
+    """What is the same for every input.
 
     Attributes:
         make: gives the extractor; importable by name, for every process makes its own.
         out: folder for quarantine, and of work under way.
         vectors: folder of the vectors.
-        excerpt: seconds to hear of an audio file at once, None = all of it.
+        excerpt: length of an excerpt of an audio file in seconds, None = all of it.
         excerpts: at most so many.
-        keep_json: keep what the extractor says of audio beside the vector.
+        keep_json: write what the extractor computes of audio beside the vector.
     """
 
     make: Callable[[], Extractor]
@@ -65,33 +67,33 @@ class Options(NamedTuple):
     keep_json: bool = False
 
 
-class Task(NamedTuple):
-    """Some tracks, and how far the source has been read with them (bytes of an archive, else tracks)."""
+class ComputeTask(NamedTuple):
+    """Some inputs, and how far the source has been read with them (bytes of an archive, else inputs)."""
 
-    items: list[Item]
+    inputs: list[Input]
     options: Options
     position: int
 
 
-class Result(NamedTuple):
+class ComputeResult(NamedTuple):
     """What became of a task.
 
     Attributes:
         written: vectors that were made.
-        kept: vectors that were there already.
+        existing: vectors that were there already.
         links: (cover, where it goes below the folder of covers) of both.
         drops: bad files.
         position: of the task.
     """
 
     written: int
-    kept: int
+    existing: int
     links: list[tuple[Path, str]]
     drops: list[Drop]
     position: int
 
 
-def compute(task: Task) -> Result:
+def compute(task: ComputeTask) -> ComputeResult:
     """Computes and writes what is not there yet.
 
     Raises:
@@ -100,17 +102,17 @@ def compute(task: Task) -> Result:
     """
     options, extractor = task.options, task.options.make()
     counts, links, drops = [0, 0], [], []
-    for item in task.items:
+    for item in task.inputs:
         stage = "cover"
         try:
             kind = item.cover and _check_cover(item.cover)
             stage = "audio"
-            parts = list(_parts(extractor, options, item))
+            vectors = list(_vectors(extractor, options, item))
         except BadFileError as error:
             drops.append(Drop(item.path, stage, error.reason, error.detail))
             continue
         problems = []
-        for name, make in parts:
+        for name, make in vectors:
             target = options.vectors / f"{name}.npy"
             try:
                 is_there = _is_there(options, target, len(extractor.schema.names))
@@ -122,41 +124,36 @@ def compute(task: Task) -> Result:
             counts[is_there] += 1
             if item.cover:
                 links.append((item.cover, f"{name}.{kind}"))
-        if len(problems) == len(parts):  # of several excerpts one may be silent where another is not
+        if len(problems) == len(vectors):  # of several excerpts one may be silent where another is not
             drops.append(Drop(item.path, stage, problems[0].reason, problems[0].detail))
-    return Result(*counts, links, drops, task.position)
+    return ComputeResult(*counts, links, drops, task.position)
 
 
-def _parts(extractor: Extractor, options: Options, item: Item) -> Iterator[tuple[str, Make]]:
-    """Yields (name, what makes it) of the vectors that a track is to have."""
-    if isinstance(item.data, BadFileError):
-        raise item.data
-    if item.data is not None:
-        yield item.name, lambda: (extractor.of_json(item.data), None)
-        return
-    path = item.files[0]
+def _vectors(extractor: Extractor, options: Options,
+             item: Input) -> Iterator[tuple[str, Callable[[], tuple[np.ndarray, bytes | None]]]]:
+    """Yields the name of each vector of an input, and what computes it and the JSON to write beside it."""
+    if item.error:
+        raise item.error
+    path = item.files[0] if item.files else None
     if extractor.of_vectors:
-        yield item.name, lambda: (extractor.of_vectors([_read_vector(file) for file in item.files]), None)
-    elif path.suffix.lower() not in AUDIO_SUFFIXES:
-        yield item.name, lambda: (extractor.of_json(read_entry(path.parent, Entry(path.name, -1, 0), JSON_BYTES)), None)
+        yield item.name, lambda: (extractor.of_vectors(
+            [file and read_vector(read_path(file, VECTOR_BYTES)) for file in item.files]), None)
+    elif path is None or path.suffix.lower() not in AUDIO_SUFFIXES:
+        yield item.name, lambda: (extractor.of_json(read_path(path, JSON_BYTES) if path else item.data), None)
     elif options.excerpt is None:
-        yield item.name, lambda: _hear(extractor, options, path, 0.0, None)
+        yield item.name, lambda: _of_audio(extractor, options, path, 0.0, None)
     else:
-        for number, (start, seconds) in enumerate(starts(duration(path), options.excerpt, options.excerpts)):
+        for number, (start, seconds) in enumerate(excerpt_spans(duration(path), options.excerpt, options.excerpts)):
             name = numbered(item.name, number) if options.excerpts > 1 else item.name
-            yield name, lambda start=start, seconds=seconds: _hear(extractor, options, path, start, seconds)
+            yield name, lambda start=start, seconds=seconds: _of_audio(extractor, options, path, start, seconds)
 
 
-def _hear(extractor: Extractor, options: Options, path: Path, start: float,
-          seconds: float | None) -> tuple[np.ndarray, bytes | None]:
+def _of_audio(extractor: Extractor, options: Options, path: Path, start: float,
+              seconds: float | None) -> tuple[np.ndarray, bytes | None]:
     if not options.keep_json:
         return extractor.of_audio(path, start, seconds), None
     data = extractor.json_of_audio(path, start, seconds)
     return extractor.of_json(data), data
-
-
-def _read_vector(path: Path | None) -> np.ndarray | None:
-    return None if path is None else read_vector(read_entry(path.parent, Entry(path.name, -1, 0), VECTOR_BYTES))
 
 
 def _is_there(options: Options, target: Path, dimension: int) -> bool:
@@ -190,5 +187,5 @@ def _check_cover(path: Path) -> str:
     kind = read_name(path.name)[1]
     if kind not in COVERS:
         raise BadFileError("not a cover", f"{path.name}: expected {', '.join(sorted(COVERS))}")
-    read_entry(path.parent, Entry(path.name, -1, 0), COVER_BYTES)
+    read_path(path, COVER_BYTES)
     return kind

@@ -1,6 +1,6 @@
-"""Extractor ``concat``: the vectors of several sources in; one that holds them all out, zeros where one is absent.
+"""Extractor ``concat``: the vectors of several sources in one, zeros where one is absent.
 
-``pack`` sees in the zeros which source a track has, and gives the model a presence bit for each.
+By the zeros ``pack`` knows which source a track has, and gives the model a presence bit for each.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ VERSION = 1
 
 
 def concat(parts: Sequence[dict[str, Any]] = (), files: Sequence[str] = ()) -> Extractor:
-    """The extractor of several, by their ``Schema.metadata()``; what nobody described (``vectors``) it leaves absent.
+    """The extractor of several, by their ``Schema.metadata()``; vectors without a schema are absent.
 
     Args:
         parts: of each source, in order.
@@ -32,13 +32,13 @@ def concat(parts: Sequence[dict[str, Any]] = (), files: Sequence[str] = ()) -> E
             for part in parts]
     whole = of_schemas(tuple(part.schema for part in made))
 
-    def hears(kind: str) -> Callable[..., np.ndarray] | None:
+    def joined(kind: str) -> Callable[..., np.ndarray] | None:
         functions = [getattr(part, kind) for part in made]
         if not any(functions):
             return None
         return lambda *given: whole.of_vectors([function and function(*given) for function in functions])
 
-    return whole._replace(of_json=hears("of_json"), of_audio=hears("of_audio"))
+    return whole._replace(of_json=joined("of_json"), of_audio=joined("of_audio"))
 
 
 def of_schemas(schemas: tuple[Schema, ...]) -> Extractor:
@@ -49,7 +49,7 @@ def of_schemas(schemas: tuple[Schema, ...]) -> Extractor:
 
 
 def of_size(dimension: int) -> Schema:
-    """The schema of vectors that nobody described."""
+    """The schema of vectors that have none: so many numbers without names."""
     return Schema(VECTORS, 1, tuple(f"{VECTORS}.{i:04d}" for i in range(dimension)))
 
 

@@ -1,8 +1,8 @@
-"""Extractor ``essentia``: audio, or the raw JSON of Essentia's MusicExtractor, in; its 582 numbers out.
+"""Extractor ``essentia``: the 582 numbers of Essentia's MusicExtractor, of audio or of its raw JSON.
 
 Audio is brought to what the extractor was given for the JSON that we know, mono, 44.1 kHz, 16 bits, by PyAV: Essentia's
 own FFmpeg of 2018 knows no Opus, and puts 13 ms of silence before Ogg Vorbis, which shifts all that silence changes.
-Essentia is under the AGPL; it is an extra, imported when audio is first heard.
+Essentia is under the AGPL; it is an extra, imported when it is first needed.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 
 from shard_tools.core.errors import BadFileError
+from shard_tools.core.extras import need
 from shard_tools.dataset.schema import Schema
-from shard_tools.extractors import Extractor, acousticbrainz, need
+from shard_tools.extractors import Extractor, acousticbrainz
 from shard_tools.extractors.acousticbrainz import STATISTICS, read
 from shard_tools.extractors.audio import check_length, pieces
 
@@ -52,7 +53,7 @@ NAMES: tuple[str, ...] = tuple(sorted([
 
 
 RATE = 44100
-LONGEST = 3600  # seconds heard at once: MusicExtractor takes 0.55 s and 35 MB a minute
+LONGEST = 3600  # seconds: MusicExtractor takes 0.55 s and 35 MB a minute of audio
 _STATISTICS = ("lowlevelStats", "rhythmStats", "tonalStats")  # all else as Essentia has it
 
 
@@ -90,7 +91,7 @@ def json_of_audio(path: Path, start: float = 0.0, seconds: float | None = None) 
             for piece in pieces(path, start, seconds, RATE):
                 file.writeframes((piece * 32768).round().clip(-32768, 32767).astype("<i2").tobytes())
                 if file.tell() > LONGEST * RATE:
-                    raise BadFileError("too long", f"more than {LONGEST:,} s; hear a part of it: --excerpt 30")
+                    raise BadFileError("too long", f"more than {LONGEST:,} s; take a part of it: --excerpt 30")
             check_length(file.tell() / RATE)
         try:
             pool, _ = algorithms.MusicExtractor(**{stage: list(STATISTICS) for stage in _STATISTICS})(name)
@@ -114,10 +115,10 @@ def _tree(pool: Any) -> dict[str, Any]:
     tree: dict[str, Any] = {}
     for name in pool.descriptorNames():
         *parents, last = name.split(".")
-        place = tree
+        node = tree
         for parent in parents:
-            place = place.setdefault(parent, {})
-        place[last] = _plain(pool[name])
+            node = node.setdefault(parent, {})
+        node[last] = _plain(pool[name])
     return tree
 
 

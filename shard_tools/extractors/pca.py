@@ -1,4 +1,4 @@
-"""Extractor ``pca``: vectors in; fewer numbers out, by a principal component analysis fitted once and kept in a file.
+"""Extractor ``pca``: vectors of fewer numbers, by a principal component analysis that is fitted once.
 
 Columns are standardised first unless told otherwise: raw descriptors span 1e-24 to 1e13, and the first component would
 be their largest column and nothing else. The embeddings of one network share a scale; for them it may be left out.
@@ -66,7 +66,7 @@ def fit(vectors: Callable[[], Iterator[np.ndarray]], components: int, standardis
 
     Returns:
         ``mean`` ``[D]``, ``scale`` ``[D]``, ``components`` ``[components, D]`` float64 (of standardised columns),
-        ``explained`` ``[components]`` (shares of the variance), ``count`` (vectors seen).
+        ``explained`` ``[components]`` (shares of the variance), ``count`` (vectors fitted on).
 
     Raises:
         ValueError: more components than numbers or vectors.
@@ -107,7 +107,7 @@ def _batches(vectors: Iterator[np.ndarray], size: int) -> Iterator[np.ndarray]:
 
 
 def apply(fitted: dict[str, np.ndarray], vector: np.ndarray) -> np.ndarray:
-    """A vector ``[D]`` as float32 ``[components]``: one at a time, so that its numbers don't depend on its company.
+    """A vector ``[D]`` as float32 ``[components]``: one at a time, so that its numbers don't depend on other vectors.
 
     Raises:
         BadFileError: ``wrong vector size``, ``absent source`` (zeros alone) or ``not finite`` in float32.

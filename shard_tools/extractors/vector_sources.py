@@ -1,6 +1,6 @@
-"""Vectors made of vectors: folders of them, or data sets, in; what ``pca`` or ``concat`` makes of each, planned, out.
+"""Vectors computed from vectors: what ``pca`` or ``concat`` makes of folders of them, or of data sets.
 
-Of a data set a data set is made: all that is not its vectors is linked beside the new ones.
+From a data set a data set is made: all that is not its vectors is linked beside the new ones.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -20,25 +21,26 @@ from tqdm import tqdm
 
 from shard_tools.core.errors import BadFileError
 from shard_tools.core.files import place_link, write_atomically
+from shard_tools.core.quarantine import QUARANTINE
 from shard_tools.dataset import schema
 from shard_tools.dataset.layout import ALIASES, SPLITS
 from shard_tools.dataset.schema import Schema
-from shard_tools.dataset.source import Entry, read_entry
+from shard_tools.dataset.source import read_path
 from shard_tools.dataset.vectors import VECTOR_BYTES, read_vector
 from shard_tools.extractors import Extractor, load
-from shard_tools.extractors import tracks as sources
-from shard_tools.extractors.compute import FOLDER, Item
+from shard_tools.extractors.compute import FOLDER, Input
 from shard_tools.extractors.concat import of_schemas, of_size
+from shard_tools.extractors.inputs import vector_inputs
 from shard_tools.extractors.pca import FILE, fit, pca_bytes, read_pca
 from shard_tools.shards.candidates import shuffle_key
 
 
 class Sources(NamedTuple):
-    """Folders of vectors and what they hold, and the data set, if it is one, that the first of them belongs to."""
+    """Folders of vectors, their schemas and inputs, and the data set, if there is one, that the first belongs to."""
 
     roots: list[Path]
     schemas: list[Schema]
-    items: list[tuple[Item, int]]
+    inputs: list[Input]
     data_set: Path | None
 
 
@@ -58,15 +60,15 @@ def open_sources(folders: list[str]) -> Sources:
             data_set = folder.resolve() if number == 0 else data_set
         else:
             roots.append(folder.resolve())
-    items = list(sources.of_vectors(roots))
-    return Sources(roots, [_describe(root, items, number) for number, root in enumerate(roots)], items, data_set)
+    inputs = list(vector_inputs(roots))
+    return Sources(roots, [_schema_of(root, inputs, number) for number, root in enumerate(roots)], inputs, data_set)
 
 
-def _describe(root: Path, items: list[tuple[Item, int]], number: int) -> Schema:
-    """What a folder's ``features.json`` says, else so many numbers that nobody described."""
+def _schema_of(root: Path, inputs: list[Input], number: int) -> Schema:
+    """The schema of a folder's ``features.json``, else one of as many numbers without names."""
     known = schema.read_schema(root)
     if known is None:
-        some = islice(read_files(item.files[number] for item, _ in items), 100)
+        some = islice(read_files(item.files[number] for item in inputs), 100)
         sizes = Counter(map(len, some)).most_common(1)
         if not sizes:
             raise ValueError(f"--source {root} holds no vectors (.npy)")
@@ -75,11 +77,10 @@ def _describe(root: Path, items: list[tuple[Item, int]], number: int) -> Schema:
 
 
 def read_files(paths: Iterator[Path | None], size: int | None = None) -> Iterator[np.ndarray]:
-    """Yields the vectors that can be read, of that size where one is given; others are named when their turn comes."""
+    """Yields the vectors that can be read, of that size where one is given; ``compute`` names the others."""
     for path in paths:
         try:
-            vector = None if path is None else read_vector(read_entry(path.parent, Entry(path.name, -1, 0),
-                                                                      VECTOR_BYTES))
+            vector = None if path is None else read_vector(read_path(path, VECTOR_BYTES))
         except BadFileError:
             continue
         if vector is not None and size in (None, len(vector)):
@@ -87,11 +88,11 @@ def read_files(paths: Iterator[Path | None], size: int | None = None) -> Iterato
 
 
 def concatenation(found: Sources) -> tuple[Schema, partial[Extractor]]:
-    """The schema of ``concat`` of the sources, heard as they are, and what makes its extractor."""
-    heard = [known.excerpt for known in found.schemas]
-    same = all(one == heard[0] for one in heard)
+    """The schema of ``concat`` of the sources, of the same excerpts, and what makes its extractor."""
+    excerpts = [known.excerpt for known in found.schemas]
+    same = all(excerpt == excerpts[0] for excerpt in excerpts)
     make = partial(of_schemas, tuple(found.schemas))
-    return _heard(make().schema, heard[0] if same else {"parts": heard}), make
+    return replace(make().schema, excerpt=excerpts[0] if same else {"parts": excerpts}), make
 
 
 def reduction(found: Sources, out: Path, folder: Path, components: int | None, file: str | None,
@@ -102,7 +103,7 @@ def reduction(found: Sources, out: Path, folder: Path, components: int | None, f
         found: the source.
         out: of the command; unfinished work lies in its ``FOLDER``.
         folder: where the vectors go.
-        components: numbers to keep, when a PCA is fitted.
+        components: of a PCA that is fitted.
         file: a PCA to apply instead.
         standardise: as of ``fit``.
 
@@ -111,46 +112,43 @@ def reduction(found: Sources, out: Path, folder: Path, components: int | None, f
     """
     known, target = found.schemas[0], folder / FILE
     if file is None:
-        names = _to_fit(found)
-        work = hashlib.sha256(json.dumps([components, standardise, known.sha256, names]).encode()).hexdigest()
+        names = _training_names(found)
+        key = hashlib.sha256(json.dumps([components, standardise, known.sha256, names]).encode()).hexdigest()
         file = str(target if target.is_file() else out / FOLDER / FILE)
         if not Path(file).is_file():
-            data = pca_bytes(_fit(found, names, components, standardise), known, work)
+            data = pca_bytes(_fit(found, names, components, standardise), known, key)
             write_atomically(Path(file), data)
-        elif str(read_pca(Path(file))["of"]) != work:
+        elif str(read_pca(Path(file))["of"]) != key:
             raise ValueError(f"{file} was fitted on other vectors or with other options; apply it with --pca {file}, "
                              "or choose another --out")
     before = json.loads(str(read_pca(Path(file))["source"]))
     if before["sha256"] != known.sha256:
         raise ValueError(f"--pca {file} is of vectors of {before['features']} ({before['dimension']} numbers, "
                          f"{before['sha256'][:12]}); {found.roots[0]} holds those of {known}")
-    made = _heard(load("pca", files=(file,)).schema, known.excerpt)
+    made = replace(load("pca", files=(file,)).schema, excerpt=known.excerpt)
     schema.write_schema(folder, made)
     if not target.is_file() or target.read_bytes() != Path(file).read_bytes():
         write_atomically(target, Path(file).read_bytes())
     return made, partial(load, "pca", files=(str(target),))
 
 
-def _heard(known: Schema, heard: dict) -> Schema:
-    return Schema(known.features, known.version, known.names, known.options, heard)
-
-
-def _to_fit(found: Sources) -> list[str]:
-    """The names of the vectors to fit on: of the train split where there are splits; in a fair order."""
-    names = [item.name for item, _ in found.items]
+def _training_names(found: Sources) -> list[str]:
+    """The names of the vectors to fit on, shuffled: of the train split where there are splits."""
+    names = [item.name for item in found.inputs]
     splits = {name: _split(name) for name in names}
     if any(splits.values()):
         names = [name for name in names if splits[name] == "train"]
         if not names:
             raise ValueError(f"{found.roots[0]} has splits, but no train split to fit on; use --pca with a fitted file")
     else:
-        print("no splits: the PCA is fitted on all vectors; split first where some are to be kept from it")
+        print("no splits: the PCA is fitted on all vectors; split first where some are to be left out of it")
     return sorted(names, key=lambda name: (shuffle_key(0, "", name), name))
 
 
 def _split(name: str) -> str | None:
-    first = name.partition("/")[0].lower() if "/" in name else ""
-    return ALIASES.get(first, first) if ALIASES.get(first, first) in SPLITS else None
+    folder = name.partition("/")[0].lower() if "/" in name else ""
+    split = ALIASES.get(folder, folder)
+    return split if split in SPLITS else None
 
 
 def _fit(found: Sources, names: list[str], components: int, standardise: bool) -> dict[str, np.ndarray]:
@@ -169,14 +167,12 @@ def _fit(found: Sources, names: list[str], components: int, standardise: bool) -
 
 def link_rest(found: Sources, out: Path) -> None:
     """Links all of the first source's data set but its vectors and reports."""
-    if found.data_set is None:
-        return
-    for top, folders, files in os.walk(found.data_set, followlinks=True):
-        here = Path(top)
+    for top, folders, files in os.walk(found.data_set, followlinks=True) if found.data_set else ():
+        folder = Path(top)
         folders[:] = sorted(name for name in folders if not name.startswith(".")
-                            and here / name != found.data_set / "audio")
+                            and folder / name != found.data_set / "audio")
         for name in files:
-            if not name.startswith(".") and name != "quarantine.jsonl" and (here / name).is_file():
-                target = out / here.relative_to(found.data_set) / name
+            if not name.startswith(".") and name != QUARANTINE and (folder / name).is_file():
+                target = out / folder.relative_to(found.data_set) / name
                 target.parent.mkdir(parents=True, exist_ok=True)
-                place_link(here / name, target, "hard")
+                place_link(folder / name, target, "hard")

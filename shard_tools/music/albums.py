@@ -1,4 +1,4 @@
-"""Which tracks are of one album: the tags of a library's files in; an album and a name of its own for each file out.
+"""Groups the files of a music library to albums by their tags, and names them.
 
 Names are UUIDs, MusicBrainz's where the tags have them, else made (version 5) of what does not change when a library
 is moved: tags, and paths relative to the library.
@@ -12,11 +12,11 @@ from collections import defaultdict
 from typing import NamedTuple
 
 from shard_tools.core.text import fold
-from shard_tools.music.library import home
+from shard_tools.music.library import album_folder
 from shard_tools.music.tags import Tags
 
-_UNSAID = {"unknown", "<unknown>", "unknown album", "unknown artist"}  # what rippers write
-_SPACE = uuid.UUID("8f9d6ec1-3c0b-5a55-9a4c-0f5c0f7a3d11")
+_UNKNOWN = {"unknown", "<unknown>", "unknown album", "unknown artist"}  # what rippers write
+_NAMESPACE = uuid.UUID("8f9d6ec1-3c0b-5a55-9a4c-0f5c0f7a3d11")
 
 
 class Album(NamedTuple):
@@ -46,11 +46,11 @@ def make_tracks(found: dict[str, Tags]) -> list[Track]:
     """
     artists = defaultdict(set)
     for path, tags in found.items():
-        artists[home(path), _said(tags.album)].add(_said(tags.album_artist) or _said(tags.artist))
+        artists[album_folder(path), _known(tags.album)].add(_known(tags.album_artist) or _known(tags.artist))
     tracks: list[Track] = []
     taken: set[tuple[str, str]] = set()
     for path, tags in sorted(found.items()):
-        album = _album(path, tags, alone=len(artists[home(path), _said(tags.album)]) == 1)
+        album = _album(path, tags, alone=len(artists[album_folder(path), _known(tags.album)]) == 1)
         name = tags.track_id or _name(album.id, tags, path)
         if (name, album.id) in taken:  # the same recording twice, in two formats perhaps
             name = _uuid("copy", name, path)
@@ -62,17 +62,17 @@ def make_tracks(found: dict[str, Tags]) -> list[Track]:
 def _album(path: str, tags: Tags, alone: bool) -> Album:
     if tags.release_id:
         return Album(tags.release_id, "release")
-    title, artist = _said(tags.album), _said(tags.album_artist)
+    title, artist = _known(tags.album), _known(tags.album_artist)
     if not artist and alone:
-        artist = _said(tags.artist)
+        artist = _known(tags.artist)
     if title and artist:
         return Album(_uuid("album", artist, title), "tags")
-    return Album(_uuid("folder", home(path), title), "folder")
+    return Album(_uuid("folder", album_folder(path), title), "folder")
 
 
-def _said(text: str) -> str:
+def _known(text: str) -> str:
     text = fold(text)
-    return "" if text in _UNSAID else text
+    return "" if text in _UNKNOWN else text
 
 
 def _name(album: str, tags: Tags, path: str) -> str:
@@ -82,4 +82,4 @@ def _name(album: str, tags: Tags, path: str) -> str:
 
 
 def _uuid(*parts: str) -> str:
-    return str(uuid.uuid5(_SPACE, json.dumps(parts)))  # JSON: names that are no UTF-8 become escapes
+    return str(uuid.uuid5(_NAMESPACE, json.dumps(parts)))  # JSON: names that are no UTF-8 become escapes

@@ -1,13 +1,11 @@
-"""What ``collect`` leaves: tracks, covers and vectors in; ``{cover,audio}/<genre>/``, tables and a memory of it out.
+"""Writes the data set that ``collect`` makes: ``{cover,audio}/<genre>/`` and ``tracks.csv``.
 
 Everything is built below ``OUT/.collect`` and moved into place at the end, ``tracks.csv`` last: with it, OUT is whole.
-``OUT/.collect/excerpts`` stays, for the next run.
+``OUT/.collect/excerpts`` is the cache of excerpts for the next run.
 """
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 import shutil
 from collections.abc import Iterable
@@ -16,6 +14,7 @@ from typing import NamedTuple
 
 from shard_tools.core.files import write_atomically
 from shard_tools.core.locks import OUTPUT_LOCK
+from shard_tools.core.tables import table_bytes
 from shard_tools.dataset.genres import to_genre
 from shard_tools.dataset.schema import Schema, read_schema, write_schema
 from shard_tools.dataset.vectors import write_vector
@@ -28,13 +27,20 @@ COLUMNS = ("genre", "stem", "path", "artist", "album_artist", "album", "title", 
 
 
 class CollectedTrack(NamedTuple):
-    """A track of a collection: ``image`` is the file of its cover, None = it has none; ``cover`` and ``cover_path`` say
-    where that comes from."""
+    """A track of a collection.
+
+    Attributes:
+        track: of the library.
+        cache: file of its excerpts.
+        image: file of its cover, None = it has none.
+        cover, cover_path: where the cover comes from.
+    """
 
     track: Track
-    image: Path | None
-    cover: str
-    cover_path: str
+    cache: Path
+    image: Path | None = None
+    cover: str = ""
+    cover_path: str = ""
 
 
 def begin(root: Path, schema: Schema) -> Path:
@@ -56,13 +62,13 @@ def begin(root: Path, schema: Schema) -> Path:
     return work
 
 
-def write_collection(root: Path, samples: Iterable[tuple[CollectedTrack, Path]], own: dict[str, str], schema: Schema,
-                     ) -> list[list[str]]:
+def write_collection(root: Path, tracks: Iterable[CollectedTrack], own: dict[str, str],
+                     schema: Schema) -> list[list[str]]:
     """Writes a collection, in place of an older one in the same folder; returns the rows of ``tracks.csv``.
 
     Args:
         root: opened by ``begin``.
-        samples: each with the file of the memory of it.
+        tracks: whose excerpts are in the cache.
         own: map of genres that goes before the built-in one.
         schema: of the vectors.
     """
@@ -71,17 +77,17 @@ def write_collection(root: Path, samples: Iterable[tuple[CollectedTrack, Path]],
     _remove(build, work / "old")
     for part in ("cover", "audio"):
         (build / part).mkdir(parents=True)
-    for sample, memory in samples:
-        seconds, parts = load(memory)
-        genre = to_genre(sample.track.tags.genre, own)
-        for folder in ("audio", "cover") if sample.image else ("audio",):
+    for track in tracks:
+        seconds, excerpts = load(track.cache)
+        genre = to_genre(track.track.tags.genre, own)
+        for folder in ("audio", "cover") if track.image else ("audio",):
             (build / folder / genre).mkdir(exist_ok=True)
-        for part in parts:
-            stem = sample.track.stem(part.number)
-            (build / "audio" / genre / f"{stem}.npy").write_bytes(write_vector(part.vector))
-            if sample.image:
-                _link(sample.image, build / "cover" / genre / f"{stem}.jpg")
-            rows.append([genre, stem, *_row(sample, seconds, part)])
+        for excerpt in excerpts:
+            stem = track.track.stem(excerpt.number)
+            (build / "audio" / genre / f"{stem}.npy").write_bytes(write_vector(excerpt.vector))
+            if track.image:
+                _link(track.image, build / "cover" / genre / f"{stem}.jpg")
+            rows.append([genre, stem, *_row(track, seconds, excerpt)])
     write_schema(build / "audio", schema)
     os.sync()  # all of it is on the disk before any of it is in place
     (root / TRACKS).unlink(missing_ok=True)
@@ -91,10 +97,9 @@ def write_collection(root: Path, samples: Iterable[tuple[CollectedTrack, Path]],
             os.replace(root / part, work / "old" / part)
         os.replace(build / part, root / part)
     rows.sort()
-    text = io.StringIO(newline="")
-    csv.writer(text, lineterminator="\n").writerows([COLUMNS, *rows])
-    write_atomically(root / TRACKS, text.getvalue().encode("utf-8", "backslashreplace"))  # always UTF-8, for any reader
-    os.replace(work / "covers", work / "old" / "covers")  # at once: covers and notes belong together
+    escaped = ([str(value).encode("utf-8", "backslashreplace").decode() for value in row] for row in rows)
+    write_atomically(root / TRACKS, table_bytes(COLUMNS, escaped))  # always UTF-8, for any reader
+    os.replace(work / "covers", work / "old" / "covers")  # at once: covers and their records belong together
     _remove(build, work / "old")
     for path in (work / "excerpts").glob("*/*"):
         if path.suffix != ".json":  # left by a killed run
@@ -102,19 +107,19 @@ def write_collection(root: Path, samples: Iterable[tuple[CollectedTrack, Path]],
     return rows
 
 
-def _row(sample: CollectedTrack, seconds: float, part: Excerpt) -> list[str]:
-    track, tags = sample.track, sample.track.tags
+def _row(collected: CollectedTrack, seconds: float, excerpt: Excerpt) -> list[str]:
+    track, tags = collected.track, collected.track.tags
     return [track.path, tags.artist, tags.album_artist, tags.album, tags.title, tags.date, tags.genre, tags.release_id,
-            track.album.id, sample.cover, sample.cover_path,
-            *(f"{number:.3f}" for number in (seconds, part.start, part.seconds))]
+            track.album.id, collected.cover, collected.cover_path,
+            *(f"{number:.3f}" for number in (seconds, excerpt.start, excerpt.seconds))]
 
 
-def _link(image: Path, place: Path) -> None:
-    """One cover for all tracks of an album takes the room of one, where the file system can link."""
+def _link(image: Path, target: Path) -> None:
+    """All tracks of an album share one file of its cover, where the file system can link."""
     try:
-        os.link(image, place)
+        os.link(image, target)
     except OSError:
-        shutil.copyfile(image, place)
+        shutil.copyfile(image, target)
 
 
 def _remove(*folders: Path) -> None:

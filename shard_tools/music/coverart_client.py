@@ -59,15 +59,15 @@ class Client:
     """
 
     def __init__(self, base_url: str, agent: str, rate: float, attempts: int, backoff: float):
-        self.base, self.interval, self.attempts = httpx.URL(base_url), 1 / rate, attempts
+        self.base, self.interval = httpx.URL(base_url), 1 / rate
+        self.attempts, self.backoff = attempts, backoff
         self.http = httpx.Client(headers={"User-Agent": agent, "Accept": "image/jpeg, image/png, image/*;q=0.5",
                                           "Accept-Encoding": "identity"}, timeout=TIMEOUT)
         self.stopped = threading.Event()
         self._limiters: dict[str, _Limiter] = {}
         self._retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(_TransientError), stop=tenacity.stop_after_attempt(attempts),
-            wait=tenacity.wait_exponential_jitter(backoff, MAX_BACKOFF, jitter=backoff / 2), sleep=self.stopped.wait,
-            reraise=True)
+            wait=self._backoff, sleep=self.stopped.wait, reraise=True)
 
     def stop(self) -> None:
         """Ends all waiting: calls of ``picture`` under way raise ``InterruptedError`` before their next request."""
@@ -95,6 +95,9 @@ class Client:
                                    "you online? The same command goes on from here") from None
         except _TransientError as error:
             raise BadFileError("given up", "{}: {}".format(*error.args)) from None
+
+    def _backoff(self, state: tenacity.RetryCallState) -> float:
+        return (tenacity.wait_exponential(self.backoff, MAX_BACKOFF) + tenacity.wait_random(0, self.backoff / 2))(state)
 
     def _attempt(self, url: httpx.URL) -> tuple[bytes, str]:
         for _ in range(REDIRECTS + 1):

@@ -1,4 +1,4 @@
-"""Covers in audio files: a picture in, a file with it as front cover among its tags out; the one user of mutagen."""
+"""Writes covers into the tags of audio files."""
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ from typing import Any
 from PIL import Image
 
 from shard_tools.core.files import atomic_path
+from shard_tools.dataset.images import QUALITY
 from shard_tools.dataset.layout import AUDIO_SUFFIXES
-
-FRONT = 3  # the number of a front cover among the kinds of pictures of ID3, which FLAC and Ogg have taken over
-QUALITY = 95  # of the JPEG
+from shard_tools.music.tags import FRONT
 
 
 def targets(sources: Sequence[Path], folder: Path, in_place: bool) -> dict[Path, Path]:
@@ -55,7 +54,7 @@ def targets(sources: Sequence[Path], folder: Path, in_place: bool) -> dict[Path,
 def embed(source: Path, target: Path, picture: Image.Image) -> None:
     """Writes ``source`` with a picture as its only front cover to ``target``, whole or not at all.
 
-    All else stays: the sound, the other tags and the pictures of other kinds. Both paths may be the same.
+    All else stays: the audio, the other tags and the pictures of other kinds. Both paths may be the same.
 
     Raises:
         ValueError: the file is damaged, or can't be written.

@@ -1,7 +1,7 @@
-"""What was heard of the files of a library: files to hear in; their vectors, kept file by file, or reasons out.
+"""The cache of excerpts: what was extracted of each file of a library, and the extraction of what is missing.
 
-A file's memory is found by its path, size and time and by what heard it: a library that has grown, or other genres and
-covers, cost only the hearing of what is new.
+An entry is found by the path, size and time of its file and by what extracted it: a library that has grown, or other
+genres and covers, cost only the extraction of what is new.
 """
 
 from __future__ import annotations
@@ -23,8 +23,7 @@ from shard_tools.dataset.source import Entry
 
 
 class Excerpt(NamedTuple):
-    """An excerpt that was heard: its number in the track, where it starts and how long it is, in seconds, and its
-    vector float32 ``[D]``."""
+    """An excerpt: its number in the track, its start and length in seconds, and its vector float32 ``[D]``."""
 
     number: int
     start: float
@@ -32,66 +31,66 @@ class Excerpt(NamedTuple):
     vector: np.ndarray
 
 
-class ExtractedTrack(NamedTuple):
-    """The length of a track in seconds, and the parts of it that were heard."""
-
-    seconds: float
-    parts: list[Excerpt]
-
-
 @dataclass(frozen=True)
 class ExtractTask:
-    """A file of a library to hear: where it is, what hears it (importable by name), and where that is kept."""
+    """A file of a library.
+
+    Attributes:
+        source: the library.
+        path: of the file in it.
+        extract: gives its length in seconds and its ``Excerpt``s; importable by name.
+        cache: file that keeps them.
+    """
 
     source: Path
     path: str
-    listen: Callable[[Path], ExtractedTrack]
-    memory: Path
+    extract: Callable[[Path], tuple[float, Sequence[tuple]]]
+    cache: Path
 
     @property
     def begun(self) -> Path:
-        return self.memory.with_suffix(".begun")
+        return self.cache.with_suffix(".begun")
 
 
-def cache_folder(folder: Path, entry: Entry, *metadata: object) -> Path:
-    """Where to keep what is heard of a file as it now is; ``metadata`` say what hears it."""
-    digest = hashlib.sha256(json.dumps([entry.path, entry.size, entry.stamp, *metadata]).encode()).hexdigest()[:32]
+def cache_path(folder: Path, entry: Entry, *extraction: object) -> Path:
+    """Where the excerpts of a file as it now is are kept; ``extraction`` says how they are made, as values of JSON."""
+    digest = hashlib.sha256(json.dumps([entry.path, entry.size, entry.stamp, *extraction]).encode()).hexdigest()[:32]
     return folder / digest[:2] / f"{digest}.json"
 
 
-def load(memory: Path) -> ExtractedTrack:
-    """What was heard of a file.
+def load(cache: Path) -> tuple[float, list[Excerpt]]:
+    """The length of a track in seconds, and its excerpts.
 
     Raises:
-        ValueError: it is not kept, or damaged.
+        ValueError: they are not in the cache, or damaged.
     """
     try:
-        seconds, lines, *digest = json.loads(read_bounded(memory))
-        if digest and digest != [_digest(memory, seconds, lines)]:  # older ones have none
+        seconds, lines, digest = json.loads(read_bounded(cache))
+        if digest != _digest(cache, seconds, lines):
             raise ValueError("it is not what was written, or of another file")
-        return ExtractedTrack(float(seconds), [Excerpt(int(number), float(start), float(length),
-                                           np.frombuffer(base64.b64decode(text, validate=True), "<f4"))
-                                      for number, start, length, text in lines])
+        return float(seconds), [Excerpt(int(number), float(start), float(length),
+                                        np.frombuffer(base64.b64decode(text, validate=True), "<f4"))
+                                for number, start, length, text in lines]
     except (OSError, ValueError, TypeError, OverflowError, RecursionError) as error:
-        raise ValueError(f"{memory} is damaged ({error}); delete it and run the command again") from None
+        raise ValueError(f"{cache} is damaged ({error}); delete it and run the command again") from None
 
 
-def _digest(memory: Path, seconds: float, lines: list[list]) -> str:
-    return hashlib.sha256(json.dumps([memory.stem, seconds, lines]).encode()).hexdigest()
+def _digest(cache: Path, seconds: float, lines: list[list]) -> str:
+    return hashlib.sha256(json.dumps([cache.stem, seconds, lines]).encode()).hexdigest()
 
 
-def is_cached(memory: Path) -> bool:
-    """Whether what was heard of a file is there and whole."""
+def is_cached(cache: Path) -> bool:
+    """Whether the excerpts of a file are in the cache and whole."""
     try:
-        return bool(load(memory))
+        return bool(load(cache))
     except ValueError:
         return False
 
 
 def extract_all(tasks: Sequence[ExtractTask], pool: Pool) -> Iterator[tuple[ExtractTask, BadFileError | None]]:
-    """Hears files on several processes; yields each task once, with what was wrong with its file.
+    """Extracts on several processes; yields each task once, with what was wrong with its file.
 
-    A file at which a process dies (decoders do) is heard again alone; if that dies too, the file is bad.
+    A file at which a process dies (decoders do) is tried again alone; if that dies too, the file is bad.
 
     Raises:
         ChildProcessError: processes die, but not of a file.
@@ -104,7 +103,7 @@ def extract_all(tasks: Sequence[ExtractTask], pool: Pool) -> Iterator[tuple[Extr
                 yield task, next(pool.run(extract, [task], alone=True))
             except ChildProcessError:
                 task.begun.unlink()
-                yield task, BadFileError("crashes the decoder", "the process that heard it died")
+                yield task, BadFileError("crashes the decoder", "the process that decoded it died")
         apart = set(suspects)
         waiting = [task for task in waiting if task not in apart]
         done = 0
@@ -119,15 +118,15 @@ def extract_all(tasks: Sequence[ExtractTask], pool: Pool) -> Iterator[tuple[Extr
 
 
 def extract(task: ExtractTask) -> BadFileError | None:
-    """Hears a file and keeps that, unless it is kept already; returns what is wrong with the file."""
-    if is_cached(task.memory):
+    """Puts the excerpts of a file into the cache, unless they are there; returns what is wrong with the file."""
+    if is_cached(task.cache):
         return None
-    task.memory.parent.mkdir(exist_ok=True)
+    task.cache.parent.mkdir(exist_ok=True)
     task.begun.touch()
     try:
-        seconds, parts = task.listen(task.source / task.path)
-        lines = [[*metadata, base64.b64encode(vector.astype("<f4").tobytes()).decode()] for *metadata, vector in parts]
-        write_atomically(task.memory, json.dumps([seconds, lines, _digest(task.memory, seconds, lines)]).encode())
+        seconds, excerpts = task.extract(task.source / task.path)
+        lines = [[*span, base64.b64encode(vector.astype("<f4").tobytes()).decode()] for *span, vector in excerpts]
+        write_atomically(task.cache, json.dumps([seconds, lines, _digest(task.cache, seconds, lines)]).encode())
     except BadFileError as error:
         return error
     finally:

@@ -1,4 +1,4 @@
-"""A music library's folders: its root in; every audio file once, and the covers that lie beside them, out.
+"""Lists a music library: every audio file once, and the covers that lie beside them.
 
 Links are followed, after everything that is not one: a file or folder that two paths lead to counts for the plain one.
 """
@@ -28,7 +28,7 @@ class Library(NamedTuple):
 
 
 def walk(root: Path, suffixes: Collection[str]) -> Library:
-    """Lists a library; files and folders with a dot in front are not looked at."""
+    """Lists a library; files and folders with a dot in front are passed over."""
     source, top = Folder(root), os.path.realpath(root)
     folders, links, seen = deque([("", top)]), deque(), set()
     songs, covers, drops = [], {}, []
@@ -54,17 +54,17 @@ def walk(root: Path, suffixes: Collection[str]) -> Library:
         for entry in files:
             if os.path.splitext(entry.name)[1].lower() in suffixes:
                 is_link = os.path.islink(root / entry.path)
-                place = os.path.realpath(root / entry.path) if is_link else os.path.join(real, entry.name)
-                songs.append((is_link, entry.path, place, entry))
+                target = os.path.realpath(root / entry.path) if is_link else os.path.join(real, entry.name)
+                songs.append((is_link, entry.path, target, entry))
         if found := sorted((entry for entry in files if _rank(entry) is not None), key=_rank):
             covers[folder] = found
     once = {}
-    for _, _, place, entry in sorted(songs, key=lambda song: song[:2]):
-        once.setdefault(place, entry)
+    for _, _, target, entry in sorted(songs, key=lambda song: song[:2]):
+        once.setdefault(target, entry)
     return Library(sorted(once.values()), covers, drops)
 
 
-def home(path: str) -> str:
+def album_folder(path: str) -> str:
     """The folder that an album's files have in common: of ``Album/CD1/a.mp3`` it is ``Album``."""
     folder = path.rpartition("/")[0]
     parent, _, name = folder.rpartition("/")

@@ -1,7 +1,7 @@
-"""The tags and embedded pictures of one audio file: a path in; a checked ``Tags``, or a picture's bytes, out.
+"""Reads the tags and embedded pictures of audio files.
 
 ID3 (mp3, wav), Vorbis comments (flac, ogg, opus) and MP4 atoms (m4a) name the same things differently: all are brought
-under Picard's Vorbis names, letters and digits only (``musicbrainzalbumid``), before anything is looked up.
+under Picard's Vorbis names, letters and digits only (``musicbrainzalbumid``), before anything is read from them.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ import os
 import re
 import stat
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from shard_tools.core.errors import BadFileError
 from shard_tools.core.text import fold
 
-FRONT, OTHER = 3, 0  # kinds of pictures of ID3, which FLAC and Ogg have taken over
+FRONT, OTHER = 3, 0  # kinds of pictures by their numbers in ID3, which FLAC and Ogg have taken over
 _ICONS = (1, 2)
-_LONGEST = 500  # characters of a tag that are kept
+_MAX_LENGTH = 500  # characters of a tag, at most
 _VARIOUS = ("various artists", "89ad4ac3-39f7-470e-963a-56509c546377")  # the name, and MusicBrainz's id of it
 _UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII)
 _ID3 = {"TPE1": "artist", "TPE2": "albumartist", "TALB": "album", "TIT2": "title", "TDRC": "date",
@@ -86,6 +86,17 @@ def read_tags(path: Path) -> Tags:
         or any("compilation" in kind.lower() for kind in kinds)
         or any(fold(artist) in _VARIOUS for artist in artists),
         pictures)
+
+
+def read_many(source: Path, paths: Sequence[str]) -> list[Tags | BadFileError]:
+    """The tags of some files below a folder, or what is wrong with them."""
+    found: list[Tags | BadFileError] = []
+    for path in paths:
+        try:
+            found.append(read_tags(source / path))
+        except BadFileError as error:
+            found.append(error)
+    return found
 
 
 def read_picture(path: Path, sha256: str) -> bytes:
@@ -180,7 +191,7 @@ def _clean(value: Any) -> str:
     """A tag's value as a line of printable text."""
     text = value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
     text = unicodedata.normalize("NFC", text)
-    return " ".join("".join(c if c.isprintable() else " " for c in text).split())[:_LONGEST]
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())[:_MAX_LENGTH]
 
 
 def _number(text: str) -> str:

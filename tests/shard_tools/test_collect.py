@@ -31,28 +31,28 @@ pytest.importorskip("mutagen")
 pytest.importorskip("av")
 
 RELEASE, LONG, ODD = music.RELEASE, music.LONG, music.ODD
-HEARD: list[str] = []  # by ``ears``
+EXTRACTED: list[str] = []  # by ``loudness``
 
 
-def ears() -> Extractor:
-    """An extractor that hears in no time, and nothing where a song is beyond its sixth second."""
-    def hear(path: Path, start: float, seconds: float | None) -> np.ndarray:
-        HEARD.append(path.name)
+def loudness() -> Extractor:
+    """An extractor that takes no time, and fails where a song is beyond its sixth second."""
+    def of_audio(path: Path, start: float, seconds: float | None) -> np.ndarray:
+        EXTRACTED.append(path.name)
         if start > 6:
             raise BadFileError("silent audio", "after 6 s")
         samples = np.concatenate(list(audio.pieces(path, start, seconds, 8000)))
         return np.array([np.abs(samples).mean(), start], np.float32)
-    return Extractor(Schema("ears", 1, ("loudness", "start")), of_audio=hear)
+    return Extractor(Schema("loudness", 1, ("loudness", "start")), of_audio=of_audio)
 
 
 @pytest.fixture
 def quick(monkeypatch) -> partial:
-    """``collect`` in this process with ``ears``."""
-    monkeypatch.setitem(EXTRACTORS, "ears", f"{__name__}:ears")
+    """``collect`` in this process with ``loudness``."""
+    monkeypatch.setitem(EXTRACTORS, "loudness", f"{__name__}:loudness")
     monkeypatch.setattr(extractors, "_loaded", {})
     monkeypatch.setattr(os, "fsync", lambda handle: None)  # a busy disk takes 20 ms for one
     monkeypatch.setattr(os, "sync", lambda: None)
-    return partial(collect, extractor="ears", workers=1, max_failure_rate=1.0)
+    return partial(collect, extractor="loudness", workers=1, max_failure_rate=1.0)
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def library(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def collected(library, tmp_path_factory) -> Path:
-    """The library as Essentia hears it."""
+    """The library with vectors by Essentia."""
     pytest.importorskip("essentia")
     out = tmp_path_factory.mktemp("collected") / "out"
     before = state(library)
@@ -121,13 +121,13 @@ def test_tracks_of_an_album_have_one_group_one_cover_and_their_ids(collected):
     assert max(len(data) for data in covers.values()) < 500_000
 
 
-def test_the_vectors_are_what_essentia_hears(library, collected):
-    hear = extractors.load("essentia")
+def test_the_vectors_are_those_of_essentia(library, collected):
+    extractor = extractors.load("essentia")
     row = table(collected)["y/2.m4a"]
     vector = np.load(collected / "audio" / row["genre"] / f"{row['stem']}.npy")
-    np.testing.assert_array_equal(vector, hear.of_audio(library / "y/2.m4a", 0.0, float(row["excerpt_seconds"])))
+    np.testing.assert_array_equal(vector, extractor.of_audio(library / "y/2.m4a", 0.0, float(row["excerpt_seconds"])))
     schema = read_schema(collected / "audio")
-    assert (schema.sha256, schema.excerpt) == (hear.schema.sha256, {"seconds": 30.0, "count": 1})
+    assert (schema.sha256, schema.excerpt) == (extractor.schema.sha256, {"seconds": 30.0, "count": 1})
 
 
 def test_pack_reads_what_was_collected(collected, tmp_path):
@@ -136,7 +136,7 @@ def test_pack_reads_what_was_collected(collected, tmp_path):
     assert (index.metadata["samples"], index.metadata["groups"], index.metadata["ignored_files"]) == (9, 5, 0)
 
 
-def test_kill_9_and_rerun_gives_the_same_bytes_and_hears_nothing_twice(library, collected, tmp_path):
+def test_kill_9_and_rerun_gives_the_same_bytes_and_extracts_nothing_twice(library, collected, tmp_path):
     out = tmp_path / "out"
     words = [sys.executable, "-m", "shard_tools.collect", "--source", library, "--out", out, "--workers", "2",
              "--max_failure_rate", "0.5"]
@@ -195,9 +195,9 @@ def test_a_library_that_has_grown_costs_the_hearing_of_what_is_new(quick, tmp_pa
     quick(str(source), str(tmp_path / "out"))
     music.song(source / "a/9.wav", 3.0, 9, genre="Rock", albumartist="A", album="B")
     (source / "a/0.wav").unlink()
-    HEARD.clear()
+    EXTRACTED.clear()
     quick(str(source), str(tmp_path / "out"), cover_side=32, genre_map=str(own))
-    assert HEARD == ["9.wav"]
+    assert EXTRACTED == ["9.wav"]
     quick(str(source), str(tmp_path / "fresh"), cover_side=32, genre_map=str(own))
     visible = [{name: found for name, found in hashes(tmp_path / out).items() if not name.startswith(".collect")}
                for out in ("out", "fresh")]
@@ -245,7 +245,7 @@ def test_what_cannot_be_done_is_said_before_any_work(quick, tmp_path, monkeypatc
     for words, options, message in (
             ((source, source / "out"), {}, "lies in --source"), ((source, tmp_path / "full"), {}, "letter.txt"),
             ((source / "a/0.wav", tmp_path / "o"), {}, "not a folder"), ((source, tmp_path / "o"), {"excerpt": 2}, "3"),
-            ((source, tmp_path / "o"), {"extractor": "acousticbrainz"}, "does not hear audio"),
+            ((source, tmp_path / "o"), {"extractor": "acousticbrainz"}, "does not read audio"),
             ((source, tmp_path / "o"), {"extractor": "esentia"}, "essentia"),
             ((source, tmp_path / "o"), {"model": "x"}, "--extractor clap"),
             ((source, tmp_path / "o"), {"excerpt": None, "excerpts": 2}, "--excerpt 30"),
@@ -253,8 +253,8 @@ def test_what_cannot_be_done_is_said_before_any_work(quick, tmp_path, monkeypatc
         with pytest.raises(ValueError, match=message):
             quick(*map(str, words), **options)
     quick(str(source), str(tmp_path / "out"))
-    other = Extractor(Schema("ears", 2, ("loudness", "start")), of_audio=ears().of_audio)
+    other = Extractor(Schema("loudness", 2, ("loudness", "start")), of_audio=loudness().of_audio)
     monkeypatch.setattr(extractors, "load", lambda name: other)
-    with pytest.raises(ValueError, match=r"holds vectors of ears 1 .* would be of ears 2"):
+    with pytest.raises(ValueError, match=r"holds vectors of loudness 1 .* would be of loudness 2"):
         quick(str(source), str(tmp_path / "out"))
     assert state(source) == before

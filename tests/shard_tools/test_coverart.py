@@ -17,9 +17,10 @@ import pytest
 from PIL import Image
 
 from shard_tools.core.errors import BadFileError
-from shard_tools.coverart import coverart, release_of
+from shard_tools.coverart import coverart
 from shard_tools.dataset.layout import Candidate, open_layout
 from shard_tools.dataset.source import open_source
+from shard_tools.extractors.acousticbrainz import release_of
 from shard_tools.music.coverart_client import Client
 from tests.support import raw_data
 from tests.support.archive import Archive

@@ -17,7 +17,7 @@ from shard_tools.dataset.schema import read_schema
 from shard_tools.extractors import load
 from shard_tools.extractors.acousticbrainz import NAMES, NAMES_559
 from shard_tools.extractors.essentia import NAMES as ESSENTIA
-from shard_tools.extractors.tracks import of_archive
+from shard_tools.extractors.inputs import archive_inputs
 from shard_tools.features import features
 from shard_tools.pack import pack
 from shard_tools.shards.index import open_index
@@ -200,8 +200,8 @@ def test_of_a_file_and_a_folder_that_need_the_same_name_the_first_in_the_dump_co
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
         for name in names:
             tar.add(tmp_path / "in" / name, name)
-    found = [item for item, _ in of_archive(tmp_path / "a.tar")]
-    assert found[0].name == names[0].removesuffix(".json") and found[1].data.reason == "unwritable name"
+    found = list(archive_inputs(tmp_path / "a.tar"))
+    assert found[0].name == names[0].removesuffix(".json") and found[1].error.reason == "unwritable name"
 
 
 def test_of_a_dump_that_is_cut_all_before_the_cut_is_done_and_the_status_is_1(tmp_path, capsys):

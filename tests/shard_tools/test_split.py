@@ -187,7 +187,7 @@ def test_small_genres_stay_in_train_and_are_named(tmp_path, capsys):
     assert run(source, tmp_path / "out") == 0
     assert {name for (genre, _), name in places(tmp_path / "out").items() if genre == "polka"} == {"train"}
     line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("polka"))
-    assert line.endswith("too small, kept in train")
+    assert line.endswith("too small, stays in train")
     assert run(source, tmp_path / "all", min_groups=9) == 0
     assert {name for (genre, _), name in places(tmp_path / "all").items() if genre == "polka"} == {"train"}  # memory
     assert run(source, tmp_path / "anew", min_groups=9, seed=1) == 0

@@ -168,7 +168,7 @@ def test_damaged_shards_are_told_of_before_leaks(source, tmp_path, capsys):
     shard.write_bytes(data)
     capsys.readouterr()
     assert verify(str(tmp_path / "shards"), leaks=True, workers=1) == 1
-    assert "leaks were not looked for" in capsys.readouterr().out
+    assert "leaks were not searched for" in capsys.readouterr().out
 
 
 def test_the_command_ends_with_status_1(source, tmp_path):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from shard_tools.core.errors import BadFileError
-from shard_tools.extractors.tracks import KINDS, is_archive, members, safe_name
+from shard_tools.extractors.inputs import ARCHIVES, is_archive, read_archive, safe_name
 
 
 def tar_of(files: list[tuple[str | tarfile.TarInfo, bytes]], form: int = tarfile.PAX_FORMAT) -> bytes:
@@ -34,13 +34,14 @@ def packed(data: bytes, kind: str) -> bytes:
 
 
 def read(path: Path, limit: int = 10_000) -> dict[str, bytes | str]:
-    return {name: data if isinstance(data, bytes) else data.reason for name, data, _ in members(path, ".json", limit)}
+    return {name: data if isinstance(data, bytes) else data.reason
+            for name, data, _ in read_archive(path, ".json", limit)}
 
 
 FILES = {f"dump/lowlevel/{i:02x}/{i}.json": json.dumps({"i": i}).encode() * (i + 1) for i in range(40)}
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ARCHIVES)
 @pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
 def test_every_kind_of_archive_gives_its_files_in_order(tmp_path, kind, form):
     long = {"d" * 90 + "/" + "n" * 60 + ".json": b"long"}
@@ -48,7 +49,7 @@ def test_every_kind_of_archive_gives_its_files_in_order(tmp_path, kind, form):
     path.write_bytes(packed(tar_of([*FILES.items(), *long.items()], form), kind))
     assert is_archive(path)
     assert list(read(path).items()) == [*FILES.items(), *long.items()]
-    positions = [position for _, _, position in members(path, ".json", 10_000)]
+    positions = [position for _, _, position in read_archive(path, ".json", 10_000)]
     assert positions == sorted(positions) and positions[-1] <= path.stat().st_size
 
 
@@ -87,7 +88,7 @@ def test_names_never_lead_out_of_the_folder(name, expected):
         safe_name(name)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ARCHIVES)
 def test_a_cut_anywhere_is_noticed_after_what_came_before_it(tmp_path, kind):
     data = packed(tar_of(list(FILES.items())), kind)
     path = tmp_path / f"a{kind}"
@@ -96,7 +97,7 @@ def test_a_cut_anywhere_is_noticed_after_what_came_before_it(tmp_path, kind):
         path.write_bytes(data[:length])
         found = {}
         with pytest.raises(BadFileError, match=r"damaged archive.*beyond byte"):
-            for name, content, _ in members(path, ".json", 10_000):
+            for name, content, _ in read_archive(path, ".json", 10_000):
                 found[name] = content
         assert found.items() <= FILES.items() and (kind != ".tar" or found)
 
@@ -133,7 +134,7 @@ def test_memory_does_not_grow_with_the_archive(tmp_path):
         out.write(bytes(1024))
     tracemalloc.start()
     try:
-        assert sum(1 for _ in members(path, ".json", 2**20)) == 500
+        assert sum(1 for _ in read_archive(path, ".json", 2**20)) == 500
         assert tracemalloc.get_traced_memory()[1] < 5 * 2**20
     finally:
         tracemalloc.stop()

@@ -186,11 +186,11 @@ def test_what_cannot_be_heard_says_why(tmp_path):
     (60, 30, 2, [0, 30]), (59, 30, 2, [14.5]),
 ])
 def test_excerpts_are_spread_evenly_and_do_not_overlap(length, excerpt, excerpts, expected):
-    found = audio.starts(length, excerpt, excerpts)
+    found = audio.excerpt_spans(length, excerpt, excerpts)
     np.testing.assert_allclose([start for start, _ in found], expected, atol=1e-9)
     assert all(seconds == excerpt for _, seconds in found)
     assert all(one + excerpt <= two + 1e-9 for (one, _), (two, _) in itertools.pairwise(found))
-    assert audio.starts(20.0, 30.0, 5) == [(0.0, 20.0)]
+    assert audio.excerpt_spans(20.0, 30.0, 5) == [(0.0, 20.0)]
 
 
 def test_the_number_of_an_excerpt_goes_where_pack_looks_for_it():
@@ -239,13 +239,13 @@ def test_names_that_are_wrong_and_extras_that_are_missing_are_named(tmp_path, mo
     with pytest.raises(ValueError, match="choose from: acousticbrainz"):
         load("xyz")
     monkeypatch.setitem(sys.modules, "essentia", None)
-    with pytest.raises(ValueError, match=r"needs essentia.*pip install -e \.\[audio\]"):
+    with pytest.raises(ValueError, match=r"needs essentia.*pip install -e '\.\[audio\]'"):
         load("essentia").of_audio(tmp_path / "a.wav", 0.0, None)
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(ValueError, match=r"needs transformers.*pip install -e \.\[clap\]"):
+    with pytest.raises(ValueError, match=r"needs transformers.*pip install -e '\.\[clap\]"):
         load("clap", model="any")
     monkeypatch.setitem(sys.modules, "av", None)
-    with pytest.raises(ValueError, match=r"needs av.*pip install -e \.\[audio\]"):
+    with pytest.raises(ValueError, match=r"needs av.*pip install -e '\.\[audio\]'"):
         audio.duration(tmp_path / "a.wav")
 
 

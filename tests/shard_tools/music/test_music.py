@@ -16,8 +16,8 @@ from shard_tools.dataset.genres import read_map, to_folder, to_genre
 from shard_tools.dataset.layout import UNKNOWN, album_of, open_layout
 from shard_tools.dataset.source import Entry, open_source
 from shard_tools.music.albums import make_tracks
-from shard_tools.music.covers import CoverTask, choices, make_cover, origin, shrink_cover
-from shard_tools.music.excerpt_cache import ExtractTask, cache_folder, extract_all
+from shard_tools.music.covers import CoverTask, cover_candidates, cover_source, make_cover, shrink_cover
+from shard_tools.music.excerpt_cache import ExtractTask, cache_path, extract_all
 from shard_tools.music.library import walk
 from shard_tools.music.tags import Tags, read_picture, read_tags
 from tests.support import music
@@ -141,11 +141,12 @@ def picked(root: Path) -> dict[str, tuple[str, str]]:
     found = {}
     for album in {track.album for track in tracks}:
         members = [track for track in tracks if track.album == album]
-        for path, options in choices(members, entries, library).items():
+        for path, options in cover_candidates(members, entries, library).items():
             task = CoverTask(root, root.parent / "covers", options, 1024, LIMIT)
             number, _ = make_cover(task)
             track = next(track for track in members if track.path == path)
-            found[path] = (options[number].entry.path, origin(track, options[number])) if number >= 0 else ("", "")
+            source = cover_source(track, options[number]) if number >= 0 else ""
+            found[path] = (options[number].entry.path if number >= 0 else "", source)
     return found
 
 
@@ -212,10 +213,10 @@ def test_a_library_is_walked_once_whatever_links_there_are(tmp_path):
 
 def test_a_file_that_kills_the_process_is_left_out(tmp_path):
     names = [f"{number}-{'deadly' if number in (1, 4) else 'fine'}" for number in range(7)]
-    (tmp_path / "heard").mkdir()
-    tasks = [ExtractTask(tmp_path, name, music.fragile, cache_folder(tmp_path / "heard", Entry(name, 1, 0)))
+    (tmp_path / "cache").mkdir()
+    tasks = [ExtractTask(tmp_path, name, music.fragile, cache_path(tmp_path / "cache", Entry(name, 1, 0)))
              for name in names]
     found = {task.path: error and error.reason for task, error in extract_all(tasks, Pool(2))}
     assert found == {name: "crashes the decoder" if "deadly" in name else None for name in names}
-    assert [task.memory.exists() for task in tasks] == ["fine" in name for name in names]
-    assert not list(tmp_path.glob("heard/*/*.begun"))
+    assert [task.cache.exists() for task in tasks] == ["fine" in name for name in names]
+    assert not list(tmp_path.glob("cache/*/*.begun"))

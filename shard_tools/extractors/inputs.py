@@ -1,7 +1,6 @@
-"""Where ``features`` finds its tracks: a folder, a file, a dump, a table or folders of vectors in; ``Item`` out.
+"""What ``features`` reads: the tracks of a folder, an archive or a table, or the vectors of several folders.
 
-Each comes with a position: how far the source has been read with it. What can't be an item is one all the same, with
-what is wrong in the place of its bytes.
+What can't be used is an input all the same, with what is wrong with it.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import os
 import tarfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO
 
 from shard_tools.core.errors import BadFileError
 from shard_tools.core.files import read_bounded
@@ -22,9 +21,10 @@ from shard_tools.dataset import schema
 from shard_tools.dataset.genres import to_folder
 from shard_tools.dataset.layout import AUDIO_SUFFIXES
 from shard_tools.extractors.acousticbrainz import JSON_BYTES
-from shard_tools.extractors.compute import Item, Options, Task
+from shard_tools.extractors.compute import ComputeTask, Input, Options
 
-KINDS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.zst")
+ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.zst")
+_CHUNK, _CHUNK_BYTES = 32, 4 * 2**20  # JSON files of a task; an audio file is a task of its own
 _HEADER_BYTES = 2**20  # most bytes of a header that holds a long name or other metadata of a file
 _READ_AT_ONCE = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE,
                  tarfile.SOLARIS_XHDTYPE)
@@ -32,20 +32,14 @@ _ARCHIVE_BYTES = 2**42  # a size beyond it is a lie, which tarfile would follow 
 _WINDOW_BYTES = 2**27  # most memory that a .zst may ask for, as of the tool zstd without --long
 
 
-class Member(NamedTuple):
-    """One file: its ``name`` as written, its bytes or what is wrong with it, and how far into the archive it lies."""
-
-    name: str
-    data: bytes | BadFileError
-    position: int
-
-
 def is_archive(path: Path) -> bool:
-    return path.name.lower().endswith(KINDS)
+    return path.name.lower().endswith(ARCHIVES)
 
 
-def members(path: Path, suffix: str, limit: int) -> Iterator[Member]:
+def read_archive(path: Path, suffix: str, limit: int) -> Iterator[tuple[str, bytes | BadFileError, int]]:
     """Yields the regular files called ``*suffix``, of at most ``limit`` bytes, in the order of the archive.
+
+    Of each its name as written, its bytes or what is wrong with it, and how far the archive has been read with it.
 
     Raises:
         BadFileError: ``damaged archive``, after what could be read.
@@ -62,7 +56,7 @@ def members(path: Path, suffix: str, limit: int) -> Iterator[Member]:
                 if header.isreg() and leaf.lower().endswith(suffix) and not leaf.startswith("."):
                     data = BadFileError("too many bytes", f"{header.size:,} bytes, the limit is {limit:,}") \
                         if header.size > limit else tar.extractfile(header).read()
-                    yield Member(header.name, data or BadFileError("empty file", "0 bytes"), raw.tell())
+                    yield header.name, data or BadFileError("empty file", "0 bytes"), raw.tell()
         except Exception as error:  # the boundary to tarfile and to three decompressors
             where = f"it can't be read beyond byte {raw.tell():,} of {os.path.getsize(path):,}"
             raise BadFileError("damaged archive", f"{where}: {error or type(error).__name__}") from None
@@ -118,10 +112,6 @@ def _decompressed(raw: BinaryIO, name: str) -> BinaryIO:
     return open(os.dup(raw.fileno()), "rb")
 
 
-Found = Iterator[tuple[Item, int]]
-_CHUNK, _CHUNK_BYTES = 32, 4 * 2**20  # JSON files of a task; an audio file is a task of its own
-
-
 def walk(root: Path, suffixes: Sequence[str]) -> Iterator[tuple[str, str | None]]:
     """Yields (path relative to ``root``, None) of the files with these suffixes, folder by folder in order, and
     (folder, error) where one can't be listed. What has a dot in front is passed over, and so is ``features.json``;
@@ -142,50 +132,51 @@ def walk(root: Path, suffixes: Sequence[str]) -> Iterator[tuple[str, str | None]
         yield os.path.relpath(error.filename, root), error.strerror or str(error)
 
 
-def of_folder(root: Path, suffixes: Sequence[str]) -> Found:
+def folder_inputs(root: Path, suffixes: Sequence[str]) -> Iterator[Input]:
     """The files below a folder; of files in one folder that differ by suffix only the first counts."""
-    place, stems = None, {}
-    for count, (path, error) in enumerate(walk(root, suffixes), 1):
+    current, stems = None, {}
+    for path, error in walk(root, suffixes):
         folder, name = os.path.split(path)
-        if folder != place:
-            place, stems = folder, {}
+        if folder != current:
+            current, stems = folder, {}
         stem = os.path.splitext(path)[0]
         first = stems.setdefault(stem, name)
         if error:
-            yield Item("", path, data=BadFileError("unreadable", error)), count
+            yield Input("", path, error=BadFileError("unreadable", error))
         elif first != name:
-            yield _twice(path, first), count
+            yield _duplicate(path, first)
         else:
-            yield Item(stem, path, (root / path,)), count
+            yield Input(stem, path, (root / path,))
 
 
-def of_archive(path: Path) -> Found:
-    """The JSON files of a dump archive, with how many bytes of it were read."""
-    seen = set()  # of hashes, 8 bytes and their place in the set, where names would be ten times that
+def archive_inputs(path: Path) -> Iterator[Input]:
+    """The JSON files of a dump archive."""
+    seen = set[int]()  # of hashes, 8 bytes and their slot in the set, where names would be ten times that
     folders = set[int]()  # likewise: of the stems whose vector can't be written where a folder has its name
     try:
-        for name, data, position in members(path, ".json", JSON_BYTES):
+        for name, data, position in read_archive(path, ".json", JSON_BYTES):
             try:
                 stem = os.path.splitext(safe_name(name))[0]
             except BadFileError as error:
-                yield Item("", name, data=error), position
+                yield Input("", name, error=error, position=position)
                 continue
             needed = {hash(str(folder.with_suffix(""))) for folder in PurePosixPath(stem).parents
                       if folder.suffix in (".npy", ".json")}
             if hash(stem) in seen:
-                yield _twice(name, "a file of that name"), position
+                yield _duplicate(name, "a file of that name")._replace(position=position)
             elif hash(stem) in folders or needed & seen:  # decided here: of two workers, either may come first
                 error = BadFileError("unwritable name", "a file and a folder would have the same name")
-                yield Item("", name, data=error), position
+                yield Input("", name, error=error, position=position)
             else:
                 seen.add(hash(stem))
                 folders |= needed
-                yield Item(stem, name, data=data), position
+                given = {"error" if isinstance(data, BadFileError) else "data": data}
+                yield Input(stem, name, **given, position=position)
     except BadFileError as error:
-        yield Item("", path.name, data=error), path.stat().st_size
+        yield Input("", path.name, error=error, position=path.stat().st_size)
 
 
-def of_pairs(table: Path, suffixes: Sequence[str]) -> Found:
+def table_inputs(table: Path, suffixes: Sequence[str]) -> Iterator[Input]:
     """The rows of a CSV with the columns ``audio`` and ``cover`` (paths relative to it) and, perhaps, ``genre`` or
     ``label``; each goes to ``<genre>/<stem of the audio>``.
 
@@ -201,21 +192,21 @@ def of_pairs(table: Path, suffixes: Sequence[str]) -> Found:
         raise ValueError(f"--pairs {table} can't be read ({error}); expected a CSV with the columns audio and cover, "
                          "and genre or label if you like") from None
     taken: dict[str, str] = {}
-    for count, row in enumerate(rows, 1):
+    for line, row in enumerate(rows, 2):
         path = row["audio"] or ""
         stem, suffix = os.path.splitext(os.path.basename(path))
         name = f"{to_folder(row.get('genre') or row.get('label') or '')}/{stem}"
         if suffix.lower() not in suffixes or not row["cover"]:
-            said = f"expected {', '.join(suffixes)}" if row["cover"] else "it has no cover"
-            yield Item("", path, data=BadFileError("not a pair", f"line {count + 1}: {said}")), count
+            problem = f"expected {', '.join(suffixes)}" if row["cover"] else "it has no cover"
+            yield Input("", path, error=BadFileError("not a pair", f"line {line}: {problem}"))
         elif name in taken:
-            yield _twice(path, taken[name]), count
+            yield _duplicate(path, taken[name])
         else:
             taken[name] = path
-            yield Item(name, path, (table.parent / path,), cover=table.parent / row["cover"]), count
+            yield Input(name, path, (table.parent / path,), cover=table.parent / row["cover"])
 
 
-def of_vectors(roots: Sequence[Path]) -> Found:
+def vector_inputs(roots: Sequence[Path]) -> Iterator[Input]:
     """The vectors below several folders, joined by their path there."""
     found: dict[str, list[Path | None]] = {}
     for number, root in enumerate(roots):
@@ -223,24 +214,24 @@ def of_vectors(roots: Sequence[Path]) -> Found:
             if error:
                 raise ValueError(f"--source {root / path} can't be read: {error}")
             found.setdefault(path, [None] * len(roots))[number] = root / path
-    for count, path in enumerate(sorted(found), 1):
-        yield Item(os.path.splitext(path)[0], path, tuple(found[path])), count
+    for path in sorted(found):
+        yield Input(os.path.splitext(path)[0], path, tuple(found[path]))
 
 
-def tasks(found: Iterable[tuple[Item, int]], options: Options) -> Iterator[Task]:
-    """Items gathered to tasks that are worth sending to another process, and small enough to wait there."""
-    waiting: list[Item] = []
+def make_tasks(inputs: Iterable[Input], options: Options) -> Iterator[ComputeTask]:
+    """Inputs gathered to tasks that are worth sending to another process, and small enough to wait there."""
+    waiting: list[Input] = []
     size = 0
-    for item, position in found:
+    for count, item in enumerate(inputs, 1):
         waiting.append(item)
-        size += len(item.data) if isinstance(item.data, bytes) else 0
-        is_audio = bool(item.files) and item.files[0] is not None and item.files[0].suffix.lower() in AUDIO_SUFFIXES
+        size += len(item.data or b"")
+        is_audio = bool(item.files and item.files[0]) and item.files[0].suffix.lower() in AUDIO_SUFFIXES
         if is_audio or len(waiting) == _CHUNK or size >= _CHUNK_BYTES:
-            yield Task(waiting, options, position)
+            yield ComputeTask(waiting, options, item.position or count)
             waiting, size = [], 0
     if waiting:
-        yield Task(waiting, options, position)
+        yield ComputeTask(waiting, options, item.position or count)
 
 
-def _twice(path: str, first: str) -> Item:
-    return Item("", path, data=BadFileError("duplicate stem", f"{first} came first"))
+def _duplicate(path: str, first: str) -> Input:
+    return Input("", path, error=BadFileError("duplicate stem", f"{first} came first"))
