@@ -1,4 +1,4 @@
-"""Speed as ratios within one run: ``python -m covergen.bench WHAT`` in, a table and a line of JSON out.
+"""Benchmarks, which compare speeds within one run: ``python -m covergen.bench WHAT``.
 
 What is measured, and against what, is in ``covergen.benchmarks``, a file each with options of its own.
 """
@@ -24,7 +24,7 @@ BENCHMARKS = {
 def main() -> None:
     """Hands over to the benchmark that is named first."""
     listed = "".join(f"  {name:10} {about}\n" for name, about in BENCHMARKS.items())
-    usage = f"usage: python -m covergen.bench WHAT [options]     (WHAT --help tells them)\n\n{listed}"
+    usage = f"usage: python -m covergen.bench WHAT [options]     (see WHAT --help)\n\n{listed}"
     what = sys.argv[1] if len(sys.argv) > 1 else ""
     if what in ("", "-h", "--help"):
         print(usage, end="")

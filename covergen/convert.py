@@ -1,4 +1,4 @@
-"""``python -m covergen.convert --thesis FILE --model NAME --out RUN``: a checkpoint of the thesis in, a run out.
+"""Makes a run of a checkpoint of the thesis: ``python -m covergen.convert --thesis FILE --model NAME --out RUN``.
 
 The published files are pickles and not to be trusted: only tensors and plain values are read. Source of the names and
 of what the files hold: J. Bustos 2020, "Towards album artwork generation based on audio".
@@ -33,7 +33,7 @@ from shard_tools.core.files import write_atomically
 from shard_tools.dataset.demo_world import LABELS  # the demo world has the thesis's genres
 
 RESOLUTION = 128
-AUDIO = {"dimension": 1160, "blocks": [[0, 580], [580, 1160]], "mean": None, "std": None}  # heard as it is
+AUDIO = {"dimension": 1160, "blocks": [[0, 580], [580, 1160]], "mean": None, "std": None}  # not scaled
 LAST_STEP = 99_999_999  # that the name of a checkpoint's folder can say
 SHOWN = 4  # names of each kind of difference in an error
 OPTIONS = {"dcgan": {"latent_mean": -1.0, "latent_std": 2.0}}  # where the thesis's code is not our default
@@ -41,9 +41,9 @@ OPTIONS = {"dcgan": {"latent_mean": -1.0, "latent_std": 2.0}}  # where the thesi
 # -- names: a module of the thesis -> ours; what follows (weight, running_mean, 0.bias, ...) is the same in both ---
 
 
-def numbered(theirs: str, ours: str, count: int, first: int = 1, place: int = 0) -> dict[str, str]:
-    """Names with numbers for ``{}``: the thesis's from ``first`` on, ours from ``place`` on."""
-    return {theirs.format(first + n): ours.format(place + n) for n in range(count)}
+def numbered(theirs: str, ours: str, count: int, first: int = 1, our_first: int = 0) -> dict[str, str]:
+    """Names with numbers for ``{}``: the thesis's from ``first`` on, ours from ``our_first`` on."""
+    return {theirs.format(first + n): ours.format(our_first + n) for n in range(count)}
 
 
 def blocks(conv: str, norm: str, count: int) -> dict[str, str]:
@@ -64,7 +64,7 @@ LSGAN = {"lin": "project", "bn": "project_norm", **blocks("tconv", "bn", 4), "tc
 WGAN = {"lin": "project", "bn": "project_norm", **blocks("tconv", "bn", 6), "tconv7": "to_rgb"}
 FILM = {  # the thesis's beta multiplies and its gamma adds
     "lin": "project", "bn": "norms.0", **numbered("tconv{}", "doublings.{}", 4),
-    **numbered("bn{}", "norms.{}", 4, place=1), "tconv5": "to_rgb", "mlp": "audio",
+    **numbered("bn{}", "norms.{}", 4, our_first=1), "tconv5": "to_rgb", "mlp": "audio",
     **numbered("a{}_beta", "films.{}.scale", 5), **numbered("a{}_gamma", "films.{}.shift", 5)}
 BATCH_SCORE = {**blocks("conv", "bn", 5), "lin": "score"}
 INSTANCE_SCORE = {**blocks("conv", "in", 5), "lin": "score"}
@@ -73,7 +73,7 @@ INSTANCE_SCORE = {**blocks("conv", "in", 5), "lin": "score"}
 Part = namedtuple("Part", "weights adam costs logged names")
 CODER = ("model_state_dict", "optimizer_state_dict", "cost_list_train")
 G, D = (("model_g", "optimizer_g", "cost_g", "loss/generator"), ("model_d", "optimizer_d", "cost_d"))
-# model -> network, named like the turn that trains it -> where it is; the first network's Adam counts the steps
+# model -> network, named like the phase that trains it -> its part of the file; the first network's Adam counts the steps
 PUBLISHED = {
     "ae_resize": {"autoencoder": Part(*CODER, "loss/mse", RESIZE)},
     "ae_transpose": {"autoencoder": Part(*CODER, "loss/mse", TRANSPOSE)},
@@ -128,14 +128,14 @@ def find_mismatches(file: Mapping[Any, Any], run: config.Config, model: Model) -
             lines.append(f"{part.weights}: {there}, expected a dict of tensors")
             continue
         names = names_of(model.networks[name], part.names)
-        kinds = {  # very old files count no batches, and no network uses that
+        differences = {  # very old files count no batches, and no network uses that
             "missing": [key for key in names if key not in found and not key.endswith(".num_batches_tracked")],
             "unexpected": [repr(key)[:80] for key in found if key not in names],
             "of another shape": [
                 f"{key} (found {_describe(found[key])}, expected {_describe(state[ours])})"
                 for key, ours in names.items() if key in found and not fits(found[key], state[ours])]}
         lines += [f"{part.weights}: {len(keys)} {kind}: {', '.join(keys[:SHOWN])}{', ...' if keys[SHOWN:] else ''}"
-                  for kind, keys in kinds.items() if keys]
+                  for kind, keys in differences.items() if keys]
     return lines
 
 
@@ -152,8 +152,8 @@ def _describe(value: Any) -> str:
 
 def number(value: Any) -> float | None:
     """A number, or a tensor of one, as a float; None for anything else."""
-    if isinstance(value, Tensor):
-        value = value.detach().item() if value.numel() == 1 and fits(value, value) else None
+    if isinstance(value, Tensor) and value.numel() == 1 and fits(value, value):
+        value = value.detach().item()
     return float(value) if isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**53) else None
 
 
@@ -170,17 +170,21 @@ def losses(file: Mapping[Any, Any], entry: str, notes: list[str]) -> list[float]
 def rows(costs: Mapping[str, list[float]], every: Mapping[str, int], step: int, images: int) -> list[dict[str, Any]]:
     """The lines of a log that ends at ``step``, over which the losses are spread; what is not finite is null.
 
-    Args: costs: by their names in the log, none longer than ``step``; every: name -> n, where losses may have been
-    noted in every n-th iteration only; images: seen in a step.
+    Args:
+        costs: by their names in the log, none longer than ``step``.
+        every: name -> n, where losses may have been noted in every n-th iteration only.
+        step: that was reached.
+        images: of a step.
     """
     longest = max(map(len, costs.values()))
-    found = [{"step": at, "images": at * images} for at in (round((n + 1) * step / longest) for n in range(longest))]
+    log = [{"step": at, "images": at * images} for at in (round((n + 1) * step / longest) for n in range(longest))]
     for name, values in costs.items():
-        rare = every.get(name, 1)
-        gap = rare if len(values) in (longest // rare, -(-longest // rare)) else 1
-        for place, value in enumerate(values):
-            found[place * gap][name] = value if math.isfinite(value) else None
-    return found
+        interval = every.get(name, 1)
+        if len(values) not in (longest // interval, -(-longest // interval)):
+            interval = 1
+        for row, value in zip(log[::interval], values, strict=False):
+            row[name] = value if math.isfinite(value) else None
+    return log
 
 
 def adam(found: Any, order: list[str], network: nn.Module) -> tuple[dict[int, dict[str, Tensor]], int]:
@@ -192,14 +196,14 @@ def adam(found: Any, order: list[str], network: nn.Module) -> tuple[dict[int, di
     if not isinstance(state, dict) or state.keys() != set(range(len(order))):
         raise ValueError("it never took a step" if state == {} else f"it has no state of {len(order)} parameters")
     taken, parameters = {}, dict(network.named_parameters())
-    for place, name in enumerate(order):
-        entry = state[place] if isinstance(state[place], dict) else {}
+    for index, name in enumerate(order):
+        entry = state[index] if isinstance(state[index], dict) else {}
         step, moments = number(entry.get("step")), [entry.get(key) for key in ("exp_avg", "exp_avg_sq")]
         if not step or not 1 <= step <= LAST_STEP or not all(fits(moment, parameters[name]) for moment in moments):
-            raise ValueError(f"its state of parameter {place} is not of {name} {_describe(parameters[name])}")
+            raise ValueError(f"its state of parameter {index} is not of {name} {_describe(parameters[name])}")
         mean, square = (moment.detach().float() for moment in moments)
         if not (mean.isfinite() & square.isfinite() & (square >= 0)).all():
-            raise ValueError(f"its moments of parameter {place} are not Adam's")
+            raise ValueError(f"its moments of parameter {index} are not Adam's")
         taken[name] = {"step": torch.tensor(step), "exp_avg": mean, "exp_avg_sq": square}
     return dict(enumerate(taken[name] for name in parameters)), int(max(one["step"] for one in taken.values()))
 
@@ -233,8 +237,8 @@ def import_weights(file: Mapping[Any, Any], run: config.Config, model: Model,
     if not step <= LAST_STEP:
         raise ValueError(f"it says that it took {step:g} steps; a run has {LAST_STEP:,} at most")
     step = int(step)
-    log = rows(costs, {f"loss/{turn.name}": turn.interval for turn in model.phases}, step,
-               training.batch_size * max(turn.repeats for turn in model.phases))
+    log = rows(costs, {f"loss/{phase.name}": phase.interval for phase in model.phases}, step,
+               training.batch_size * max(phase.repeats for phase in model.phases))
     early_stopping = EarlyStopping()
     for row, loss in zip(log, validation, strict=False):
         early_stopping.update(row["step"], loss)

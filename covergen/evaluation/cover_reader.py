@@ -143,8 +143,8 @@ class CoverReader(nn.Module):
 
     @torch.no_grad()
     def predict(self, covers: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """What uint8 covers ``[N, 3, R, R]`` show, on the CPU: genres int64 ``[N]``, None unless there are two to tell
-        apart, and standardised attributes float32 ``[N, A]`` or None."""
+        """What uint8 covers ``[N, 3, R, R]`` show, on the CPU: genres int64 ``[N]``, None unless there are two at
+        least, and standardised attributes float32 ``[N, A]`` or None."""
         scores, values = self.heads(self.features(covers))
         return (scores.argmax(1).cpu() if self.known.sum() > 1 else None), None if values is None else values.cpu()
 
@@ -293,7 +293,7 @@ def loss_of(reader: CoverReader, images: Tensor, genres: Tensor, values: Tensor 
 
     Args: shares: logarithms of the genres' shares, ``[G]``.
 
-    Source: Menon et al. 2021, "Long-tail Learning via Logit Adjustment": scores learn what shares do not tell.
+    Source: Menon et al. 2021, "Long-tail Learning via Logit Adjustment": scores learn what shares do not explain.
     """
     scores, estimates = reader(images)
     genres = genres.to(images.device)

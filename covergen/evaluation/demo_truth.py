@@ -27,7 +27,7 @@ class Truth:
         mean, std: float32 ``[A]``, of the drawn values over the training rows, in the units of the demo.
         values: float32 ``[T, A]``, what the covers show (``drawn`` of the demo), standardised with them.
         row_of: (split, genre, key of a sample) -> row.
-        digest: SHA-256 of the file, tells one truth from another.
+        digest: SHA-256 of the file, to compare truths.
     """
 
     names: tuple[str, ...]

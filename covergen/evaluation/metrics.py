@@ -219,7 +219,7 @@ def balanced_accuracy(truth: Tensor, predicted: Tensor) -> float:
 
 
 class Separation(NamedTuple):
-    """How well neighbours tell a label.
+    """How well neighbours predict a label.
 
     Attributes:
         accuracy: balanced over the labels.

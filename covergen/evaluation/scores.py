@@ -31,7 +31,7 @@ METRICS = {
     "r@10": "among the best 10",
     "median_rank": "of the song's cover, 1 is best",
     "icc": "share of the covers' variance that audio makes, 1 - this is noise's",
-    "attribute_score": "how well covers show the attributes that the audio tells, 1 is all that can be known",
+    "attribute_score": "how well covers show the attributes that the audio determines, 1 is all that can be known",
     "attribute_within_genre": "the same with genre means taken off",
     "genre_accuracy": "balanced accuracy of a classifier of real covers in telling the song's genre",
     "fid": "Frechet distance to training covers, smaller is better",
@@ -145,7 +145,7 @@ def each_attribute(estimates: np.ndarray, truth: np.ndarray, predicted: np.ndarr
                    names: Sequence[str]) -> dict[str, dict[str, float]]:
     """Of every attribute what is estimated from covers ``[N, K, 8]`` and what a network predicts from the audio.
 
-    R2 and slope are uncorrected: even a perfect sampler has a low R2, and a slope of what audio can tell.
+    R2 and slope are uncorrected: even a perfect sampler has a low R2, and a slope of what audio explains.
     """
     r2, slope = statistics.r2_and_slope(estimates, truth)
     figures = {"r2": r2, "slope": slope, "squared_correlation": statistics.attribute_figures(estimates, truth, None),

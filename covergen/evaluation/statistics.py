@@ -180,7 +180,7 @@ def attribute_figures(estimates: np.ndarray, truth: np.ndarray, genres: np.ndarr
 
 def attribute_score(estimates: np.ndarray, truth: np.ndarray, predicted: np.ndarray, genres: np.ndarray | None
                     ) -> float:
-    """What covers show of the attributes that their audio tells: near 0 for nothing, 1 for all that a regressor knows.
+    """What covers show of the attributes that their audio determines: near 0 for nothing, 1 for all that a regressor knows.
 
     Pure noise gets about 0.18 / sqrt(N) on average, over the mean figure of the prediction: half of it correlates above
     0, and see the floor in ``attribute_figures``.
@@ -190,7 +190,7 @@ def attribute_score(estimates: np.ndarray, truth: np.ndarray, predicted: np.ndar
         predicted: ``[N, A]`` from the audio, by a network trained for it.
 
     Returns:
-        the ratio of mean figures; NaN if the prediction tells nothing.
+        the ratio of mean figures; NaN if the prediction explains nothing.
     """
     known = attribute_figures(predicted[:, None], truth, genres).mean()
     return float(attribute_figures(estimates, truth, genres).mean() / known) if known > 0 else math.nan

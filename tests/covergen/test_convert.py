@@ -210,11 +210,11 @@ def test_the_next_step_of_adam_is_the_one_the_thesis_would_take(model: str, entr
     path = thesis.save(model, folder, made, **{f"optimizer_{entry}": optimizer.state_dict()})
     convert(str(path), model, str(folder / "run"))
     run = open_model(folder / "run", which="last", averaged=False)
-    turn = run.model.phases[-1]
-    ours = torch.optim.Adam(turn.parameters(), lr=1.0)  # which its state overrules
-    ours.load_state_dict(trainer_of(run.folder)["optimizers"][turn.name])
+    phase = run.model.phases[-1]
+    ours = torch.optim.Adam(phase.parameters(), lr=1.0)  # which its state overrules
+    ours.load_state_dict(trainer_of(run.folder)["optimizers"][phase.name])
     pairs = [(mine, next(p for p in theirs.parameters() if p.shape == mine.shape and torch.equal(p, mine)))
-             for mine in turn.parameters()]  # no two tensors are alike
+             for mine in phase.parameters()]  # no two tensors are alike
     for mine, other in pairs:
         mine.grad = other.grad = torch.randn_like(mine)
     ours.step()

@@ -190,10 +190,10 @@ class ConditionalGenerator(nn.Module):
                 add(self, **{f"a{n}_{kind}": nn.Sequential(*layers)})
 
     def forward(self, z: Tensor, audio: Tensor) -> Tensor:
-        heard, x = self.mlp(audio), self.lin(z).view(-1, 512, 4, 4)
+        features, x = self.mlp(audio), self.lin(z).view(-1, 512, 4, 4)
         for n, norm in enumerate((self.bn, self.bn1, self.bn2, self.bn3, self.bn4), 1):
             x = getattr(self, f"tconv{n - 1}")(x) if n > 1 else x
-            gamma, beta = (getattr(self, f"a{n}_{kind}")(heard)[:, :, None, None] for kind in ("gamma", "beta"))
+            gamma, beta = (getattr(self, f"a{n}_{kind}")(features)[:, :, None, None] for kind in ("gamma", "beta"))
             x = F.relu(beta * norm(x) + gamma)
         return torch.tanh(self.tconv5(x))
 

@@ -1,4 +1,4 @@
-"""The demo's truth travels with its shards and tells of every row what its cover shows."""
+"""The demo's truth travels with its shards and has of every row what its cover shows."""
 
 from __future__ import annotations
 
