@@ -180,7 +180,7 @@ def attribute_figures(estimates: np.ndarray, truth: np.ndarray, genres: np.ndarr
 
 def attribute_score(estimates: np.ndarray, truth: np.ndarray, predicted: np.ndarray, genres: np.ndarray | None
                     ) -> float:
-    """What covers show of the attributes that their audio determines: near 0 for nothing, 1 for all that a regressor knows.
+    """What covers show of the attributes in their audio: near 0 for nothing, 1 for all that a regressor knows.
 
     Pure noise gets about 0.18 / sqrt(N) on average, over the mean figure of the prediction: half of it correlates above
     0, and see the floor in ``attribute_figures``.
