@@ -73,7 +73,7 @@ INSTANCE_SCORE = {**blocks("conv", "in", 5), "lin": "score"}
 Part = namedtuple("Part", "weights adam costs logged names")
 CODER = ("model_state_dict", "optimizer_state_dict", "cost_list_train")
 G, D = (("model_g", "optimizer_g", "cost_g", "loss/generator"), ("model_d", "optimizer_d", "cost_d"))
-# model -> network, named like the phase that trains it -> its part of the file; the first network's Adam counts the steps
+# model -> network, named like the phase that trains it -> its part; the first network's Adam counts the steps
 PUBLISHED = {
     "ae_resize": {"autoencoder": Part(*CODER, "loss/mse", RESIZE)},
     "ae_transpose": {"autoencoder": Part(*CODER, "loss/mse", TRANSPOSE)},

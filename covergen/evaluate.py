@@ -118,8 +118,8 @@ def check(run: TrainedModel, shards: ShardDataset, found: int) -> None:
     """Raises ValueError unless the run can be evaluated on these shards."""
     check_fit(run.folder, run.metadata, shards.root, shards.metadata, audio=run.model.conditional)
     if found < MIN_SONGS:
-        raise ValueError(f"{shards.root} has {found} albums in {shards.split}; a figure needs {MIN_SONGS} or more; pack "
-                         "more, or choose another --split")
+        raise ValueError(f"{shards.root} has {found} albums in {shards.split}; a figure needs {MIN_SONGS} or more; "
+                         "pack more, or choose another --split")
 
 
 def default_path(run: TrainedModel, split: str, options: dict[str, Any], inception: bool) -> Path:
