@@ -60,8 +60,8 @@ def test_two_ranks_train_what_one_process_does_and_a_resumed_run_too(shards: Pat
 @pytest.mark.parametrize("model", ["r3gan", "flow"])
 def test_bf16_is_stable_for_2000_steps(shards: Path, tmp_path: Path, model: str) -> None:
     train(tmp_path, "--model", model, *CONDITIONAL[model], "--batch_size", "16", "--shards", str(shards), "--steps",
-          "2000", "--sample_every", "0", "--save_every", "2000", "--log_every", "50", "--tracker", "none", "--mixed_precision",
-          "bf16", "--name", "b", "--lr", "1e-3")
+          "2000", "--sample_every", "0", "--save_every", "2000", "--log_every", "50", "--tracker", "none",
+          "--mixed_precision", "bf16", "--name", "b", "--lr", "1e-3")
     rows = log_of(tmp_path / "runs/b")
     assert rows[-1]["step"] == 2000
     assert all(math.isfinite(value) for row in rows for value in row.values())
