@@ -1,7 +1,7 @@
 """Reads the command line of every command, checks it, and calls the command's function.
 
-Fire reads the command line; what it read is checked against the function's signature before anything runs, because Fire
-itself would call the function first and complain about a misspelt flag afterwards.
+What Fire read is checked against the function's signature first: Fire itself would complain about a misspelt flag
+after the call.
 """
 
 from __future__ import annotations
@@ -27,10 +27,7 @@ BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "
 
 @dataclass(frozen=True)
 class Range:
-    """The numbers that an option can be: ``Annotated[int, Range(1, 64)]``, bounds as pydantic names them.
-
-    Attributes:
-        ge, le: inclusive bounds; gt, lt: exclusive ones; None = none.
+    """The numbers that an option can be: ``Annotated[int, Range(1, 64)]``; ge, le: inclusive bounds, gt, lt: exclusive.
     """
 
     ge: float | None = None
@@ -82,10 +79,7 @@ def nearest(name: str, allowed: Iterable[str]) -> str:
 
 
 def coerce(name: str, value: Any, annotation: Any) -> Any:
-    """Converts a typed word or a YAML value into the annotated type.
-
-    Raises:
-        ValueError: naming the option, what was found and what was expected.
+    """Converts a typed word or a YAML value into the annotated type; the ValueError names option, found and expected.
     """
     origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
     if origin in (typing.Union, types.UnionType):
@@ -159,17 +153,11 @@ def options_of(function: Callable) -> list[Option]:
             helps[current] = match[2]
         elif current and line.strip():
             helps[current] += " " + line.strip()
-    hints = typing.get_type_hints(function, include_extras=True)
-    parameters = inspect.signature(function).parameters.values()
-    return [Option(p.name, *_split_range(hints[p.name], p.default, helps.get(p.name, ""))) for p in parameters]
-
-
-def _split_range(hint: Any, *between: Any) -> tuple[Any, ...]:
-    """A type annotation, ``Annotated`` or not, as the type, what comes between, and the range."""
-    if typing.get_origin(hint) is not typing.Annotated:
-        return hint, *between, None
-    kind, *extras = typing.get_args(hint)
-    return kind, *between, next((extra for extra in extras if isinstance(extra, Range)), None)
+    kinds, hints = (typing.get_type_hints(function, include_extras=extras) for extras in (False, True))
+    ranges = {name: next((extra for extra in getattr(hint, "__metadata__", ()) if isinstance(extra, Range)), None)
+              for name, hint in hints.items()}
+    return [Option(name, kinds[name], parameter.default, helps.get(name, ""), ranges[name])
+            for name, parameter in inspect.signature(function).parameters.items()]
 
 
 def describe(options: Iterable[Option]) -> str:
@@ -249,8 +237,8 @@ def run(function: Callable[..., int | None], argv: Sequence[str] | None = None, 
         bare: Sequence[str] = (), name: str | None = None) -> typing.NoReturn:
     """Runs ``function`` as the command that this process is, with ``--help`` made from its signature and docstring.
 
-    ``several``: flags that take several words. ``bare``: those that may stand without any. ``name``: of the command,
-    where it is more than the module's.
+    ``several``: flags that take several words; ``bare``: that may stand without any; ``name``: of the command, if more
+    than the module's.
     """
     def call() -> int | None:
         words, flags = read_words(joined(sys.argv[1:] if argv is None else argv, several, bare))

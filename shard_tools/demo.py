@@ -55,32 +55,20 @@ DONE, BEGUN = "demo.json", ".demo.begun.json"
 
 @cli.checked
 def options_of(tier: Tier = "toy", resolution: Resolution = None, albums: Albums = None, seed: Seed = 0) -> dict:
-    """What decides the bytes of a demo: the tier's options overruled by the given ones.
-
-    Raises:
-        ValueError: an unknown tier or a number out of range.
-    """
+    """What decides the bytes of a demo: the tier's options overruled by the given ones; ValueError for bad ones."""
     if tier not in TIERS:
         raise ValueError(f"--tier: {tier!r} is not a choice, {cli.nearest(str(tier), get_args(Tier))}")
-    options = {**TIERS[tier], "seed": seed, "version": VERSION}
-    options["resolution"] = options["resolution"] if resolution is None else resolution
-    options["albums"] = options["albums"] if albums is None else albums
-    return options
+    given = {"resolution": resolution, "albums": albums}
+    return {**TIERS[tier], "seed": seed, "version": VERSION,
+            **{name: value for name, value in given.items() if value is not None}}
 
 
 def is_finished(out: str | Path, options: dict[str, Any]) -> bool:
-    """Whether the folder holds this very demo, whole; False where it may be written.
-
-    Raises:
-        ValueError: the folder holds anything else, which making a demo there could lose.
-    """
+    """Whether the folder holds this very demo, whole; False where it may be written, ValueError for anything else."""
     out = Path(out)
-    if out.is_dir():
-        names = {path.name for path in out.iterdir() if path.name not in (f".{DONE}.tmp", f".{BEGUN}.tmp")}
-    elif out.exists():
+    if out.exists() and not out.is_dir():
         raise ValueError(f"--out: {out} is a file, expected a folder that is new or empty")
-    else:
-        return False
+    names = {path.name for path in (out.iterdir() if out.exists() else ())} - {f".{DONE}.tmp", f".{BEGUN}.tmp"}
     if not names:
         return False
     marker = DONE if DONE in names else BEGUN
@@ -103,65 +91,44 @@ def is_finished(out: str | Path, options: dict[str, Any]) -> bool:
 
 def make(out: str | Path, tier: Tier = "toy", resolution: int | None = None, albums: int | None = None,
          seed: int = 0) -> None:
-    """Makes the demo in a folder that is new, empty, or holds an interrupted try at the same; a whole one stays.
-
-    Raises:
-        ValueError: a bad option, or the folder holds something else.
-    """
+    """Makes the demo in a folder that is new, empty, or holds an interrupted try at the same; a whole one stays."""
     options = options_of(tier, resolution, albums, seed)
     out = Path(out)
     if is_finished(out, options):
         return
     out.mkdir(parents=True, exist_ok=True)
     write_atomically(out / BEGUN, json.dumps({"options": options}).encode())
-    folders = _make_folders(out)
+    roots = [out / name for name in ("audio-cover_dataset/cover", "audio-cover_dataset/audio", "cover_dataset")]
+    for folder in (root / split / genre for root in roots for split in SPLITS for genre in worlds.GENRES):
+        folder.mkdir(parents=True, exist_ok=True)
     world = worlds.make_world(seed, options["noise"])
     genres = worlds.genres_of(seed, options["albums"])
-    splits = split_by_genre(genres)
+    # 80/10/10 within each genre, by the albums before it, never by those after; early: small genres are in every split.
+    seen, splits = Counter(), []
+    for genre in genres.tolist():
+        splits.append({1: "val", 2: "test"}.get(seen[genre] % 10, "train"))
+        seen[genre] += 1
     rows: list[dict[str, Any]] = []
     for number in tqdm(range(options["albums"]), unit="cover", desc="demo", file=sys.stderr):
         album = worlds.make_album(world, number, int(genres[number]))
-        _write(album, worlds.encode(worlds.paint(album, options["resolution"])), folders[splits[number], album.genre])
+        cover = worlds.encode(worlds.paint(album, options["resolution"]))
+        covers, vectors, alone = (f"{root}/{splits[number]}/{album.genre}" for root in roots)
+        files = [(f"{alone}/{album.stems[0]}.jpg", cover)]
+        for stem, vector in zip(album.stems, album.vectors, strict=True):
+            files += [(f"{covers}/{stem}.jpg", cover), (f"{vectors}/{stem}.npy", write_vector(vector))]
+        for path, data in files:
+            with open(path, "wb", buffering=0) as file:
+                file.write(data)
         rows.append({
             "stems": album.stems, "split": splits[number], "genre": album.genre, "album": number,
             "attributes": album.attributes, "drawn": album.drawn, "shape": worlds.SHAPES[album.shape],
             "album_latent": album.latent, "track_latent": album.track_latents, "presence": album.presence,
         })
     write_atomically(out / "attributes.npz", _truth(world, rows))
-    metadata = {"options": options, "albums": Counter(splits), "tracks": Counter()}
-    for row in rows:
-        metadata["tracks"][row["split"]] += len(row["stems"])
+    tracks = Counter(row["split"] for row in rows for _ in row["stems"])
+    metadata = {"options": options, "albums": Counter(splits), "tracks": tracks}
     write_atomically(out / DONE, (json.dumps(metadata, indent=1) + "\n").encode())
     (out / BEGUN).unlink()
-
-
-def split_by_genre(genres: np.ndarray) -> list[str]:
-    """The split of every album: 80/10/10 within each genre, decided by the albums before it, never by those after."""
-    counts, splits = Counter(), []
-    for genre in genres.tolist():
-        splits.append({1: "val", 2: "test"}.get(counts[genre] % 10, "train"))  # early: small genres are in every split
-        counts[genre] += 1
-    return splits
-
-
-def _make_folders(out: Path) -> dict[tuple[str, str], tuple[str, str, str]]:
-    """Folders of (split, genre): an album's covers by track, vectors by track, and its one cover."""
-    roots = (out / "audio-cover_dataset" / "cover", out / "audio-cover_dataset" / "audio", out / "cover_dataset")
-    folders = {(split, genre): tuple(str(root / split / genre) for root in roots)
-               for split in SPLITS for genre in worlds.GENRES}
-    for folder in (folder for three in folders.values() for folder in three):
-        Path(folder).mkdir(parents=True, exist_ok=True)
-    return folders
-
-
-def _write(album: worlds.Album, cover: bytes, folders: tuple[str, str, str]) -> None:
-    covers, vectors, alone = folders
-    files = [(f"{alone}/{album.stems[0]}.jpg", cover)]
-    for stem, vector in zip(album.stems, album.vectors, strict=True):
-        files += [(f"{covers}/{stem}.jpg", cover), (f"{vectors}/{stem}.npy", write_vector(vector))]
-    for path, data in files:
-        with open(path, "wb", buffering=0) as file:
-            file.write(data)
 
 
 def _truth(world: worlds.World, rows: list[dict[str, Any]]) -> bytes:

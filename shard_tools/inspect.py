@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from shard_tools import cli
 from shard_tools.core.errors import BadFileError
 from shard_tools.core.files import open_regular, write_atomically
 from shard_tools.core.text import printable
@@ -37,8 +38,7 @@ def inspect(shards: str, preview: str | None = None, unpack: str | None = None, 
     if is_remote(shards) and (preview or unpack):
         raise ValueError(f"{shards}: --preview and --unpack read covers; copy the shards to this machine first")
     root = resolve(shards)
-    have = list(splits_in(root))
-    if not have:
+    if not (have := list(splits_in(root))):
         raise ValueError(f"{root} holds no <split>.index.json; expected a folder that shard_tools.pack has finished")
     indexes = [open_index(root, name) for name in ([split] if split else have)]
     for index in indexes:
@@ -109,10 +109,8 @@ def _histogram(sizes: np.ndarray) -> Iterator[str]:
 def draw_preview(index: Index, path: Path) -> None:
     """Draws 8 x 6 covers with their genres below: of each genre the same number, its first in the order of the shards.
     """
-    tiles = []
-    for row in index.rows[_every_genre(index.rows, COLUMNS * LINES)]:
-        cover = Image.fromarray(read_cover(_read(index, row)[1]))
-        tiles.append(Tile(cover, [index.metadata["genres"][row["genre"]]]))
+    tiles = [Tile(Image.fromarray(read_cover(_read(index, row)[1])), [index.metadata["genres"][row["genre"]]])
+             for row in index.rows[_every_genre(index.rows, COLUMNS * LINES)]]
     rows = [Row(tiles[start:start + COLUMNS]) for start in range(0, len(tiles), COLUMNS)]
     write_atomically(path, draw_sheet(rows, COLUMNS))
 
@@ -128,15 +126,10 @@ def _every_genre(rows: np.ndarray, count: int) -> list[int]:
 
 
 def unpack_shards(indexes: list[Index], out: Path) -> int:
-    """Writes covers and vectors as they lie in the shards; returns the number of samples.
-
-    Raises:
-        ValueError: the folder is not empty, or a shard does not hold what its index says.
-    """
+    """Writes covers and vectors as they lie in the shards into an empty folder; returns the number of samples."""
     out.mkdir(parents=True, exist_ok=True)
     if any(out.iterdir()):
         raise ValueError(f"--unpack {out} is not empty; choose a new folder")
-    done = 0
     for index in indexes:
         for row in tqdm(index.rows, desc=index.split, unit=" samples"):
             key, cover, audio = _read(index, row)
@@ -146,8 +139,7 @@ def unpack_shards(indexes: list[Index], out: Path) -> int:
                 if data:
                     with open(folder / (_file_stem(key) + kind), "xb") as file:  # x: nothing is ever replaced
                         file.write(data)
-            done += 1
-    return done
+    return sum(len(index.rows) for index in indexes)
 
 
 def _read(index: Index, row: np.void) -> tuple[str, bytes, bytes]:
@@ -169,6 +161,4 @@ def _file_stem(key: str) -> str:
 
 
 if __name__ == "__main__":
-    from shard_tools import cli
-
     cli.run(inspect)

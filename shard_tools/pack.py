@@ -1,9 +1,8 @@
 """Packs covers and vectors into shards with an index: ``python -m shard_tools.pack --source DIR_OR_ZIP --out DIR``.
 
-One pass over the source, shared among processes, a shard a task: every file is read once, checked and packed, as if all
-were valid, for the order of the samples hangs on their names alone. Where some are not, the shards are repartitioned
-(``shards.tasks``). What is finished is stored in ``OUT/.pack`` until the end, so that the same command goes on
-where a killed one stopped. Memory: some 50 bytes a sample, and what the listing of the largest folder takes.
+One pass over the source, a shard a task: every file is read once, checked and packed, as if all were valid; where some
+are not, the shards are repartitioned (``shards.tasks``). What is finished is stored in ``OUT/.pack`` until the end, so
+that the same command goes on where a killed one stopped. Memory: some 50 bytes a sample, and the largest folder's list.
 """
 
 from __future__ import annotations
@@ -85,22 +84,19 @@ def pack(source: str, out: str, dataset: Literal["auto", "audio-cover", "cover"]
     schema = find_schema(listing.source, listing.top, listing.audio_folders())
     root.mkdir(parents=True, exist_ok=True)
     with upload or nullcontext(), lock_output(root):
-        if upload and (metadata := upload.published()):
-            check_same(out, upload.remote.sizes(), metadata, options, listing)
-            print(f"{out} is already packed")
-            return _verdict(sum(metadata[0]["drops"].values()), sum(f["samples"] for f in metadata), max_failure_rate)
-        metadata = [] if overwrite else finished(root)
-        if metadata:
-            check_same(root, {path.name: path.stat().st_size for path in root.iterdir()}, metadata, options, listing)
-            added = copy_truth(source_path, listing, root)
-            print(f"{root} is already packed" + (f"; {TRUTH} was added" if added else ""))
+        published = upload.published() if upload else []
+        if metadata := published or ([] if overwrite else finished(root)):
+            sizes = upload.remote.sizes() if published else {path.name: path.stat().st_size for path in root.iterdir()}
+            check_same(out if published else root, sizes, metadata, options, listing)
+            added = not published and copy_truth(source_path, listing, root)
+            print(f"{out if published else root} is already packed" + (f"; {TRUTH} was added" if added else ""))
             return _verdict(sum(metadata[0]["drops"].values()), sum(f["samples"] for f in metadata), max_failure_rate)
         state = open_state(root, listing, options, overwrite)
         if dataset == "audio-cover" and not listing.paired:
             raise ValueError("--dataset audio-cover, but --source holds no vectors; use --dataset cover")
-        pool = Pool(workers or available_workers(distributor), distributor, (source_path, state.folder))
-        pack_options = PackOptions(source_path, root, resolution, samples_per_shard, audio_blocks, max_pixels, schema,
-                                   pool)
+        pack_options = PackOptions(
+            source_path, root, resolution, samples_per_shard, audio_blocks, max_pixels, schema,
+            Pool(workers or available_workers(distributor), distributor, (source_path, state.folder)))
         drops: list[Drop] = []
         try:
             packed = make_shards(state, pack_options, drops)
@@ -137,7 +133,7 @@ def _report(out: Path | str, metadata: dict[str, dict[str, Any]], groups: dict[s
         size = sum(shard["bytes"] for shard in known["shards"])
         print(f"{split:5} {known['samples']:9,} samples  {known['groups']:9,} groups  "
               f"{len(known['shards']):5,} shards  {size / 1e6:10,.1f} MB")
-    resolution, audio = next(iter(metadata.values()))["resolution"], next(iter(metadata.values()))["audio"]
+    resolution, audio = (next(iter(metadata.values()))[name] for name in ("resolution", "audio"))
     if audio:
         print(f"covers {resolution} x {resolution}; vectors of {audio['dimension']}, blocks "
               + ", ".join(f"[{start}, {end})" for start, end in audio["blocks"])

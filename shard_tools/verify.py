@@ -6,7 +6,6 @@ Nothing in the folder is trusted: names are checked before they are opened, no m
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
 from pathlib import Path
 from typing import Annotated
@@ -14,6 +13,7 @@ from typing import Annotated
 import numpy as np
 from tqdm import tqdm
 
+from shard_tools import cli
 from shard_tools.cli import Range, checked
 from shard_tools.core.files import file_sha256
 from shard_tools.core.parallel import available_workers, run_tasks
@@ -22,7 +22,6 @@ from shard_tools.curation.fingerprints import fingerprint_shards
 from shard_tools.curation.leakage import MAX_DISTANCE, find_leaks, near_duplicates, show_leaks
 from shard_tools.dataset.demo_truth import TRUTH, read_columns
 from shard_tools.remote.filesystem import is_remote
-from shard_tools.shards.check import ShardCheck, check_shard
 from shard_tools.shards.index import (
     Index,
     check_metadata,
@@ -33,7 +32,7 @@ from shard_tools.shards.index import (
     splits_in,
 )
 from shard_tools.shards.state import FOLDER
-from shard_tools.shards.tar import read_sample
+from shard_tools.shards.tar import ShardCheck, check_shard, read_sample
 
 
 @checked
@@ -55,7 +54,14 @@ def verify(shards: str, full: bool = False, leaks: bool = False,
     if not root.is_dir():
         raise ValueError(f"{root} is not a folder; expected one that shard_tools.pack has written")
     problems, indexes = _check_folder(root)
-    checks = [check for index in indexes for check in _shard_checks(index, full)]
+    checks = []
+    for index in indexes:
+        metadata, end = index.metadata, 0
+        for shard in metadata["shards"]:
+            start, end = end, end + shard["samples"]
+            checks.append(ShardCheck(
+                index.root / shard["name"], shard["bytes"], shard["sha256"], np.array(index.rows[start:end]) if full
+                else None, metadata["resolution"], metadata["audio"]["dimension"] if metadata["audio"] else 0))
     with tqdm(total=len(checks), desc="verifying", unit=" shards") as bar:
         for found in run_tasks(check_shard, checks, min(workers or available_workers(), len(checks))):
             problems += found
@@ -98,43 +104,34 @@ def _check_folder(root: Path) -> tuple[list[str], list[Index]]:
             read_columns(root / TRUTH, TRUTH)
         except ValueError as error:
             problems.append(str(error))
-    splits = list(splits_in(root))
-    if not splits:
+    if not (splits := list(splits_in(root))):
         problems.append("no <split>.index.json: not a finished folder of shards")
     expected: set[str] = set()
     for split in splits:
+        path, rows = root / f"{split}.index.json", root / f"{split}.index.npy"
         try:
-            index = _open(root, split)
+            metadata = read_metadata(path)
+            if path.read_bytes() != metadata_bytes(metadata):  # a flipped bit can leave JSON that means the same
+                raise ValueError(f"{path.name} is not as it was written; pack the shards again")
+            check_metadata(metadata, split)
+            if _sha256(rows) != metadata["rows_sha256"]:
+                raise ValueError(f"{rows.name} is missing or not what was written; pack the shards again")
+            index = open_index(root, split)
         except (ValueError, OSError) as error:
             problems.append(f"{split}.index: {error}")
             continue
         indexes.append(index)
         expected |= {shard["name"] for shard in index.metadata["shards"]}
-        for missing in set(index.metadata["splits"]).difference(splits):
-            problems.append(f"{missing}.index.json: missing; {split} was packed together with it")
+        problems += [f"{missing}.index.json: missing; {split} was packed together with it"
+                     for missing in set(index.metadata["splits"]).difference(splits)]
         problems += [f"{split}.index.npy: {problem}" for problem in row_problems(index)]
         if _sha256(root / QUARANTINE) != index.metadata["quarantine_sha256"]:
             problems.append(f"{QUARANTINE}: missing or not what was written")
     if len(indexes) == len(splits):  # otherwise it is not known which shards belong here
-        for path in sorted(root.glob("*.tar")):
-            if path.name not in expected:
-                problems.append(f"{path.name}: belongs to no index")
-        for path in sorted(root.glob("*.index.npy")):
-            if path.name.removesuffix(".index.npy") not in splits:
-                problems.append(f"{path.name}: belongs to no index")
+        expected |= {f"{split}.index.npy" for split in splits}
+        problems += [f"{path.name}: belongs to no index" for kind in ("*.tar", "*.index.npy")
+                     for path in sorted(root.glob(kind)) if path.name not in expected]
     return list(dict.fromkeys(problems)), indexes
-
-
-def _open(root: Path, split: str) -> Index:
-    path = root / f"{split}.index.json"
-    metadata = read_metadata(path)
-    if path.read_bytes() != metadata_bytes(metadata):  # a flipped bit can leave JSON that means the same
-        raise ValueError(f"{path.name} is not as it was written; pack the shards again")
-    check_metadata(metadata, split)
-    rows = root / f"{split}.index.npy"
-    if _sha256(rows) != metadata["rows_sha256"]:
-        raise ValueError(f"{rows.name} is missing or not what was written; pack the shards again")
-    return open_index(root, split)
 
 
 def _sha256(path: Path) -> str:
@@ -144,17 +141,5 @@ def _sha256(path: Path) -> str:
     return ""
 
 
-def _shard_checks(index: Index, full: bool) -> list[ShardCheck]:
-    metadata = index.metadata
-    ends = list(itertools.accumulate(shard["samples"] for shard in metadata["shards"]))
-    dimension = metadata["audio"]["dimension"] if metadata["audio"] else 0
-    return [ShardCheck(index.root / shard["name"], shard["bytes"], shard["sha256"],
-                       np.array(index.rows[end - shard["samples"]:end]) if full else None, metadata["resolution"],
-                       dimension)
-            for shard, end in zip(metadata["shards"], ends, strict=True)]
-
-
 if __name__ == "__main__":
-    from shard_tools import cli
-
     cli.run(verify)

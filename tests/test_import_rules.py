@@ -28,7 +28,7 @@ LIBRARIES = {  # where each may be imported, and nowhere else
     "wandb": {"covergen/training/tracking.py"},
     "accelerate": {"covergen/training/engine.py"},
     "webdataset": {"covergen/data/webdataset.py"},
-    "ray": {"shard_tools/core/ray_backend.py"},
+    "ray": {"shard_tools/core/parallel.py"},
     "fire": {"shard_tools/cli.py"},
     "mutagen": {"shard_tools/music/embed.py", "shard_tools/music/tags.py"},
     "essentia": {"shard_tools/extractors/essentia.py"},

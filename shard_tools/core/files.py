@@ -31,23 +31,14 @@ def file_sha256(path: Path) -> str:
 
 
 def open_regular(path: str | Path, buffering: int = -1) -> BinaryIO:
-    """Opens a regular file for reading; never a FIFO, which would be waited for, or a device, which may do anything.
-
-    Raises:
-        OSError: it can't be opened, or is no regular file.
-    """
+    """Opens a regular file for reading; OSError for a FIFO, which would be waited for, or a device."""
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise OSError(errno.EINVAL, "not a regular file", str(path))
     return open(path, "rb", buffering=buffering)
 
 
 def read_bounded(path: str | Path, limit: int = METADATA_BYTES) -> bytes:
-    """The bytes of a regular file.
-
-    Raises:
-        OSError: as ``open_regular``.
-        BadFileError: ``too many bytes``.
-    """
+    """The bytes of a regular file; OSError as ``open_regular``, BadFileError for ``too many bytes``."""
     with open_regular(path, buffering=0) as file:
         parts, left = [], limit + 1
         while left and (part := file.read(min(left, max(os.fstat(file.fileno()).st_size, 2**16)))):
@@ -69,10 +60,7 @@ def sync(path: Path) -> None:
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary name to write a file under; it is synced and renamed to ``path`` when that went well, else removed.
-
-    Folders that are missing are made.
-    """
+    """A temporary name to write a file under; synced and renamed to ``path`` when that went well, else removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
     try:
@@ -96,16 +84,14 @@ TEMPORARY = ".link.tmp"
 
 def place_link(source: Path, target: Path, way: Way) -> Way:
     """Makes ``target`` the same file as ``source``, and returns how: as asked, or the next of ``WAYS`` that the disks
-    allow. Hard links don't reach across devices, and some file systems have neither kind.
-
-    What lies at ``target`` is replaced, unless it is right already. Links go to the file itself, not to a link to it.
-
-    Raises:
-        OSError: not even a copy can be made.
-    """
-    source = source.resolve()
-    if (there := _way_of(source, target)) and (there == "copy") == (way == "copy"):
-        return there
+    allow. What lies there is replaced, unless it is right already; OSError where not even a copy can be made."""
+    source = source.resolve()  # links go to the file itself, not to a link to it
+    if target.exists():
+        is_same, is_link = target.samefile(source), target.is_symlink()
+        if is_same and way != "copy":
+            return "soft" if is_link else "hard"
+        if way == "copy" and not is_same and not is_link and filecmp.cmp(source, target, shallow=False):
+            return "copy"
     temporary = target.with_name(TEMPORARY)
     for attempt in WAYS[WAYS.index(way):]:
         temporary.unlink(missing_ok=True)
@@ -118,15 +104,6 @@ def place_link(source: Path, target: Path, way: Way) -> Way:
             os.replace(temporary, target)
             return attempt
     raise AssertionError("a copy is made, or raises")
-
-
-def _way_of(source: Path, target: Path) -> Way | None:
-    """How a target is the source already; None: it is not."""
-    if not target.exists():
-        return None
-    if target.samefile(source):
-        return "soft" if target.is_symlink() else "hard"
-    return "copy" if not target.is_symlink() and filecmp.cmp(source, target, shallow=False) else None
 
 
 def place_bytes(data: bytes, target: Path) -> None:

@@ -17,15 +17,8 @@ OUTPUT_LOCK = ".lock"
 def lock(path: Path, what: str = "", remedy: str = "", patience: float = -1) -> Iterator[None]:
     """Holds a lock file, alone among processes and threads. Where there can be no locks, goes on without.
 
-    Args:
-        path: of the lock file, which is made and stays.
-        what: it protects, for messages; "" = nobody asks who holds it.
-        remedy: what to do about a lock that another process holds.
-        patience: seconds to wait for it; -1 = as long as it takes.
-
-    Raises:
-        ValueError: another process still holds it.
-        OSError: its folder can't be made.
+    ``what`` it protects ("" = nobody asks who holds it) and a ``remedy`` are for the ValueError where another process
+    still holds it after ``patience`` seconds (-1 = waits as long as it takes).
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     held = FileLock(path, thread_local=False)
@@ -50,21 +43,13 @@ def lock(path: Path, what: str = "", remedy: str = "", patience: float = -1) -> 
 
 
 def lock_folder(folder: Path, patience: float = LOCK_PATIENCE) -> contextlib.AbstractContextManager[None]:
-    """Makes this process the only writer of a run's folder; waits, for a predecessor may still be saving.
-
-    Raises:
-        ValueError: another process keeps writing there.
-    """
+    """Makes this process the only writer of a run's folder, else ValueError; a predecessor may still be saving."""
     return lock(folder / ".lock", str(folder), "stop that one, or give this run another --name", patience)
 
 
 @contextlib.contextmanager
 def lock_output(root: Path) -> Iterator[None]:
-    """Keeps a second process from writing into the same ``--out``; its lock file is there only meanwhile.
-
-    Raises:
-        ValueError: one is at it.
-    """
+    """Keeps a second process from writing into the same ``--out`` (ValueError there), by a lock file of that time."""
     path = root / OUTPUT_LOCK
     with lock(path, str(root), "wait for it, or choose another --out", patience=0):
         try:

@@ -12,6 +12,8 @@ from typing import NamedTuple
 
 from shard_tools.core.files import write_atomically
 
+QUARANTINE = "quarantine.jsonl"
+
 
 class Drop(NamedTuple):
     """One line of quarantine.jsonl."""
@@ -33,18 +35,13 @@ def show_reasons(root: Path | str, drops: Sequence[Drop], word: str = "dropped",
     """Prints how many drops have each reason, commonest first, a hint, and where they are named; nothing for none."""
     for reason, count in sorted(Counter(drop.reason for drop in drops).items(), key=lambda pair: (-pair[1], pair[0])):
         print(f"{word} {count:9,}  {reason}")
-    indent = " " * (len(word) + 1)
-    if drops and hint:
-        print(indent + hint)
-    if drops:
-        print(f"{indent}each is named in {root}/{QUARANTINE}")
+    for text in filter(None, (hint, f"each is named in {root}/{QUARANTINE}") if drops else ()):
+        print(" " * len(word), text)
 
 
 def verdict(lost: int, done: int, limit: float, what: str, end: str) -> int:
-    """The exit status: 1, said why, when the share of what was lost is above a limit (``--max_failure_rate``).
-
-    Args: lost, done: counts; limit: share; what: both in words, a format of them; end: what became of the rest.
-    """
+    """The exit status: 1, said why, when the share of what was lost is above a limit (``--max_failure_rate``);
+    ``what``: both counts in words, a format of them; ``end``: what became of the rest."""
     rate = lost / max(1, lost + done)
     if rate <= limit:
         return 0
@@ -56,10 +53,3 @@ def verdict(lost: int, done: int, limit: float, what: str, end: str) -> int:
 def drop_lines(drops: Iterable[Drop]) -> bytes:
     """Drops as JSON lines; names that are no UTF-8 keep their bytes as escapes."""
     return "".join(json.dumps(drop._asdict()) + "\n" for drop in drops).encode()
-
-
-def read_drops(lines: bytes) -> list[Drop]:
-    return [Drop(**json.loads(line)) for line in lines.splitlines()]
-
-
-QUARANTINE = "quarantine.jsonl"

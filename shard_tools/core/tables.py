@@ -15,11 +15,7 @@ def table_bytes(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> byt
 
 
 def parse_table(data: bytes, columns: Sequence[str]) -> list[list[str]]:
-    """The rows of a CSV table that has exactly these columns.
-
-    Raises:
-        ValueError: it has others, or a row has more or fewer values.
-    """
+    """The rows of a CSV table; ValueError unless it, and so each row, has exactly these columns."""
     reader = csv.reader(io.StringIO(data.decode("utf-8", "surrogateescape"), newline=""))
     try:
         if next(reader, None) != list(columns):

@@ -61,8 +61,7 @@ def draw_sheet(rows: Sequence[Row], across: int, heading: str = "") -> bytes:
 
 def _fit(draw: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont) -> str:
     """The text with its middle left out where it is wider than a tile."""
-    keep = len(text)
-    shown = text
+    keep, shown = len(text), text
     while draw.textlength(shown, font) > TILE and keep > 2:
         keep -= 1
         shown = f"{text[:(keep + 1) // 2]}...{text[len(text) - keep // 2:]}"

@@ -1,7 +1,6 @@
-"""Finds, copies and reads the truth of demo data, ``attributes.npz``.
+"""Finds, copies and reads the truth of demo data, ``attributes.npz``, of which packing puts a copy beside the shards.
 
-``shard_tools.demo`` writes the file, packing puts a copy beside the shards: byte for byte, and known to no index, so
-that shards and indexes are the same with it and without.
+No index knows of it, so that shards and indexes are the same with it and without.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import numpy as np
 from shard_tools.core.errors import BadFileError
 from shard_tools.core.files import read_bounded, write_atomically
 from shard_tools.dataset.layout import Listing
-from shard_tools.dataset.source import Entry, read_entry
+from shard_tools.dataset.source import Entry, read_entry, upwards
 
 TRUTH, DEMO = "attributes.npz", "demo.json"
 FILE_BYTES, UNPACKED_BYTES = 2**28, 2**29  # a demo of 20,000 albums has 6 MB, and 30 unpacked
@@ -23,14 +22,11 @@ FILE_BYTES, UNPACKED_BYTES = 2**28, 2**29  # a demo of 20,000 albums has 6 MB, a
 
 def find_truth(listing: Listing) -> Entry | None:
     """The demo's truth where the layout of a source begins, or in a folder above; None in what is no demo."""
-    folder = listing.top
-    while True:
+    for folder in upwards(listing.top):
         files = {entry.name: entry for entry in listing.source.list(folder)[1]}
         if TRUTH in files and DEMO in files:
             return files[TRUTH]
-        if not folder:
-            return None
-        folder = folder.rpartition("/")[0]
+    return None
 
 
 def read_truth(source: Path, entry: Entry) -> bytes:
@@ -42,16 +38,11 @@ def read_truth(source: Path, entry: Entry) -> bytes:
 
 
 def copy_truth(source: Path, listing: Listing, root: Path) -> bool:
-    """Copies the truth of a demo to its shards; returns whether it was missing there. A damaged one is left out, with a
-    warning, for the covers are good without it.
+    """Copies the truth of a demo to the folder of its shards; returns whether it was missing there.
 
-    Args:
-        source: folder or zip.
-        listing: of it.
-        root: folder of the shards.
+    A damaged one is left out, with a warning, for the covers are good without it.
     """
-    entry = find_truth(listing)
-    if entry is None:
+    if (entry := find_truth(listing)) is None:
         return False
     try:
         data = read_truth(source, entry)
@@ -66,14 +57,10 @@ def copy_truth(source: Path, listing: Listing, root: Path) -> bool:
 
 
 def read_columns(source: Path | bytes, name: str = "") -> dict[str, np.ndarray]:
-    """All arrays of an ``attributes.npz`` by name, see ``shard_tools.demo``; nothing in it is ever unpickled.
+    """All arrays of an ``attributes.npz`` (a path, or its bytes and a name for messages), see ``shard_tools.demo``.
 
-    Args:
-        source: a path, or the bytes.
-        name: for messages, where ``source`` is no path.
-
-    Raises:
-        ValueError: damaged, or without the columns that name rows and what their covers show.
+    ValueError where it is damaged, or without the columns that name rows and what their covers show; nothing in it is
+    ever unpickled.
     """
     try:
         file = io.BytesIO(read_bounded(source, FILE_BYTES) if isinstance(source, Path) else source)

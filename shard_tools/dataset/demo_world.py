@@ -1,8 +1,7 @@
 """A procedural world of a seed: albums with covers, audio vectors and the truth that links them.
 
-Every album has a latent; its tracks' vectors and its cover's eight attributes are two noisy views of that latent, so
-what a model can learn of a cover from the audio is known exactly. An album depends on (seed, noise, its number) alone,
-never on how many others are made, and its cover at two resolutions is the same picture.
+Every album has a latent, of which its tracks' vectors and its cover's eight attributes are two noisy views. It depends
+on (seed, noise, its number) alone, and its cover at two resolutions is the same picture.
 """
 
 from __future__ import annotations
@@ -153,39 +152,25 @@ def make_album(world: World, number: int, genre: int) -> Album:
     tracks = 1 + int(rng.poisson(MORE_TRACKS))
     track_latents = latent + world.noise * TRACK_NOISE * rng.standard_normal((tracks, LATENT))
     presence = np.array(PRESENCE)[np.searchsorted(np.cumsum(PRESENCE_SHARES)[:-1], rng.random(tracks), side="right")]
-    vectors = _vectors(world, np.hstack([track_latents, rng.standard_normal((tracks, NUISANCE))]), presence)
-    stems = _stems(rng, presence)
-    shape = (genre ^ int(rng.integers(len(SHAPES)))) % len(SHAPES)  # genre xor coin: neither alone determines it
-    return Album(GENRES[genre], latent, track_latents, presence, attributes, _drawn(attributes), shape, vectors, stems,
-                 rng)
-
-
-def _vectors(world: World, latents: np.ndarray, presence: np.ndarray) -> np.ndarray:
-    inputs = latents @ world.weights
+    inputs = np.hstack([track_latents, rng.standard_normal((tracks, NUISANCE))]) @ world.weights
     outputs = np.empty_like(inputs)
     for kind, unit in enumerate(UNITS):
         columns = world.unit == kind
         outputs[:, columns] = unit(inputs[:, columns])
-    return (outputs * world.scale * np.repeat(presence, BLOCK, axis=1)).astype("<f4")
-
-
-def _stems(rng: np.random.Generator, presence: np.ndarray) -> list[str]:
-    """The thesis's three kinds of stem, by which blocks a track has."""
-    tracks = len(presence)
+    vectors = (outputs * world.scale * np.repeat(presence, BLOCK, axis=1)).astype("<f4")
+    # The thesis's three kinds of stem, by which blocks a track has.
     album, *ids = (uuid.UUID(bytes=rng.bytes(16), version=4) for _ in range(tracks + 1))
     codes = ("TR" + "".join(row) for row in LETTERS[rng.integers(len(LETTERS), size=(tracks, 16))])
-    return ["__".join([code] * bool(second) + [f"{track}-0__{album}"] * bool(first))
-            for (first, second), track, code in zip(presence, ids, codes, strict=True)]
-
-
-def _drawn(attributes: np.ndarray) -> np.ndarray:
-    """Standardised attributes as the values that are drawn."""
-    drawn = []
+    stems = ["__".join([code] * bool(second) + [f"{track}-0__{album}"] * bool(first))
+             for (first, second), track, code in zip(presence, ids, codes, strict=True)]
+    shape = (genre ^ int(rng.integers(len(SHAPES)))) % len(SHAPES)  # genre xor coin: neither alone determines it
+    values = []
     for (name, (low, high)), value in zip(RANGES.items(), attributes, strict=True):
         share = 0.5 * (1 + math.erf(value / math.sqrt(2)))
         whole = name == "shape_count"
-        drawn.append(min(low + math.floor(share * (high - low + 1)), high) if whole else low + share * (high - low))
-    return np.array(drawn)
+        values.append(min(low + math.floor(share * (high - low + 1)), high) if whole else low + share * (high - low))
+    drawn = np.array(values)
+    return Album(GENRES[genre], latent, track_latents, presence, attributes, drawn, shape, vectors, stems, rng)
 
 
 def paint(album: Album, resolution: int) -> np.ndarray:

@@ -43,10 +43,7 @@ def to_folder(text: str) -> str:
 
 
 def read_map(path: Path) -> dict[str, str]:
-    """A table ``tag,genre`` (the first line may say so) as ``{tag: genre}``, for ``to_genre``.
-
-    Raises:
-        ValueError: not such a table, or a tag has two genres.
+    """A table ``tag,genre`` (the first line may say so) as ``{tag: genre}``, for ``to_genre``; ValueError for others.
     """
     found: dict[str, str] = {}
     try:

@@ -1,7 +1,4 @@
-"""Reads and writes ``groups.csv`` at the top of a data set: which samples must stay together.
-
-It overrules what file names say of albums. Columns: genre, stem, group.
-"""
+"""Reads and writes ``groups.csv`` at the top of a data set, which overrules what file names say of albums."""
 
 from __future__ import annotations
 
@@ -16,11 +13,7 @@ COLUMNS = ("genre", "stem", "group")
 
 
 def find_groups(source: Folder | Zip, top: str) -> dict[tuple[str, str], str]:
-    """What ``groups.csv`` at the top of a layout says, ``{(genre, stem): group}``; nothing without one.
-
-    Raises:
-        ValueError: it is damaged.
-    """
+    """What ``groups.csv`` at the top of a layout says, ``{(genre, stem): group}``; nothing without one."""
     data = read_sidecar(source, top, FILE, GROUPS_BYTES)
     if data is None:
         return {}

@@ -1,8 +1,4 @@
-"""Decodes covers that anybody may have made, safely.
-
-Nothing here runs code from the data: images go through Pillow with limits on pixels and formats. Errors are
-``BadFileError``.
-"""
+"""Decodes covers that anybody may have made, safely: by Pillow with limits on pixels and formats, or BadFileError."""
 
 from __future__ import annotations
 
@@ -23,7 +19,6 @@ _SCAN_HEAD = b"\xff\xda\x00\x0c\x03"  # the head of a scan of three components
 _ENDS = re.compile(rb"\xff[^\x00]")
 _ENDS_RESTARTING = re.compile(rb"\xff[^\x00\xd0-\xd7]")
 _SAMPLINGS = frozenset({0x11, 0x12, 0x21, 0x22, 0x41})
-_PASSED_OVER = (0xE0, 0xE2, 0xEE, 0xFE)  # JFIF, a colour profile, Adobe, a comment
 
 
 def plain_size(data: bytes) -> tuple[int, int] | None:
@@ -59,16 +54,12 @@ def _read_header(header: bytes) -> tuple[int, int, bool] | None:
         elif marker == 0xDA:
             fits = end == len(header) and frame and _fit(frame, body, quantisers, huffman)
             return (*struct.unpack_from(">HH", frame, 1)[::-1], restarts) if fits else None
-        elif marker not in _PASSED_OVER or not _is_harmless(marker, body):
+        elif not (marker == 0xFE or (marker == 0xE0 and len(body) >= 14 and body.startswith(b"JFIF\0"))  # a comment
+                  or (marker == 0xE2 and body.startswith(b"ICC_PROFILE\0") and len(body) > 14)
+                  or (marker == 0xEE and len(body) >= 12 and body.startswith(b"Adobe"))):
             return None
         at = end
     return None
-
-
-def _is_harmless(marker: int, body: bytes) -> bool:
-    return (marker == 0xFE or (marker == 0xE0 and len(body) >= 14 and body.startswith(b"JFIF\0"))
-            or (marker == 0xE2 and body.startswith(b"ICC_PROFILE\0") and len(body) > 14)
-            or (marker == 0xEE and len(body) >= 12 and body.startswith(b"Adobe")))
 
 
 def _huffman_tables(body: bytes) -> list[int]:
@@ -83,9 +74,8 @@ def _huffman_tables(body: bytes) -> list[int]:
             if count and code > 1 << length:
                 return []
             code <<= 1
-        if body[at] & 0xEC or len(symbols) != sum(counts) or not 0 < len(symbols) <= 256:
-            return []
-        if body[at] < 16 and max(symbols) > 15:  # the size of a DC difference in bits
+        if (body[at] & 0xEC or len(symbols) != sum(counts) or not 0 < len(symbols) <= 256
+                or (body[at] < 16 and max(symbols) > 15)):  # the size of a DC difference in bits
             return []
         found.append(body[at])
         at += 17 + len(symbols)
@@ -127,8 +117,7 @@ class CoverInfo(NamedTuple):
 def probe_cover(data: bytes, max_pixels: int = MAX_PIXELS) -> CoverInfo:
     """Checks that a cover can be decoded and returns its size: by the markers of a plain JPEG, else by decoding it.
 
-    Raises:
-        BadFileError: not an image, truncated, damaged, or of too many pixels.
+    BadFileError: not an image, truncated, damaged, or of too many pixels.
     """
     size = plain_size(data)
     if size and size[0] * size[1] <= max_pixels:
@@ -138,25 +127,16 @@ def probe_cover(data: bytes, max_pixels: int = MAX_PIXELS) -> CoverInfo:
 
 
 def read_cover(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """A cover as uint8 ``[H, W, 3]`` (RGB, upright, transparent parts over white).
-
-    Raises:
-        BadFileError: as ``probe_cover``.
-    """
+    """A cover as uint8 ``[H, W, 3]`` (RGB, upright, transparent parts over white); BadFileError as ``probe_cover``."""
     image, orientation, _ = load(data, max_pixels)
     return np.array(upright(to_rgb(image), orientation))
 
 
 def fit_cover(data: bytes, resolution: int, max_pixels: int = MAX_PIXELS) -> bytes:
     """A cover as a baseline RGB JPEG of ``resolution`` squared: the same bytes when it is one already, otherwise
-    cropped to its centre, resized (Lanczos) and encoded with quality 95 and full colour resolution.
-
-    Raises:
-        BadFileError: as ``probe_cover``.
-    """
+    cropped to its centre, resized (Lanczos) and encoded with quality 95 and full colour resolution."""
     image, orientation, plain = load(data, max_pixels, resolution)
-    size = (resolution, resolution)
-    if plain and image.size == size:
+    if plain and image.size == (resolution, resolution):
         return data
     if image.mode not in ("RGB", "RGBA", "L", "LA", "CMYK") or "transparency" in image.info:  # can't be resized
         image = image.convert("RGBA") if image.has_transparency_data else to_rgb(image)
@@ -211,8 +191,10 @@ def load(data: bytes, max_pixels: int, near: int | None = None) -> tuple[Image.I
             if _is_cut(data):
                 raise BadFileError("truncated image", "no end-of-image marker: decoders make up its last rows")
             orientation = image.getexif().get(_ORIENTATION, 1)
-            upright_rgb = image.mode == "RGB" and orientation not in _UPRIGHT
-            plain = image.format == "JPEG" and upright_rgb and _is_baseline(data)
+            plain = image.format == "JPEG" and image.mode == "RGB" and orientation not in _UPRIGHT
+            if plain:  # one baseline frame of 8 bits and 3 components
+                frames = [(marker, body) for marker, body, _ in _jpeg_segments(data) if _is_frame(marker)]
+                plain = len(frames) == 1 and frames[0][0] == 0xC0 and (frames[0][1][0], frames[0][1][5]) == (8, 3)
             to_rgb(image.crop((0, 0, 1, 1)))  # what can't be converted fails here, where that is caught
             return image, orientation, plain
     except BadFileError:
@@ -246,12 +228,6 @@ def _jpeg_segments(data: bytes) -> Iterator[tuple[int, bytes, int]]:
 
 def _is_frame(marker: int) -> bool:
     return 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)
-
-
-def _is_baseline(data: bytes) -> bool:
-    """Whether a JPEG has one baseline frame of 8 bits and 3 components."""
-    frames = [(marker, body) for marker, body, _ in _jpeg_segments(data) if _is_frame(marker)]
-    return len(frames) == 1 and frames[0][0] == 0xC0 and (frames[0][1][0], frames[0][1][5]) == (8, 3)
 
 
 def _is_cut(data: bytes) -> bool:

@@ -91,9 +91,19 @@ class Listing:
             found: dict[tuple[str, bool], Entry] = {}
             for folder, kinds in wanted.items():
                 try:
-                    yield from self._collect(folder, kinds, found)
+                    folders, files = self.source.list(folder)
                 except OSError as error:
                     yield Drop(folder, "list", "unreadable", error.strerror or str(error))
+                    continue
+                # A folder that bears a cover's name is taken for one, so that reading it says what is wrong.
+                files += [Entry(f"{folder}/{name}".lstrip("/"), -1, 0) for name in folders
+                          if read_name(name)[1] in kinds]
+                for entry in sorted(files):
+                    stem, kind = read_name(entry.name)
+                    if kind not in kinds:
+                        self.ignored += 1
+                    elif (first := found.setdefault((stem, kind in VECTORS), entry)) is not entry:
+                        yield Drop(entry.path, "join", "duplicate stem", f"{first.path} came first")
             if found:
                 genres.add(genre)
             yield from self._join(split, genre, found, taken[split])
@@ -106,28 +116,22 @@ class Listing:
 
     def _join(self, split: str, genre: str, found: dict[tuple[str, bool], Entry],
               taken: _KeySet) -> Iterator[Candidate | Drop]:
-        joined: list[Drop | str] = []
-        for stem in sorted({stem for stem, _ in found}):
-            cover, audio = found.get((stem, False)), found.get((stem, True))
-            if cover is None:
-                joined.append(Drop(audio.path, "join", "orphan audio", f"no cover with the stem {stem}"))
-            elif audio is None and self.paired:
-                joined.append(Drop(cover.path, "join", "orphan cover", f"no vector with the stem {stem}"))
-            else:
-                joined.append(stem)
-        stems = [item for item in joined if isinstance(item, str)]
-        keys = [make_key(stem) for stem in stems]
+        stems = sorted({stem for stem, _ in found})
+        whole = [stem for stem in stems if (stem, False) in found and ((stem, True) in found or not self.paired)]
+        keys = [make_key(stem) for stem in whole]
         for at in taken.find(keys):  # the same stem in another genre of this split
-            keys[at] = make_key(stems[at], f"{genre}/{stems[at]}")
+            keys[at] = make_key(whole[at], f"{genre}/{whole[at]}")
         taken.add(keys)
-        left = iter(keys)
-        for item in joined:
-            if isinstance(item, Drop):
-                yield item
-                continue
-            stem, key = item, next(left)
-            album = (self.groups.get((genre, stem)) if self.groups else "") or album_of(stem)
-            yield Candidate(split, genre, key, album, found[stem, False], found.get((stem, True)))
+        key_of = dict(zip(whole, keys, strict=True))
+        for stem in stems:
+            cover, audio = found.get((stem, False)), found.get((stem, True))
+            if stem in key_of:
+                album = (self.groups.get((genre, stem)) if self.groups else "") or album_of(stem)
+                yield Candidate(split, genre, key_of[stem], album, cover, audio)
+            elif cover:
+                yield Drop(cover.path, "join", "orphan cover", f"no vector with the stem {stem}")
+            else:
+                yield Drop(audio.path, "join", "orphan audio", f"no cover with the stem {stem}")
 
     def _has_vectors(self, folder: str) -> bool:
         try:
@@ -135,31 +139,11 @@ class Listing:
         except OSError:
             return False
 
-    def _collect(self, folder: str, kinds: frozenset[str], found: dict[tuple[str, bool], Entry]) -> Iterator[Drop]:
-        """Adds the files of a folder by (stem, is a vector); yields those that repeat a stem, counts other kinds."""
-        folders, files = self.source.list(folder)
-        # A folder that bears a cover's name is taken for one, so that reading it says what is wrong.
-        files += [Entry(f"{folder}/{name}".lstrip("/"), -1, 0) for name in folders if read_name(name)[1] in kinds]
-        for entry in sorted(files):
-            stem, kind = read_name(entry.name)
-            name = (stem, kind in VECTORS)
-            if kind not in kinds:
-                self.ignored += 1
-            elif name in found:
-                yield Drop(entry.path, "join", "duplicate stem", f"{found[name].path} came first")
-            else:
-                found[name] = entry
-
 
 def open_layout(source: Folder | Zip, dataset: str = "auto") -> Listing:
-    """Recognises the layout of a source.
+    """Recognises the layout of a source, for ``audio-cover``, ``cover`` (no vectors), or ``auto``: the first if any.
 
-    Args:
-        source: what ``open_source`` gave.
-        dataset: ``audio-cover``, ``cover`` (no vectors), or ``auto``: the first where there is one.
-
-    Raises:
-        ValueError: no layout that is understood, or not the data set that was asked for.
+    ValueError for a layout that is not understood, or not of the data set that was asked for.
     """
     top, folders = "", []
     for _ in range(3):
@@ -247,9 +231,7 @@ def album_of(stem: str) -> str:
 def make_key(stem: str, unlike: str = "") -> str:
     """A stem as the key of a sample: ASCII without dots, at most 96 characters, reversible by ``read_key`` if short.
 
-    Args:
-        stem: the file's name without its kind.
-        unlike: when given, its hash is added, so that the key differs from that of an equal stem.
+    The hash of ``unlike``, when given, is added, so that the key differs from that of an equal stem.
     """
     if not unlike and _PLAIN_KEY.fullmatch(stem):
         return stem

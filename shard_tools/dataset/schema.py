@@ -7,22 +7,27 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from shard_tools.core.files import read_bounded, write_atomically
-from shard_tools.dataset.source import Folder, Zip, read_sidecar
+from shard_tools.dataset.source import Folder, Zip, read_sidecar, upwards
+
+FILE = "features.json"
+LARGEST = 2**24  # bytes of a schema that are read
 
 
 def find_schema(source: Folder | Zip, top: str, folders: list[str]) -> Schema | None:
     """The one schema of all ``features.json`` in the folders of vectors or above them, up to the top.
 
-    Raises:
-        ValueError: one is damaged, or two differ, or a folder has one and another has none.
+    ValueError where one is damaged, two differ, or a folder has one and another has none.
     """
-    found = {folder: next(_upwards(source, top, folder), None) for folder in folders}
+    found = {}
+    for folder in folders:
+        read = ((at, read_sidecar(source, at, FILE, LARGEST)) for at in upwards(folder, top))
+        found[folder] = next((parse_schema(data, f"{at}/{FILE}".lstrip("/")) for at, data in read if data is not None),
+                             None)
     first = next(((folder, known) for folder, known in found.items() if known), None)
     for folder, known in found.items():
         if first and (known is None or known.sha256 != first[1].sha256):
@@ -30,20 +35,6 @@ def find_schema(source: Folder | Zip, top: str, folders: list[str]) -> Schema | 
                              + (f"those of {known}" if known else f"has no {FILE} that tells what they are")
                              + "; numbers of different kinds can't be trained on together: pack them one by one")
     return first[1] if first else None
-
-
-def _upwards(source: Folder | Zip, top: str, folder: str) -> Iterator[Schema]:
-    while True:
-        data = read_sidecar(source, folder, FILE, LARGEST)
-        if data is not None:
-            yield parse_schema(data, f"{folder}/{FILE}".lstrip("/"))
-        if folder == top or not folder:
-            return
-        folder = folder.rpartition("/")[0]
-
-
-FILE = "features.json"
-LARGEST = 2**24  # bytes of a schema that are read
 
 
 @dataclass(frozen=True)
@@ -79,11 +70,7 @@ class Schema:
 
 
 def write_schema(folder: Path, schema: Schema) -> None:
-    """Writes ``FILE`` whole or not at all.
-
-    Raises:
-        ValueError: the folder has the file already, of another schema.
-    """
+    """Writes ``FILE`` whole or not at all; ValueError where the folder has the file already, of another schema."""
     there = read_schema(folder)
     if there is not None and there.sha256 != schema.sha256:
         raise ValueError(f"{folder} holds vectors of {there}; these would be of {schema}: take another folder")
@@ -94,17 +81,13 @@ def write_schema(folder: Path, schema: Schema) -> None:
 
 
 def read_schema(folder: Path) -> Schema | None:
-    """The schema of a folder of vectors, None where it has none.
-
-    Raises:
-        ValueError: the file is damaged, or its hash is not that of what it says.
-    """
+    """The schema of a folder of vectors, None where it has none; ValueError where it is damaged."""
     path = folder / FILE
     return parse_schema(read_bounded(path, LARGEST), str(path)) if path.is_file() else None
 
 
 def parse_schema(data: bytes, name: str) -> Schema:
-    """The schema in the bytes of a ``FILE`` called ``name``; ValueError as of ``read_schema``."""
+    """The schema in the bytes of a ``FILE`` called ``name``; ValueError unless its hash is that of what it says."""
     try:
         found = json.loads(data)
         schema = Schema(str(found["features"]), int(found["version"]), tuple(map(str, found["names"])),

@@ -1,7 +1,6 @@
 """Lists and reads the files of raw data, in a folder or a zip; every read is bounded and checked.
 
-A zip is read in place: any process can read a member knowing only its record, so no process holds a list of the whole
-archive but the one that lists it.
+Any process can read a member of a zip in place, knowing only its record.
 """
 
 from __future__ import annotations
@@ -46,11 +45,7 @@ class Folder:
     root: Path
 
     def list(self, folder: str) -> tuple[list[str], list[Entry]]:
-        """The names of the folders, and the files (or what bears a file's name) of one folder, sorted.
-
-        Raises:
-            OSError: the folder can't be listed.
-        """
+        """The names of the folders, and the files (or what bears a file's name) of one folder, sorted; or OSError."""
         folders, files = [], []
         with os.scandir(self.root / folder) as found:
             for item in found:
@@ -82,8 +77,21 @@ class Zip:
 
     def __post_init__(self):
         self._add_folder("")
-        for info in _open_directory(self.path):
-            parent, _, leaf = _member_path(info).rpartition("/")
+        try:
+            with zipfile.ZipFile(self.path) as archive:
+                members = archive.infolist()  # reads the directory to its end, whatever its count of 16 bits says
+        except OSError:
+            raise
+        except Exception as error:  # the boundary to zipfile, which raises half a dozen kinds on damaged directories
+            raise ValueError(f"{self.path} is not a folder, and not a whole .zip either ({error}); copy or download it "
+                             "again") from None
+        for info in members:
+            name = info.orig_filename
+            if not info.flag_bits & _UTF8:  # Linux zippers write UTF-8 without saying so; zipfile takes it for cp437
+                with contextlib.suppress(UnicodeDecodeError):
+                    name = name.encode("cp437").decode("utf-8")
+            *steps, leaf = name.replace("\\", "/").split("/")  # only now: a byte of 0x5C may be half of a letter
+            parent = "/".join(step for step in steps if step not in ("", "."))
             self._add_folder(parent)
             if leaf:
                 self.tree.setdefault(parent, {})[leaf] = (info.file_size, info.CRC, info.header_offset,
@@ -110,11 +118,7 @@ class Zip:
 
 
 def open_source(path: str | Path) -> Folder | Zip:
-    """Opens a folder or a zip for listing.
-
-    Raises:
-        ValueError: neither, or a zip whose directory is damaged.
-    """
+    """Opens a folder or a zip for listing; ValueError where it is neither, or the zip's directory is damaged."""
     path = Path(path)
     if path.is_dir():
         return Folder(path)
@@ -128,8 +132,7 @@ def open_source(path: str | Path) -> Folder | Zip:
 def read_entry(source: Path, entry: Entry, limit: int) -> bytes:
     """The bytes of one file of a source, never more than ``limit``, never from anything but a regular file.
 
-    Raises:
-        BadFileError: ``unreadable``, ``empty file`` or ``too many bytes``.
+    Else BadFileError: ``unreadable``, ``empty file`` or ``too many bytes``.
     """
     if entry.size > limit:
         raise BadFileError("too many bytes", f"{entry.size:,} bytes, the limit is {limit:,}")
@@ -190,34 +193,8 @@ def _read_member(archive: Path, entry: Entry, limit: int) -> bytes:
     return data
 
 
-def _open_directory(path: Path) -> list[zipfile.ZipInfo]:
-    """The directory of a zip; it is read to its end, whatever its count of 16 bits says."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return archive.infolist()
-    except OSError:
-        raise
-    except Exception as error:  # the boundary to zipfile, which raises half a dozen kinds on damaged directories
-        raise ValueError(f"{path} is not a folder, and not a whole .zip either ({error}); copy or download it again"
-                         ) from None
-
-
-def _member_path(info: zipfile.ZipInfo) -> str:
-    """The path of a member, without empty and ``.`` steps; it ends with ``/`` for a folder."""
-    name = info.orig_filename
-    if not info.flag_bits & _UTF8:  # Linux zippers write UTF-8 without saying so; zipfile takes names for cp437
-        with contextlib.suppress(UnicodeDecodeError):
-            name = name.encode("cp437").decode("utf-8")
-    *folders, leaf = name.replace("\\", "/").split("/")  # only now: a byte of 0x5C may be half of a letter
-    return "/".join([*(part for part in folders if part not in ("", ".")), leaf])
-
-
 def read_sidecar(source: Folder | Zip, folder: str, name: str, limit: int) -> bytes | None:
-    """The bytes of a file of a source's folder, None where it is not.
-
-    Raises:
-        ValueError: it can't be read, or is larger than the limit.
-    """
+    """The bytes of a file of a source's folder, None where it is not; ValueError where it can't be read."""
     if name not in source.names(folder):  # which is quicker than to list all the files of a large folder
         return None
     entry = next((entry for entry in source.list(folder)[1] if entry.name == name), None)
@@ -227,3 +204,11 @@ def read_sidecar(source: Folder | Zip, folder: str, name: str, limit: int) -> by
         return read_entry(source.path if isinstance(source, Zip) else source.root, entry, limit)
     except BadFileError as error:
         raise ValueError(f"{entry.path} of --source can't be read ({error})") from None
+
+
+def upwards(folder: str, top: str = "") -> Iterator[str]:
+    """A folder of a source and those that it lies in, up to the top."""
+    yield folder
+    while folder not in ("", top):
+        folder = folder.rpartition("/")[0]
+        yield folder

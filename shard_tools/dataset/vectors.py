@@ -19,8 +19,7 @@ VECTOR_BYTES = 16 * 2**20
 def read_vector(data: bytes) -> np.ndarray:
     """The vector of a ``.npy`` file as float32 ``[D]`` (``[1, D]`` and ``[D, 1]`` are vectors too).
 
-    Raises:
-        BadFileError: not a .npy file, objects inside, not real numbers, not one axis, cut short, not finite in float32.
+    BadFileError: not a .npy file, objects inside, not real numbers, not one axis, cut short, not finite in float32.
     """
     dtype, shape, start = _npy_header(data)
     if dtype.hasobject:
@@ -68,14 +67,21 @@ def _npy_header(data: bytes) -> tuple[np.dtype, tuple[int, ...], int]:
         raise BadFileError("damaged vector", f"its header can't be read ({type(error).__name__})") from None
 
 
-def vector_start(data: bytes) -> tuple[int, int]:
-    """(where the numbers start, how many there are) by the header of a ``.npy`` of float32, little endian; else (0, 0).
-    """
-    return _float_header(data[:10 + data[8]]) if len(data) > 10 and data[6] == 1 and data[9] == 0 else (0, 0)
+def canonical(data: bytes) -> tuple[bytes, np.ndarray]:
+    """A ``.npy`` file as the bytes that we write, and its numbers; BadFileError as ``read_vector``."""
+    start, dimension = _float_header(data[:10 + data[8]]) if len(data) > 10 and data[6] == 1 and not data[9] else (0, 0)
+    if start and len(data) == start + 4 * dimension:  # float32 already: the numbers stay where they are
+        vector = np.frombuffer(data, "<f4", offset=start)
+        if is_finite(vector):
+            header = vector_header(dimension)
+            return (data if data.startswith(header) else header + data[start:]), vector
+    vector = read_vector(data)
+    return write_vector(vector), vector
 
 
 @lru_cache(maxsize=64)  # the vectors of one data set have one header
 def _float_header(header: bytes) -> tuple[int, int]:
+    """(where the numbers start, how many there are) of a vector of float32, little endian; else (0, 0)."""
     try:
         dtype, shape, start = _npy_header(header)
     except BadFileError:
@@ -110,11 +116,8 @@ def write_vector(vector: np.ndarray) -> bytes:
 
 
 def parse_vector(data: bytes | bytearray, dimension: int, start: int = 0) -> np.ndarray:
-    """A vector that ``write_vector`` wrote, from byte ``start`` of data to its end, float32 ``[D]``: without a copy.
-
-    Raises:
-        BadFileError: any other bytes.
-    """
+    """A vector that ``write_vector`` wrote, from byte ``start`` of data to its end, float32 ``[D]``: without a copy;
+    BadFileError for any other bytes."""
     header = vector_header(dimension)
     if len(data) - start != len(header) + 4 * dimension or not data.startswith(header, start):
         raise BadFileError("damaged vector", f"not the canonical .npy of {dimension} float32 numbers")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from functools import lru_cache
 from json.encoder import encode_basestring_ascii as quoted
 from pathlib import Path
 from typing import NamedTuple
@@ -16,7 +15,7 @@ from shard_tools.core.quarantine import Drop
 from shard_tools.dataset.images import COVER_BYTES, probe_cover
 from shard_tools.dataset.layout import Candidate
 from shard_tools.dataset.source import Entry, read_entry
-from shard_tools.dataset.vectors import VECTOR_BYTES, is_finite, read_vector, vector_header, vector_start, write_vector
+from shard_tools.dataset.vectors import VECTOR_BYTES, canonical
 
 
 class ProbedSample(NamedTuple):
@@ -52,19 +51,14 @@ def _entry_text(entry: Entry) -> str:
 
 def from_line(line: bytes) -> Candidate:
     split, genre, key, album, cover, audio = json.loads(line.decode("ascii"))
-    return Candidate(split, genre, key, album, _entry(cover), _entry(audio) if audio else None)
-
-
-def _entry(parts: list) -> Entry:
-    path, size, stamp, member = parts
-    return Entry(path, size, stamp, tuple(member))
+    cover, audio = (Entry(*parts[:3], tuple(parts[3])) if parts else None for parts in (cover, audio))
+    return Candidate(split, genre, key, album, cover, audio)
 
 
 def probe_sample(source: Path, candidate: Candidate, max_pixels: int, drops: list[Drop]) -> ProbedSample | None:
     """Reads the files of a candidate, each once, and checks them; None = one is bad, all that are go to the drops.
 
-    Raises:
-        SourceChangedError: a file is not of the size that it was listed with.
+    SourceChangedError for a file that is not of the size that it was listed with.
     """
     entry, audio_entry = candidate.cover, candidate.audio
     info, cover, audio, vector = None, b"", b"", None
@@ -83,18 +77,6 @@ def probe_sample(source: Path, candidate: Candidate, max_pixels: int, drops: lis
     return ProbedSample(cover, *info, audio, vector)
 
 
-def canonical(data: bytes) -> tuple[bytes, np.ndarray]:
-    """A ``.npy`` file as the bytes that we write, and its numbers; BadFileError as ``read_vector``."""
-    start, dimension = vector_start(data)
-    if start and len(data) == start + 4 * dimension:  # float32 already: the numbers stay where they are
-        vector = np.frombuffer(data, "<f4", offset=start)
-        if is_finite(vector):
-            header = vector_header(dimension)
-            return (data if data.startswith(header) else header + data[start:]), vector
-    vector = read_vector(data)
-    return write_vector(vector), vector
-
-
 def _read(source: Path, entry: Entry, limit: int) -> bytes:
     data = read_entry(source, entry, limit)
     if entry.size not in (-1, len(data)):
@@ -103,13 +85,7 @@ def _read(source: Path, entry: Entry, limit: int) -> bytes:
     return data
 
 
-@lru_cache(maxsize=4)
-def _keyed(seed: int) -> hashlib.blake2b:
-    return hashlib.blake2b(digest_size=8, key=str(seed).encode())
-
-
 def shuffle_key(seed: int, split: str, key: str) -> int:
     """64 bits by which the samples of a split are sorted: a shuffle that depends on the seed and the keys alone."""
-    digest = _keyed(seed).copy()
-    digest.update(f"{split}/{key}".encode())
-    return int.from_bytes(digest.digest(), "big")
+    digest = hashlib.blake2b(f"{split}/{key}".encode(), digest_size=8, key=str(seed).encode()).digest()
+    return int.from_bytes(digest, "big")

@@ -1,8 +1,7 @@
 """The index beside a split's shards: ``<split>.index.json`` (metadata) and ``<split>.index.npy`` (one row a sample).
 
-Shards are plain WebDataset tars; the index adds what only reading a tar would show: where every sample lies, its
-genre, album and cover hash, the statistics of the audio, and the hash of every file. It is written last, the JSON after
-everything else, so a folder that has ``<split>.index.json`` is complete.
+It adds to plain WebDataset tars what only reading them would show. The JSON is written after everything else, so a
+folder that has ``<split>.index.json`` is complete.
 """
 
 from __future__ import annotations
@@ -63,10 +62,8 @@ def _digest(metadata: dict[str, Any]) -> str:
 
 
 def write_index(root: Path, split: str, metadata: dict[str, Any], count: int, rows: Iterable[np.ndarray]) -> None:
-    """Writes rows, then metadata (with the hash of the rows and their own), each atomically.
-
-    Args: count: of the rows; rows: parts ``[n]`` of ``ROW``, of which one at a time is held.
-    """
+    """Writes ``count`` rows (parts ``[n]`` of ``ROW``, of which one at a time is held), then metadata (with the hash of
+    the rows and their own), each atomically."""
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(header, {
         "descr": np.lib.format.dtype_to_descr(ROW), "fortran_order": False, "shape": (count,)})
@@ -91,8 +88,7 @@ def metadata_bytes(metadata: dict[str, Any]) -> bytes:
 def read_metadata(path: Path | str, data: bytes | None = None) -> dict[str, Any]:
     """The checked JSON of an index: of a file, or ``data`` that were read already and come from there.
 
-    Raises:
-        ValueError: damaged, or written by another version.
+    ValueError where it is damaged, or was written by another version.
     """
     try:
         metadata = json.loads(read_bounded(path) if data is None else data)
@@ -109,9 +105,7 @@ def read_metadata(path: Path | str, data: bytes | None = None) -> dict[str, Any]
 def open_index(root: str | Path, split: str) -> Index:
     """Opens the index of one split without reading its rows.
 
-    Raises:
-        FileNotFoundError: the folder has no index for the split (says which it has).
-        ValueError: damaged, or rows and metadata disagree.
+    FileNotFoundError where the folder has none; ValueError where it is damaged, or rows and metadata disagree.
     """
     root = Path(root)
     path = root / f"{split}.index.json"
@@ -143,12 +137,9 @@ _SHARD = {"name": str, "samples": int, "bytes": int, "sha256": str}
 
 
 def check_metadata(metadata: dict[str, Any], split: str) -> None:
-    """Refuses metadata of another shape, and names that could lead out of the folder.
+    """Raises ValueError, naming the entry, for metadata of another shape, and names that could lead out of the folder.
 
     The checksum inside protects against damage, not against whoever writes both.
-
-    Raises:
-        ValueError: naming the fact.
     """
     for name, kind in _TYPES.items():
         _require(isinstance(metadata.get(name), kind), name)

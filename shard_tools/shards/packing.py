@@ -31,7 +31,6 @@ from shard_tools.shards.tasks import (
     write_shard,
 )
 
-Written = dict[str, list[WriteTask]]
 Tasks = dict[str, Sequence[WriteTask | RepartitionTask]]
 
 
@@ -61,9 +60,8 @@ class Packed:
 def make_shards(state: PackState, options: PackOptions, drops: list[Drop]) -> Packed:
     """Reads, checks and packs all candidates, or what of it an earlier run left; the bad ones are added to ``drops``.
 
-    Raises:
-        ValueError: there is nothing to pack, or the vectors are not what is said of them.
-        SourceChangedError: the source, or what was made before, is not what it was.
+    ValueError: there is nothing to pack, or the vectors are not what is said of them; SourceChangedError: the source,
+    or what was made before, is not what it was.
     """
     drops += state.drops
     if not sum(state.counts.values()):
@@ -99,7 +97,7 @@ def make_shards(state: PackState, options: PackOptions, drops: list[Drop]) -> Pa
 
 
 def _write(state: PackState, options: PackOptions, drops: list[Drop],
-           ) -> tuple[Written, plan.Survey, SampleFormat, Blocks]:
+           ) -> tuple[dict[str, list[WriteTask]], plan.Survey, SampleFormat, Blocks]:
     """All candidates in shards; again where most are not what the first of them let expect, which is rare."""
     known = state.load()
     expected = SampleFormat(**known["expected"]) if known else plan.guess_format(
@@ -157,29 +155,20 @@ def _run(function: Any, tasks: list[Any], options: PackOptions, label: str, file
 def assign_groups(tasks: Tasks) -> dict[str, np.ndarray]:
     """The group of every sample ``[n]`` int64 of each split; one without album key gets that of the album that has its
     cover, if there is one."""
-    parts: dict[str, list[np.ndarray]] = {"group": [], "cover_hash": [], "album": []}
-    ends = []
+    parts, ends = [], []
     for shards in tasks.values():
-        for task in shards:
-            result = read_result(task.result_path)
-            parts["group"].append(result.rows["group"].copy())
-            parts["cover_hash"].append(result.rows["cover_hash"].copy())
-            parts["album"].append(result.album)
-        ends.append(sum(map(len, parts["album"])))
-    group, cover_hash, album = (np.concatenate(parts.pop(name)) for name in ("group", "cover_hash", "album"))
-    _join_by_cover(group, cover_hash, album)
-    return dict(zip(tasks, np.split(group, ends[:-1]), strict=True))
-
-
-def _join_by_cover(group: np.ndarray, cover_hash: np.ndarray, album: np.ndarray) -> None:
+        for result in (read_result(task.result_path) for task in shards):
+            parts.append((result.rows["group"].copy(), result.rows["cover_hash"].copy(), result.album))
+        ends.append(sum(len(album) for *_, album in parts))
+    group, cover_hash, album = map(np.concatenate, zip(*parts, strict=True))
     albums, others = np.flatnonzero(album), np.flatnonzero(~album)
-    if not len(albums) or not len(others):
-        return
-    albums = albums[np.lexsort((group[albums], cover_hash[albums]))]
-    hashes = cover_hash[albums]
-    at = np.minimum(np.searchsorted(hashes, cover_hash[others]), len(hashes) - 1)  # the first = smallest group
-    same = hashes[at] == cover_hash[others]
-    group[others[same]] = group[albums[at[same]]]
+    if len(albums):
+        albums = albums[np.lexsort((group[albums], cover_hash[albums]))]
+        hashes = cover_hash[albums]
+        at = np.minimum(np.searchsorted(hashes, cover_hash[others]), len(hashes) - 1)  # the first = smallest group
+        same = hashes[at] == cover_hash[others]
+        group[others[same]] = group[albums[at[same]]]
+    return dict(zip(tasks, np.split(group, ends[:-1]), strict=True))
 
 
 def split_metadata(shards: Sequence[WriteTask | RepartitionTask], genres: list[str], groups: np.ndarray,

@@ -1,27 +1,24 @@
-"""Decides over a data set as a whole: the format of its samples, which don't fit it, the blocks, and the shards.
-
-Nothing here holds more of a sample than a few numbers, and most hold one shard's at a time.
-"""
+"""Decides over a data set as a whole: the format of its samples, which don't fit it, the blocks, and the shards."""
 
 from __future__ import annotations
 
+import json
 from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate, pairwise
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
 
 from shard_tools.core.errors import BadFileError
-from shard_tools.core.quarantine import Drop, read_drops
+from shard_tools.core.quarantine import Drop
 from shard_tools.dataset.schema import FILE, Schema
 from shard_tools.dataset.source import read_entry
-from shard_tools.dataset.vectors import VECTOR_BYTES, parse_vector
-from shard_tools.shards.candidates import canonical, from_line, probe_sample
+from shard_tools.dataset.vectors import VECTOR_BYTES, canonical, parse_vector
+from shard_tools.shards.candidates import from_line, probe_sample
 from shard_tools.shards.statistics import Blocks, blocks_of_sizes, detect_blocks
-from shard_tools.shards.tar import shard_name
 from shard_tools.shards.tasks import (
     BAD,
     MISFIT,
@@ -63,11 +60,7 @@ def guess_format(work: Path, source: Path, resolution: int | None, schema: Schem
 
 
 def survey(tasks: dict[str, list[WriteTask]]) -> Survey:
-    """Adds up what was found of all candidates, shard by shard.
-
-    Raises:
-        SourceChangedError: a result is not there.
-    """
+    """Adds up what was found of all candidates, shard by shard; SourceChangedError where a result is not there."""
     found = Survey()
     for split, task in ((split, task) for split, shards in tasks.items() for task in shards):
         result = read_result(task.result_path)
@@ -77,15 +70,14 @@ def survey(tasks: dict[str, list[WriteTask]]) -> Survey:
         found.valid += len(valid)
         found.packed[split] += len(result.rows)
         found.complete &= len(result.rows) == len(result.checked)
-        found.drops += read_drops(result.drops)
+        found.drops += (Drop(**json.loads(line)) for line in result.drops.splitlines())
     return found
 
 
 def decide_format(found: Survey, resolution: int | None, schema: Schema | None) -> SampleFormat:
     """What samples must be to be packed: the commonest size of square covers, and dimension of vectors.
 
-    Raises:
-        ValueError: nothing is left, no cover is square and no resolution was given, or vectors are not what is said.
+    ValueError: nothing is left, no cover is square and no resolution was given, or vectors are not what is said.
     """
     if not found.valid:
         raise ValueError("nothing to pack: not one sample of --source is valid; see quarantine.jsonl in --out")
@@ -119,20 +111,13 @@ def misfits(tasks: Iterable[WriteTask], expected: SampleFormat, schema: Schema |
 
 
 def choose_blocks(vectors: Iterable[np.ndarray], dimension: int, sizes: Sequence[int] | None) -> Blocks:
-    """The blocks of vectors of a dimension: as given by their sizes, or detected on a fair sample.
-
-    Raises:
-        ValueError: the sizes don't add up to the dimension.
-    """
+    """The blocks of vectors of a dimension: by their sizes (ValueError unless they add up), or detected on a sample."""
     if not dimension:
         return ()
     if sizes:
         return blocks_of_sizes(sizes, dimension)
-    sample = np.empty((sample_size(dimension), dimension), np.float32)
-    count = 0
-    for count, vector in enumerate(vectors, 1):
-        sample[count - 1] = vector
-    return detect_blocks(sample[:count]) if count else ((0, dimension),)
+    sample = np.array(list(vectors), np.float32)
+    return detect_blocks(sample) if len(sample) else ((0, dimension),)
 
 
 def sample_size(dimension: int) -> int:
@@ -155,31 +140,28 @@ def vectors_of_shards(tasks: Iterable[WriteTask], dimension: int) -> Iterator[np
     """The first vectors of shards that were written."""
     left = sample_size(dimension)
     for task in tasks:
-        if not left:
-            return
-        rows = read_result(task.result_path).rows[:left]
+        rows = read_result(task.result_path).rows[:left] if left else ()
         left -= len(rows)
-        with open(task.shard_path, "rb") as file:
-            for row in rows:
+        for row in rows:
+            with open(task.shard_path, "rb") as file:
                 file.seek(int(row["audio_offset"]))
                 yield parse_vector(file.read(int(row["audio_bytes"])), dimension)
 
 
-def shard_bounds(count: int, samples_per_shard: int) -> list[tuple[int, int]]:
-    """(start, stop) of every shard; their sizes differ by one at most."""
+def shard_bounds(split: str, count: int, samples_per_shard: int) -> Iterator[tuple[int, str, int, int]]:
+    """Yields (number, name, start, stop) of every shard of a split; their sizes differ by one at most."""
     total = -(-count // samples_per_shard)
-    bounds = [count * i // max(total, 1) for i in range(total + 1)]
-    return list(pairwise(bounds))
+    for i in range(total):
+        yield i, f"{split}-{i:05d}-of-{total:05d}.tar", count * i // total, count * (i + 1) // total
 
 
 def write_tasks(counts: dict[str, int], samples_per_shard: int, **common) -> dict[str, list[WriteTask]]:
     """The shards of every split if all of its candidates are valid; ``common`` is alike in all of them."""
     tasks, first = {}, 0
     for split, count in counts.items():
-        bounds = shard_bounds(count, samples_per_shard)
-        if bounds:
-            tasks[split] = [WriteTask(name=shard_name(split, i, len(bounds)), number=i, start=first + start,
-                                       stop=first + stop, **common) for i, (start, stop) in enumerate(bounds)]
+        if count:
+            tasks[split] = [WriteTask(name=name, number=number, start=first + start, stop=first + stop, **common)
+                            for number, name, start, stop in shard_bounds(split, count, samples_per_shard)]
         first += count
     return tasks
 
@@ -189,13 +171,11 @@ def repartition_tasks(split: str, written: Sequence[WriteTask], samples_per_shar
     """The shards of what is in shards that were written."""
     ends = list(accumulate(len(read_result(task.result_path).rows) for task in written))
     begins, tasks, one = [0, *ends[:-1]], [], written[0]
-    bounds = shard_bounds(ends[-1], samples_per_shard)
-    for number, (start, stop) in enumerate(bounds):
+    for number, name, start, stop in shard_bounds(split, ends[-1], samples_per_shard):
         parts = range(bisect_right(ends, start), bisect_left(begins, stop))
         ranges = tuple(SampleRange(written[i].shard_path, written[i].result_path, max(start, begins[i]) - begins[i],
                                    min(stop, ends[i]) - begins[i]) for i in parts if ends[i] > begins[i])
-        tasks.append(RepartitionTask(one.work, one.out, shard_name(split, number, len(bounds)), number, ranges,
-                                     one.expected.dimension, blocks))
+        tasks.append(RepartitionTask(one.work, one.out, name, number, ranges, one.expected.dimension, blocks))
     return tasks
 
 

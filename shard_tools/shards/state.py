@@ -1,8 +1,7 @@
 """Makes packing safe to kill: what is finished in the out folder, and where unfinished work goes on.
 
 ``OUT/.pack`` holds the candidates, the shards that were written and what is known of them, and ``state.json``, which
-says what they were made of. Without ``state.json`` an index beside it is complete; with it, the work is under way,
-whatever else is there.
+says what they were made of: with it, the work is under way; without it, an index in OUT is complete.
 """
 
 from __future__ import annotations
@@ -82,11 +81,7 @@ class PackState:
 
 
 def finished(root: Path) -> list[dict[str, Any]]:
-    """The metadata of all splits of a finished folder; empty when it is new or unfinished.
-
-    Raises:
-        ValueError: an index is damaged, or one of its splits is gone.
-    """
+    """The metadata of all splits of a finished folder, empty when it is new or unfinished; ValueError if damaged."""
     splits = list(splits_in(root))
     if not splits or (root / FOLDER / "state.json").exists():
         return []
@@ -100,15 +95,8 @@ def finished(root: Path) -> list[dict[str, Any]]:
 
 def check_same(out: Path | str, sizes: dict[str, int], metadata: list[dict[str, Any]], options: dict[str, Any],
                listing: Listing) -> None:
-    """Raises ValueError unless finished shards are those that this command would make.
-
-    Args:
-        out: folder or URL.
-        sizes: bytes of its files.
-        metadata: of all its splits.
-        options: of this command, those that shape bytes.
-        listing: of the source.
-    """
+    """Raises ValueError unless finished shards (folder or URL, sizes of its files, metadata of all its splits) are
+    those that this command would make, of options that shape bytes."""
     for name, value in options.items():
         if metadata[0]["options"].get(name) != value:
             raise ValueError(f"{out} was packed with --{name} {metadata[0]['options'].get(name)}, not {value}; "
@@ -124,16 +112,10 @@ def check_same(out: Path | str, sizes: dict[str, int], metadata: list[dict[str, 
 
 
 def open_state(root: Path, listing: Listing, options: dict[str, Any], overwrite: bool) -> PackState:
-    """Opens ``OUT/.pack``: what an earlier run of the same command finished stays, anything else is removed.
+    """Opens ``OUT/.pack`` of a locked folder: what an earlier run of the same command (options that shape bytes) left
+    unfinished stays; what is finished goes only with ``overwrite``.
 
-    Args:
-        root: the out folder, locked.
-        listing: of the source.
-        options: those that shape bytes.
-        overwrite: throw away what is finished; unfinished work of the same command goes on all the same.
-
-    Raises:
-        ValueError: the folder holds files of others, or there are too many genres.
+    ValueError where the folder holds files of others, or there are too many genres.
     """
     folder = root / FOLDER
     restart = overwrite and not (folder / "state.json").exists()
@@ -160,21 +142,16 @@ def open_state(root: Path, listing: Listing, options: dict[str, Any], overwrite:
     if not known:
         _clear(root, but=folder / "candidates.tmp")
     os.replace(folder / "candidates.tmp", folder / "candidates.jsonl")
-    _write_order(folder, np.frombuffer(keys, "<u8").reshape(-1, 2), state.counts)
-    write_atomically(path, identity)
-    return state
-
-
-def _write_order(folder: Path, keys: np.ndarray, counts: dict[str, int]) -> None:
-    """Writes where the candidates' lines begin, in the order of the samples; ``keys`` [N, 2] in that of the lines."""
-    start = 0
-    with open(folder / "order.tmp", "wb") as file:
-        np.lib.format.write_array_header_1_0(file, {"descr": "<u8", "fortran_order": False, "shape": (len(keys),)})
-        for count in counts.values():
-            part = keys[start:start + count]
+    pairs, start = np.frombuffer(keys, "<u8").reshape(-1, 2), 0
+    with open(folder / "order.tmp", "wb") as file:  # where the candidates' lines begin, in the order of the samples
+        np.lib.format.write_array_header_1_0(file, {"descr": "<u8", "fortran_order": False, "shape": (len(pairs),)})
+        for count in state.counts.values():
+            part = pairs[start:start + count]
             part[np.argsort(part[:, 0], kind="stable"), 1].tofile(file)
             start += count
     os.replace(folder / "order.tmp", folder / "order.npy")
+    write_atomically(path, identity)
+    return state
 
 
 def _spool(state: PackState, listing: Listing, file: BinaryIO, keys: array | None = None, seed: int = 0) -> PackState:

@@ -31,7 +31,11 @@ def detect_blocks(vectors: np.ndarray) -> Blocks:
     alive = np.flatnonzero((vectors != 0).any(0))
     zero = (vectors if len(alive) == dimension else vectors[:, alive]) == 0
     shortest, needed = max(8, dimension // 50), max(1, int(np.ceil(SUPPORT * count)))
-    starts, ends = _runs(zero)
+    width = len(alive) + 1
+    padded = np.zeros(count * width + 1, bool)  # a False between the rows ends their runs
+    padded[1:].reshape(count, width)[:, :-1] = zero
+    edges = np.flatnonzero(padded[1:] != padded[:-1])
+    starts, ends = edges[::2] % width, edges[1::2] % width  # of the runs of zeros: first column, that behind the last
     long = ends - starts >= shortest
     support = np.bincount(np.concatenate([starts[long], ends[long]]), minlength=len(alive) + 1)
     found = [c for c in np.flatnonzero(support >= needed).tolist() if shortest <= c <= len(alive) - shortest]
@@ -63,26 +67,12 @@ def detect_blocks(vectors: np.ndarray) -> Blocks:
     return tuple(itertools.pairwise(starts_at))
 
 
-def _runs(zero: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The first column of every run of True ``[N, D]``, row by row, and the column behind its last."""
-    width = zero.shape[1] + 1
-    padded = np.zeros(len(zero) * width + 1, bool)  # a False between the rows ends their runs
-    padded[1:].reshape(len(zero), width)[:, :-1] = zero
-    edges = np.flatnonzero(padded[1:] != padded[:-1])
-    return edges[::2] % width, edges[1::2] % width
-
-
 def blocks_of_sizes(sizes: Sequence[int], dimension: int) -> Blocks:
-    """The blocks that a person gave by their sizes.
-
-    Raises:
-        ValueError: the sizes don't add up to the vectors' dimension.
-    """
+    """The blocks that a person gave by their sizes; ValueError unless these add up to the vectors' dimension."""
     if min(sizes) < 1 or sum(sizes) != dimension:
         raise ValueError(f"--audio_blocks {','.join(map(str, sizes))} add up to {sum(sizes)}, "
                          f"but the vectors have {dimension} numbers")
-    ends = np.cumsum(sizes).tolist()
-    return tuple(zip([0, *ends[:-1]], ends, strict=True))
+    return tuple(itertools.pairwise(itertools.accumulate(sizes, initial=0)))
 
 
 @dataclass
@@ -145,13 +135,10 @@ class Statistics:
         self.buffer[self.filled] = vector
         self.filled += 1
         if self.filled == len(self.buffer):
-            self._merge()
+            self.finish()
 
     def finish(self) -> Moments:
         if self.filled:
-            self._merge()
+            self.moments = self.moments.merge(Moments.of(self.buffer[:self.filled], self.blocks))
+            self.filled = 0
         return self.moments
-
-    def _merge(self) -> None:
-        self.moments = self.moments.merge(Moments.of(self.buffer[:self.filled], self.blocks))
-        self.filled = 0

@@ -1,4 +1,4 @@
-"""Writes samples into WebDataset tar shards, and reads single ones again."""
+"""Writes samples into WebDataset tar shards, reads single ones again, and checks a shard against its index."""
 
 from __future__ import annotations
 
@@ -10,22 +10,21 @@ import sys
 import tarfile
 import threading
 import zlib
+from dataclasses import dataclass
+from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
 from shard_tools.core.errors import BadFileError
-from shard_tools.core.files import hash64
-from shard_tools.dataset.images import COVER_BYTES
-from shard_tools.dataset.vectors import VECTOR_BYTES
+from shard_tools.core.files import file_sha256, hash64
+from shard_tools.dataset.images import COVER_BYTES, probe_cover
+from shard_tools.dataset.vectors import VECTOR_BYTES, parse_vector
 
 KEY = re.compile(r"[A-Za-z0-9_%~-]{1,96}", re.ASCII)
 _PIECE = 2**20  # bytes that are written and hashed at once
 _SWITCH_INTERVAL = 0.0002  # seconds a thread waits for Python's lock before it asks: writing needs it shortly, often
-
-
-def shard_name(split: str, number: int, total: int) -> str:
-    return f"{split}-{number:05d}-of-{total:05d}.tar"
+_PADDING = tuple(map(bytes, range(tarfile.BLOCKSIZE)))
 
 
 def member_header(name: str, size: int) -> bytes:
@@ -46,18 +45,13 @@ _REST = sum(_EMPTY[:124] + _EMPTY[135:148] + b" " * 8 + _EMPTY[156:])  # of the 
 
 
 def read_sample(file: BinaryIO, row: np.void) -> tuple[str, bytes, bytes]:
-    """The key, cover and vector (b"" = none) of one row, from its opened shard.
-
-    Raises:
-        BadFileError: the shard does not hold there what the index says.
-    """
+    """The key, cover and vector (b"" = none) of one row, from its opened shard, or BadFileError."""
     at, size = int(row["cover_offset"]), int(row["cover_bytes"])
     if size > COVER_BYTES or row["audio_bytes"] > VECTOR_BYTES:
         raise BadFileError("damaged sample", f"{size:,} and {row['audio_bytes']:,} bytes are no cover and vector")
     key, cover = _read_member(file, at, size, ".jpg")
-    if not row["audio_bytes"]:
-        audio_key, audio = key, b""
-    else:
+    audio_key, audio = key, b""
+    if row["audio_bytes"]:
         audio_key, audio = _read_member(file, int(row["audio_offset"]), int(row["audio_bytes"]), ".npy")
     if audio_key != key:
         raise BadFileError("damaged sample", f"cover {key!r} and vector {audio_key!r} have different keys")
@@ -78,17 +72,8 @@ def _read_member(file: BinaryIO, at: int, size: int, kind: str) -> tuple[str, by
 
 
 def header_key(header: bytes, at: int, size: int, kind: str) -> str:
-    """The key in a member's header of 512 bytes.
-
-    Args:
-        header: as it lies in the shard.
-        at: where it ends and the member's data begins.
-        size: of the data in bytes.
-        kind: ``.jpg`` or ``.npy``.
-
-    Raises:
-        BadFileError: it is not what packing writes before data of that size and kind.
-    """
+    """The key in the 512 bytes before a member's data at ``at``; BadFileError where packing writes others for data of
+    that size and kind (``.jpg`` or ``.npy``)."""
     name = header[:100].rstrip(b"\0").decode("ascii", "replace")
     key = name.removesuffix(kind)
     if not KEY.fullmatch(key) or header != member_header(name, size) or key == name:
@@ -179,4 +164,64 @@ class TarWriter:
             self._free_pieces.release()
 
 
-_PADDING = tuple(map(bytes, range(tarfile.BLOCKSIZE)))
+@dataclass(frozen=True)
+class ShardCheck:
+    """One shard to check: what the index says of it, and with ``full`` the rows of its samples."""
+
+    path: Path
+    bytes: int
+    sha256: str
+    rows: np.ndarray | None
+    resolution: int
+    dimension: int
+
+
+def check_shard(check: ShardCheck) -> list[str]:
+    """The problems of one shard, each as a line that begins with its name."""
+    name = check.path.name
+    if not check.path.is_file():
+        return [f"{name}: missing"]
+    problems, size = [], check.path.stat().st_size
+    if size != check.bytes:
+        problems.append(f"{name}: {size:,} bytes, expected {check.bytes:,}")
+    elif file_sha256(check.path) != check.sha256:
+        problems.append(f"{name}: its SHA-256 is not the index's: damaged or changed")
+    if check.rows is not None:
+        problems += [f"{name}: {problem}" for problem in _sample_problems(check)]
+    return problems
+
+
+def _sample_problems(check: ShardCheck) -> list[str]:
+    """Reads every sample at its offset and decodes it; what lies between samples must be nothing."""
+    problems, at, keys = [], 0, set()
+    with open(check.path, "rb") as file:
+        for i, row in enumerate(check.rows):
+            try:
+                key, cover, audio = read_sample(file, row)
+                extents = [(int(row["cover_offset"]), len(cover))]
+                if audio:
+                    extents.append((int(row["audio_offset"]), len(audio)))
+                for start, length in extents:
+                    if start != at + tarfile.BLOCKSIZE:
+                        raise BadFileError("damaged sample", f"{key}: a gap or an overlap before it")
+                    at = start + length + -length % tarfile.BLOCKSIZE
+                if key in keys:
+                    raise BadFileError("damaged sample", f"{key}: the key occurs twice")
+                keys.add(key)
+                try:
+                    info = probe_cover(cover)
+                    if not info.plain or (info.width, info.height) != (check.resolution, check.resolution):
+                        raise BadFileError("wrong cover", "not a baseline RGB JPEG of "
+                                                          f"{check.resolution} x {check.resolution}")
+                    if audio and not np.isfinite(parse_vector(audio, check.dimension)).all():
+                        raise BadFileError("not finite", "the vector holds NaN or infinity")
+                except BadFileError as error:
+                    raise BadFileError("damaged sample", f"{key}: {error}") from None
+            except BadFileError as error:
+                problems.append(f"sample {i}: {error.detail}")
+                ends = (int(row[f"{part}_offset"]) + int(row[f"{part}_bytes"]) for part in ("cover", "audio"))
+                at = max(at, *(end + -end % tarfile.BLOCKSIZE for end in ends))  # go on with the next
+        file.seek(min(at, check.bytes))
+        if file.read(2 * tarfile.BLOCKSIZE + 1) != bytes(2 * tarfile.BLOCKSIZE):
+            problems.append("its end is not where the last sample ends")
+    return problems

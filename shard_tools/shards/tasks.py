@@ -1,8 +1,7 @@
 """The tasks of packing, a shard each: writing it from the source in one pass, or from shards that were written before.
 
-The order of samples hangs on their keys alone, so shards can be laid out before any file is read. If every candidate
-proves valid, they are the shards; if not, ``repartition_shard`` makes the right ones of them, without reading the
-source again.
+The order of samples hangs on their keys alone, so shards can be laid out before any file is read. Where a candidate
+proves bad, ``repartition_shard`` makes the right ones of them, without reading the source again.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from shard_tools.core.files import file_sha256, hash64, read_bounded
 from shard_tools.core.quarantine import Drop, drop_lines
 from shard_tools.dataset.images import fit_cover
 from shard_tools.dataset.vectors import parse_vector
-from shard_tools.shards.candidates import ProbedSample, from_line, probe_sample
+from shard_tools.shards.candidates import from_line, probe_sample
 from shard_tools.shards.index import ROW
 from shard_tools.shards.statistics import Blocks, Moments, Statistics
 from shard_tools.shards.tar import TarWriter
@@ -58,7 +57,7 @@ class ShardResult:
 
 
 def temporary_name(name: str) -> str:
-    """One that no other process has, of this machine or another: a killed run's worker may still be writing."""
+    # No other process has it, of this machine or another: a killed run's worker may still be writing.
     return f".{name}.{int.from_bytes(os.urandom(6))}.tmp"
 
 
@@ -102,8 +101,8 @@ def is_done(result_path: Path, *paths: Path) -> bool:
 
 @dataclass(frozen=True)
 class SampleFormat:
-    """What samples are taken to be: ``resolution`` is the only size of covers that is taken, unless ``resize`` brings
-    all to it; ``dimension`` of the vectors, 0 = there are none."""
+    """What samples are taken to be: covers of ``resolution``, unless ``resize`` brings all to it, and vectors of
+    ``dimension``, 0 = there are none."""
 
     resolution: int
     resize: bool
@@ -112,10 +111,8 @@ class SampleFormat:
 
 @dataclass(frozen=True)
 class WriteTask:
-    """One shard to be: candidates ``start`` to ``stop`` of ``work/order.npy``, into ``work/name``.
-
-    ``out`` is where the shard may have been moved to by an earlier run.
-    """
+    """One shard to be: candidates ``start`` to ``stop`` of ``work/order.npy``, into ``work/name``, from where an
+    earlier run may have moved it to ``out``."""
 
     work: Path
     source: Path
@@ -141,8 +138,7 @@ class WriteTask:
 def write_shard(task: WriteTask) -> int:
     """Writes one shard and, after it, its result, unless that was done before; returns the number of candidates.
 
-    Raises:
-        SourceChangedError: a file is not of the size that it was listed with.
+    SourceChangedError for a file that is not of the size that it was listed with.
     """
     if is_done(task.result_path, task.shard_path, task.out / task.name):
         return task.stop - task.start
@@ -155,14 +151,17 @@ def write_shard(task: WriteTask) -> int:
             sample = probe_sample(task.source, candidate, task.max_pixels, drops)
             if sample is None:
                 continue
-            dimension = 0 if sample.vector is None else len(sample.vector)
+            dimension, cover = 0 if sample.vector is None else len(sample.vector), sample.cover
+            fits = sample.width == sample.height == expected.resolution
+            packed = dimension == expected.dimension and (fits or expected.resize)
             try:
-                cover = _packed_cover(expected, sample, dimension, task.max_pixels)
+                if packed and not (fits and sample.plain):
+                    cover = fit_cover(cover, expected.resolution, task.max_pixels)
             except BadFileError as error:  # markers that were right, of a picture that is not
                 drops.append(Drop(candidate.cover.path, "cover", error.reason, error.detail))
                 continue
-            checked[i] = (MISFIT if cover is None else PACKED, sample.width, sample.height, dimension)
-            if cover is None:
+            checked[i] = (PACKED if packed else MISFIT, sample.width, sample.height, dimension)
+            if not packed:
                 continue
             if dimension:
                 statistics.add(sample.vector)
@@ -187,14 +186,6 @@ def _new_shard(path: Path) -> Iterator[TarWriter]:
         yield tar
         tar.finish()
     os.replace(temporary, path)
-
-
-def _packed_cover(expected: SampleFormat, sample: ProbedSample, dimension: int, max_pixels: int) -> bytes | None:
-    """The cover as it is to be packed; None = the sample is not what is expected."""
-    fits = sample.width == sample.height == expected.resolution
-    if dimension != expected.dimension or not (fits or expected.resize):
-        return None
-    return sample.cover if fits and sample.plain else fit_cover(sample.cover, expected.resolution, max_pixels)
 
 
 def read_lines(work: Path, start: int, stop: int) -> list[bytes]:
@@ -238,8 +229,7 @@ class RepartitionTask:
 def repartition_shard(task: RepartitionTask) -> int:
     """Writes one shard and, after it, its result, unless that was done before; returns the number of its samples.
 
-    Raises:
-        SourceChangedError: what was written before is not there any more.
+    SourceChangedError where what was written before is not there any more.
     """
     count = sum(part.stop - part.start for part in task.ranges)
     if is_done(task.result_path, task.shard_path):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from shard_tools.core import parallel
 from shard_tools.core.parallel import run_tasks
 from tests.support import music, raw_data
 from tests.support.paths import ROOT
@@ -98,10 +99,8 @@ def visible(folder: Path) -> dict[str, str]:
 
 
 def test_a_machine_that_does_not_see_the_folders_is_named(tmp_path):
-    from shard_tools.core import ray_backend
-
     with pytest.raises(ValueError, match=rf"{os.uname().nodename} of the Ray cluster does not see {tmp_path}/gone"):
-        ray_backend._call(len, [], [str(tmp_path), f"{tmp_path}/gone"])
+        parallel._call(len, [], [str(tmp_path), f"{tmp_path}/gone"])
 
 
 def test_without_ray_the_option_says_what_to_install(monkeypatch):
