@@ -16,15 +16,13 @@ def table_bytes(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> byt
 
 def parse_table(data: bytes, columns: Sequence[str]) -> list[list[str]]:
     """The rows of a CSV table; ValueError unless it, and so each row, has exactly these columns."""
-    reader = csv.reader(io.StringIO(data.decode("utf-8", "surrogateescape"), newline=""))
     try:
-        if next(reader, None) != list(columns):
-            raise ValueError(f"expected the columns {', '.join(columns)}")
-        rows = []
-        for row in reader:
-            if len(row) != len(columns):
-                raise ValueError(f"line {reader.line_num}: expected {len(columns)} values, found {len(row)}")
-            rows.append(row)
+        rows = list(csv.reader(io.StringIO(data.decode("utf-8", "surrogateescape"), newline="")))
     except csv.Error as error:
         raise ValueError(str(error)) from None
-    return rows
+    if rows[:1] != [list(columns)]:
+        raise ValueError(f"expected the columns {', '.join(columns)}")
+    for number, row in enumerate(rows, 1):
+        if len(row) != len(columns):
+            raise ValueError(f"line {number}: expected {len(columns)} values, found {len(row)}")
+    return rows[1:]

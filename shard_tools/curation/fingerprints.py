@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import io
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -15,6 +14,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from shard_tools.core.errors import BadFileError
+from shard_tools.core.extras import need
 from shard_tools.core.files import hash64, write_atomically
 from shard_tools.core.parallel import run_tasks
 from shard_tools.dataset.images import COVER_BYTES, MAX_PIXELS, claimed_size, load, to_rgb, upright
@@ -132,8 +132,7 @@ def fingerprint_shards(indexes: Sequence[Index], workers: int) -> DistinctCovers
 
 def _run(tasks: Sequence[FingerprintTask], total: int,
          workers: int) -> Iterator[tuple[np.ndarray, dict[int, BadFileError]]]:
-    if importlib.util.find_spec("imagehash") is None:
-        raise ValueError("this needs imagehash, not installed here: pip install -e '.[dedup]'")
+    need("dedup", "imagehash")
     with tqdm(total=total, desc="fingerprints", unit=" covers", smoothing=0.05) as bar:
         for rows, errors in run_tasks(fingerprint_task, tasks, min(workers, len(tasks))):
             yield rows, errors
