@@ -1,8 +1,4 @@
-"""What runs have learned, in pictures: ``python -m covergen.analyze WHAT --run RUN --out FILE.png``.
-
-Run folders and shards in; a picture that answers a question out, and on the screen the numbers that answer it. The
-pictures themselves are in ``covergen.analyses``.
-"""
+"""What runs have learned, in pictures and numbers: ``python -m covergen.analyze WHAT --run RUN --out FILE.png``."""
 
 from __future__ import annotations
 
@@ -10,7 +6,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from covergen.analyses import curves, interpolate, latent, matrix, neighbours, reconstruct
 from covergen.distributed.environment import use_threads
@@ -19,29 +15,21 @@ from covergen.models.base import Model
 from covergen.runs.sync import fetched_run
 from covergen.training import tracking
 from shard_tools import cli
+from shard_tools.cli import Range
 
 MOST = 64  # covers along one side of a picture
 
 
 @dataclass(frozen=True)
 class Analysis:
-    """One kind of picture.
+    """One kind of picture."""
 
-    Attributes:
-        draw: what draws it, and returns its report.
-        takes: its options beside those that all have, with their defaults.
-        writes: the kinds of files it can write.
-        several: whether it takes several runs.
-        able: whether a model can be shown so.
-        needs: what such a model does, to say why another can't.
-    """
-
-    draw: Callable[..., str]
-    takes: dict[str, Any]
-    writes: tuple[str, ...] = (".png",)
-    several: bool = False
-    able: Callable[[Model], bool] = lambda model: model.sample is not None
-    needs: str = "makes covers from noise"
+    draw: Callable[..., str]  # returns its report
+    takes: dict[str, Any]  # options beside those that all have, with their defaults
+    writes: tuple[str, ...] = (".png",)  # kinds of files
+    several: bool = False  # takes several runs
+    able: Callable[[Model], bool] = lambda model: model.sample is not None  # whether a model can be shown so
+    needs: str = "makes covers from noise"  # what such a model does, to say why another can't
 
 
 DATA = {"shards": None, "split": None}
@@ -60,10 +48,12 @@ ANALYSES = {
 }
 
 
+@cli.checked
 def main(what: Literal["reconstruct", "latent", "matrix", "interpolate", "curves", "neighbours"],
          run: tuple[str, ...], out: str, shards: str | None = None, split: str | None = None, n: int | None = None,
-         images: str | None = None, genres: tuple[str, ...] | None = None, frames: int | None = None,
-         compare: int | None = None, seed: int | None = None, truncation: float | None = None,
+         images: str | None = None, genres: tuple[str, ...] | None = None,
+         frames: Annotated[int | None, Range(2, MOST)] = None, compare: Annotated[int | None, Range(1)] = None,
+         seed: int | None = None, truncation: Annotated[float | None, Range(gt=0)] = None,
          checkpoint: str | None = None, threads: int = 0, wandb: bool = False) -> int:
     """Draws one picture about runs, and prints what it says in numbers.
 
@@ -118,11 +108,7 @@ def main(what: Literal["reconstruct", "latent", "matrix", "interpolate", "curves
 
 
 def check(what: str, run: tuple[str, ...], path: Path, given: dict[str, Any], wandb: bool) -> None:
-    """Refuses options that don't go together before anything is read.
-
-    Raises:
-        ValueError: says which, and what is allowed.
-    """
+    """Raises ValueError for options that don't go together, before anything is read."""
     analysis, kind = ANALYSES[what], path.suffix.lower()
     for name in given:
         if name not in analysis.takes and (name != "checkpoint" or what == "curves"):
@@ -143,15 +129,7 @@ def check(what: str, run: tuple[str, ...], path: Path, given: dict[str, Any], wa
     if "images" in given and (other := {"shards", "split"} & given.keys()):
         raise ValueError(f"--images and --{min(other)} exclude each other: covers are from a folder of pictures or "
                          "from shards")
-    least = 0 if what == "latent" or kind == ".npy" else 1
-    if given.get("n", least) < least:
-        raise ValueError(f"--n {given['n']}: must be {'0 (all) or more' if least == 0 else 'above 0'}")
-    for name, most in (("n", MOST if least else None), ("frames", MOST)):
-        if most and given.get(name, 0) > most:
-            raise ValueError(f"--{name} {given[name]}: a picture has at most {most}")
-    for name in ("frames", "compare", "truncation"):
-        if not given.get(name, 1) > 0:
-            raise ValueError(f"--{name} {given[name]}: must be above 0")
+    cli.check_range("n", given.get("n"), Range(0) if what == "latent" or kind == ".npy" else Range(1, MOST))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """Covers from a trained model: ``python -m covergen.generate --run RUN --out covers.png``, from noise or for audio.
 
-A run folder in; a grid, single files or an array out, and covers in the tags of audio files. Needs neither the shards
-of the run nor accelerate, webdataset or wandb.
+Needs neither the shards of the run nor accelerate, webdataset or wandb.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -24,18 +23,22 @@ from covergen.inference import images as pictures
 from covergen.inference.trained_model import AT_ONCE, TrainedModel, open_model
 from covergen.runs.checkpoint import step_of
 from shard_tools import __version__, cli
+from shard_tools.cli import Range
 from shard_tools.music import embed as tags
 
-SIDES = (32, 4096)  # the least and the most pixels of --size
 EMBEDDED_SIDE = 600  # pixels that a cover in an audio file has at least, without --size
 UPSCALE = "a plain Lanczos upscale, which adds no detail"
 
 
-def main(run: str, out: str = "covers.png", n: int | None = None, audio: str | None = None, pca: str | None = None,
-         from_shards: str | None = None, split: str = "test", rows: int = 8, latents: str | None = None, seed: int = 0,
-         truncation: float | None = None, guidance: float | None = None, sampling_steps: int | None = None,
-         size: int | None = None, embed: str | None = None, in_place: bool = False, ema: bool = True,
-         checkpoint: str = "auto", threads: int = 0) -> int:
+@cli.checked
+def main(run: str, out: str = "covers.png", n: Annotated[int | None, Range(1)] = None, audio: str | None = None,
+         pca: str | None = None, from_shards: str | None = None, split: str = "test",
+         rows: Annotated[int, Range(0)] = 8, latents: str | None = None, seed: int = 0,
+         truncation: Annotated[float | None, Range(gt=0)] = None,
+         guidance: Annotated[float | None, Range(0, lt=math.inf)] = None,
+         sampling_steps: Annotated[int | None, Range(1)] = None, size: Annotated[int | None, Range(32, 4096)] = None,
+         embed: str | None = None, in_place: bool = False, ema: bool = True, checkpoint: str = "auto",
+         threads: int = 0) -> int:
     """Generates covers from a run. A conditional model makes a row of --n covers for each audio; columns share noise.
 
     A PNG tells in its text ``covergen`` what it was made of, as JSON; the same options make the same cover again.
@@ -57,8 +60,8 @@ def main(run: str, out: str = "covers.png", n: int | None = None, audio: str | N
         guidance: of flow, instead of the run's: 1 is the model itself, above 1 exaggerates what the audio asks for, 0
             ignores it.
         sampling_steps: of flow, instead of the run's: more are slower and more exact.
-        size: side of each cover in pictures, in pixels (32 to 4096); a plain Lanczos upscale, which adds no detail.
-            One cover in a .png is then the whole picture.
+        size: side of each cover in pictures, in pixels; a plain Lanczos upscale, which adds no detail. One cover in a
+            .png is then the whole picture.
         embed: audio files, as many as rows, separated likewise (without any: those of --audio): the row's first cover
             is written as front cover into the tags of a copy, NAME.covergen.mp3 beside --out, resized to --size or
             else at least 600 px.
@@ -68,25 +71,25 @@ def main(run: str, out: str = "covers.png", n: int | None = None, audio: str | N
         threads: that compute; 0: the machine's cores.
     """
     use_threads(threads)
-    check_out(out, size)
-    for name, value in {"n": n, "truncation": truncation, "sampling_steps": sampling_steps}.items():
-        if value is not None and not value > 0:
-            raise ValueError(f"--{name} {value}: must be above 0")
-    if rows < 0:
-        raise ValueError(f"--rows {rows}: must be 0 (all) or more")
-    if guidance is not None and not 0 <= guidance < math.inf:
-        raise ValueError(f"--guidance {guidance}: must be 0 or more")
+    kind = "/" if is_folder(out) else Path(out).suffix.lower()
+    if kind not in ("/", ".png", ".npy"):
+        raise ValueError(f"--out {out}: expected .png (one picture), .npy (an array) or / (a folder) at the end")
+    if kind != "/" and Path(out).is_dir():
+        raise ValueError(f"--out {out} is a folder; end it with / to write files into it")
+    if kind == ".npy" and size is not None:
+        raise ValueError(f"--size {size}: an array has the covers as the network gave them; leave it away, or write "
+                         "a .png or a folder")
     if in_place and embed is None:
         raise ValueError("--in_place says where --embed writes; give --embed FILE too, or leave it away")
     if embed == "":
         if audio is None:
             raise ValueError("--embed: expected audio files, or --audio with songs that are to get the covers")
         embed = audio
-    folder = Path(out) if is_folder(out) else Path(out).parent
+    folder = Path(out) if kind == "/" else Path(out).parent
     songs = {} if embed is None else tags.targets(audio_inputs.listed(embed), folder, in_place)
     given = {"guidance": guidance, "sampling_steps": sampling_steps}
     opened = open_model(run, which=checkpoint, averaged=ema,
-                      options={name: value for name, value in given.items() if value is not None})
+                        options={name: value for name, value in given.items() if value is not None})
     if opened.model.sample is None:
         raise ValueError(f"{run} is an {opened.config.model}: it reconstructs covers and can't make any from noise; "
                          "try python -m covergen.analyze reconstruct")
@@ -102,29 +105,16 @@ def main(run: str, out: str = "covers.png", n: int | None = None, audio: str | N
         count, torch.Generator().manual_seed(seed), truncation)
     averaged = bool(ema and opened.config.training.ema and opened.model.ema_networks)
     about = {**describe(opened, inputs), "averaged": averaged, "n": len(noise), "size": size,
-             **({"latents_sha256": digest(Path(latents).read_bytes())} if latents else
+             **({"latents_sha256": hashlib.sha256(Path(latents).read_bytes()).hexdigest()} if latents else
                 {"seed": seed, "truncation": truncation})}
     firsts: list[Tensor] | None = [] if songs else None
-    total = write(out, sample(opened, noise, inputs, firsts), made, len(noise), inputs, opened, size, about)
-    kind = "averaged weights" if averaged else "weights as trained"
-    print(f"{total} covers of {opened.resolution} px from {opened.checkpoint} ({kind}): {out}"
+    write(out, sample(opened, noise, inputs, firsts), made, len(noise), inputs, opened, size, about)
+    print(f"{made * len(noise)} covers of {opened.resolution} px from {opened.checkpoint} "
+          f"({'averaged weights' if averaged else 'weights as trained'}): {out}"
           + (f", at {size} px ({UPSCALE})" if size else ""))
     if songs:
         put_in(songs, firsts, size or max(EMBEDDED_SIDE, opened.resolution), opened)
     return 0
-
-
-def check_out(out: str, size: int | None) -> None:
-    """Raises ValueError unless the name says what to write, .png, .npy or a folder, and the size of covers suits it."""
-    if size is not None and not SIDES[0] <= size <= SIDES[1]:
-        raise ValueError(f"--size {size}: expected {SIDES[0]} to {SIDES[1]} pixels")
-    if size is not None and not is_folder(out) and Path(out).suffix.lower() == ".npy":
-        raise ValueError(f"--size {size}: an array has the covers as the network gave them; leave it away, or write "
-                         "a .png or a folder")
-    if not is_folder(out) and Path(out).suffix.lower() not in (".png", ".npy"):
-        raise ValueError(f"--out {out}: expected .png (one picture), .npy (an array) or / (a folder) at the end")
-    if not is_folder(out) and Path(out).is_dir():
-        raise ValueError(f"--out {out} is a folder; end it with / to write files into it")
 
 
 def is_folder(out: str) -> bool:
@@ -132,12 +122,8 @@ def is_folder(out: str) -> bool:
 
 
 def read_audio(run: TrainedModel, audio: str | None, from_shards: str | None, split: str, rows: int,
-               pca: str | None = None) -> audio_inputs.AudioInputs | None:
-    """The audio for a conditional model; None for others.
-
-    Raises:
-        ValueError: audio for a model that takes none, or none or two kinds for one that does.
-    """
+               pca: str | None) -> audio_inputs.AudioInputs | None:
+    """The audio for a conditional model, of one kind; None for others, for which none may be given."""
     if not run.model.conditional:
         if audio or from_shards:
             raise ValueError(f"{run.folder} is a {run.config.model}, which takes no audio; leave --audio and "
@@ -153,11 +139,7 @@ def read_audio(run: TrainedModel, audio: str | None, from_shards: str | None, sp
 
 
 def read_latents(path: str, run: TrainedModel, n: int | None) -> Tensor:
-    """Noise ``[N, L]`` from a .npy file.
-
-    Raises:
-        ValueError: not such a file, not finite, not of the model's size, or not the N that was also asked for.
-    """
+    """Noise ``[N, L]`` from a .npy file; ValueError unless it is finite, of the model's size and of ``n`` rows."""
     try:
         if Path(path).exists() and not Path(path).is_file():  # a FIFO would be waited for
             raise ValueError("not a file")
@@ -183,11 +165,8 @@ def describe(run: TrainedModel, inputs: audio_inputs.AudioInputs | None) -> dict
     tracks = zip(inputs.names, inputs.raw, strict=True) if inputs else ()
     return {"version": __version__, "run": run.folder.resolve().name, "model": run.config.model,
             "step": step_of(run.checkpoint), **options,
-            "audio": [{"name": name, "sha256": digest(raw.astype("<f4").tobytes())} for name, raw in tracks]}
-
-
-def digest(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
+            "audio": [{"name": name, "sha256": hashlib.sha256(raw.astype("<f4").tobytes()).hexdigest()}
+                      for name, raw in tracks]}
 
 
 def sample(run: TrainedModel, noise: Tensor, inputs: audio_inputs.AudioInputs | None,
@@ -208,21 +187,11 @@ def sample(run: TrainedModel, noise: Tensor, inputs: audio_inputs.AudioInputs | 
 
 
 def write(out: str, parts: Iterator[Tensor], rows: int, count: int, inputs: audio_inputs.AudioInputs | None,
-          run: TrainedModel, size: int | None, about: dict[str, Any]) -> int:
-    """Writes images as they come, every file whole or not at all; only one picture of all is held in memory.
+          run: TrainedModel, size: int | None, about: dict[str, Any]) -> None:
+    """Writes images, ``rows`` rows of ``count``, as they come, every file whole or not at all.
 
-    Args:
-        out: as of ``main``, and so is size.
-        parts: images of ``rows`` rows of ``count``.
-        inputs: audio that names the rows, of conditional models.
-        run: that made them.
-        about: what goes into pictures; a single file has its own row and column, and the audio of that row only.
-
-    Returns:
-        How many images there were.
-
-    Raises:
-        ValueError: one picture of all would be larger than common viewers open.
+    ``inputs`` name the rows. ``about`` goes into pictures; that of a single file has its own row and column, and the
+    audio of that row only. Raises ValueError where one picture of all would be larger than common viewers open.
     """
     path, total = Path(out), rows * count
     if is_folder(out):
@@ -241,15 +210,10 @@ def write(out: str, parts: Iterator[Tensor], rows: int, count: int, inputs: audi
                       pictures.grid(covers, count if inputs else 8, labels, size), about)
     else:
         pictures.save_array(path, (total, 3, run.resolution, run.resolution), parts)
-    return total
 
 
 def put_in(songs: dict[Path, Path], covers: list[Tensor], side: int, run: TrainedModel) -> None:
-    """Writes a cover into the tags of each audio file, of ``side`` px; source -> file to write, in the covers' order.
-
-    Raises:
-        ValueError: a cover is not finite, then nothing is written; or a file can't be.
-    """
+    """Writes a cover of ``side`` px into the tags of each audio file (source -> file to write), if all are finite."""
     if not all(cover.isfinite().all() for cover in covers):
         raise ValueError("--embed: a cover is not finite, so no audio file was touched; try another --checkpoint")
     for (source, target), cover in zip(songs.items(), covers, strict=True):

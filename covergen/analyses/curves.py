@@ -18,15 +18,7 @@ SECTIONS = ("loss", "val", "optim")
 
 
 def draw(folders: Sequence[Path], path: Path) -> str:
-    """Writes a panel for each loss, validation value and learning rate, all runs overlaid; reads no weights.
-
-    Args:
-        folders: of the runs.
-        path: x.png.
-
-    Raises:
-        ValueError: a folder without a log, or nothing to show in one.
-    """
+    """Writes a panel for each loss, validation value and learning rate, all runs overlaid; reads no weights."""
     logs = [read_log(folder) for folder in folders]
     names = names_of(folders)
     across = "images" if all(is_number(row.get("images")) for rows in logs for row in rows) else "step"
@@ -37,20 +29,14 @@ def draw(folders: Sequence[Path], path: Path) -> str:
         if not found:
             raise ValueError(f"{folder}/log.jsonl holds no loss, validation value or learning rate yet")
         for name in found:
-            panels.setdefault(name, []).append(curve(run, rows, name, across))
+            logged = [(row[across], row[name] if is_number(row[name]) else math.nan) for row in rows if name in row]
+            panels.setdefault(name, []).append(plots.Curve(run, *np.array(logged, np.float64).T,
+                                                           noisy=not name.startswith("optim/")))
         report.append(sentence(run, rows, found))
-    panels = {name: panels[name] for name in sorted(panels, key=lambda name: (SECTIONS.index(name.partition("/")[0]),
-                                                                              name))}
+    panels = dict(sorted(panels.items(), key=lambda item: (SECTIONS.index(item[0].partition("/")[0]), item[0])))
     title = f"Losses and learning rates of {', '.join(names)}" if len(names) < 4 else f"{len(names)} runs"
     plots.save(plots.curves(panels, names, title=title, across="images seen" if across == "images" else "step"), path)
     return "\n".join(report)
-
-
-def curve(run: str, rows: list[dict[str, Any]], name: str, across: str) -> plots.Curve:
-    """The values of one name where it was logged; null is a gap."""
-    logged = [(row[across], row[name] if is_number(row[name]) else math.nan) for row in rows if name in row]
-    x, y = np.array(logged, np.float64).T
-    return plots.Curve(run, x, y, noisy=not name.startswith("optim/"))
 
 
 def sentence(run: str, rows: list[dict[str, Any]], names: set[str]) -> str:

@@ -22,20 +22,11 @@ CENTRE = 1e-6  # noise truncated to so few standard deviations lies at its mean
 
 def draw(run: TrainedModel, path: Path, *, shards: str | None, split: str | None, n: int, frames: int, seed: int,
          truncation: float | None) -> str:
-    """Writes walks between latents at a fixed audio, and for the second half of a conditional model's between audios.
+    """Writes ``n`` walks between latents at a fixed audio; the second half of a conditional model's between audios.
 
-    Args:
-        run: that samples.
-        path: x.png for a row each, x.gif for all side by side, there and back.
-        shards, split: where the tracks of a conditional model are, see ``find_split``.
-        n: walks.
-        frames: of each, with both ends.
-        seed: of the noise and of the choice of tracks.
-        truncation: of the noise.
+    x.png has a row of ``frames`` for each, x.gif all side by side, there and back.
     """
-    if frames < 2:
-        raise ValueError(f"--frames {frames}: a walk has at least its 2 ends")
-    name, = names_of([run.folder])
+    name = names_of([run.folder])[0]
     samples = DatasetCovers(run, *find_split(run, shards, split, SPLITS)) if run.model.conditional else None
     at = torch.linspace(0, 1, frames)
     start, end = run.model.latents(2 * n, torch.Generator().manual_seed(seed), truncation).split(n)
@@ -46,8 +37,7 @@ def draw(run: TrainedModel, path: Path, *, shards: str | None, split: str | None
     if samples:
         first, last, labels = audio_ends(samples, by_noise, n, seed)
         audio = torch.lerp(first[:, None], last[:, None], at[:, None]).flatten(0, 1).numpy()
-    made = run.sample(noise.flatten(0, 1), audio)
-    images = to_unit(made, run.model.pixel_min).unflatten(0, (n, frames))
+    images = to_unit(run.sample(noise.flatten(0, 1), audio), run.model.pixel_min).unflatten(0, (n, frames))
     title = f"Walks of {name}: spherical between latents" + (", straight between audios" if samples else "")
     apart = (images[:, 0] - images[:, -1]).square().flatten(1).mean(1)
     report = f"{name}: mean squared difference between the ends of walks: {apart[:by_noise].mean():.3g} by noise"
@@ -55,27 +45,21 @@ def draw(run: TrainedModel, path: Path, *, shards: str | None, split: str | None
         report += f", {apart[by_noise:].mean():.3g} by audio"
     subtitle = report.partition(": ")[2]
     if path.suffix.lower() == ".gif":
-        plots.animate([frame(images[:, step], labels, title, subtitle) for step in range(frames)], path)
+        parts = [slice(first, first + COLUMNS) for first in range(0, n, COLUMNS)]
+        plots.animate([plots.table([plots.Line("", images[part, step], labels[part]) for part in parts], title=title,
+                                   subtitle=subtitle) for step in range(frames)], path)
     else:
         lines = [plots.Line(label, walk) for label, walk in zip(labels, images, strict=True)]
         plots.save(plots.table(lines, title=title, subtitle=subtitle, columns=[f"{step:.2f}" for step in at]), path)
     return report
 
 
-def frame(images: Tensor, labels: list[str], title: str, subtitle: str) -> plots.Figure:
-    """One moment of all walks ``[N, 3, R, R]`` side by side."""
-    lines = [plots.Line("", images[start:start + COLUMNS], labels[start:start + COLUMNS])
-             for start in range(0, len(images), COLUMNS)]
-    return plots.table(lines, title=title, subtitle=subtitle)
-
-
 def audio_ends(samples: DatasetCovers, by_noise: int, n: int, seed: int) -> tuple[Tensor, Tensor, list[str]]:
-    """The audio of walks at their starts and at their ends, ``[n, A]`` each, and their names; walks by noise have one
-    track."""
+    """The audio of walks at both ends, ``[n, A]`` each, and their names; walks by noise have one track."""
     draws = np.random.default_rng(seed)
     rows = draws.permutation(samples.dataset.rows_with_audio())
     rows = draws.permutation(rows[stratified_rows(samples.rows["genre"][rows], 2 * n - by_noise)])
-    first, last = np.resize(rows, 2 * n - by_noise)[:n], np.resize(rows, 2 * n - by_noise)[n:]
+    first, last = np.split(np.resize(rows, 2 * n - by_noise), [n])
     last = np.concatenate([first[:by_noise], last])
     names = [[samples.genres[kind] for kind in samples.rows["genre"][end]] for end in (first, last)]
     labels = [f"noise\n({one})" if walk < by_noise else f"audio: {one}\nto {other}"
@@ -89,14 +73,9 @@ def centre(latents: Latents) -> Tensor:
 
 
 def between(start: Tensor, end: Tensor, middle: Tensor, at: Tensor) -> Tensor:
-    """Spherical interpolation around ``middle`` ``[L]`` from ``start`` to ``end`` ``[N, L]``, ``[N, F, L]``.
+    """Spherical interpolation around ``middle`` ``[L]`` from ``start`` to ``end`` ``[N, L]`` at ``[F]``, ``[N, F, L]``.
 
     High-dimensional normal noise lies near a sphere; a straight line would leave it.
-
-    Args:
-        start, end: latents.
-        middle: of the sphere.
-        at: where between them, ``[F]`` from 0 to 1.
 
     Source: Shoemake 1985, "Animating rotation with quaternion curves"; White 2016, "Sampling Generative Networks".
     """

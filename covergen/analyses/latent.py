@@ -26,17 +26,10 @@ def draw(run: TrainedModel, path: Path, *, shards: str | None, split: str | None
          seed: int) -> str:
     """Writes the t-SNE plane of the latents of covers, one of each cover, coloured by genre.
 
-    Args:
-        run: that encodes.
-        path: x.png.
-        shards, split: where covers are, see ``find_split``; several splits separated by commas.
-        n: at most so many covers, drawn at random; 0 for all.
-        genres: only these.
-        seed: of the choice of covers, the plane and the control.
+    ``n``: at most so many covers, drawn at random; 0 for all.
     """
-    name, = names_of([run.folder])
-    found = [find_split(run, shards, one, SPLITS) for one in (split.split(",") if split else [None])]
-    sources = [DatasetCovers(run, root, name) for root, name in found]
+    name = names_of([run.folder])[0]
+    sources = [DatasetCovers(run, *find_split(run, shards, one, SPLITS)) for one in (split or "").split(",")]
     chosen = [source.of_genres(genres, source.distinct()) for source in sources]
     total = sum(map(len, chosen))
     if n and n < total:
@@ -56,13 +49,13 @@ def draw(run: TrainedModel, path: Path, *, shards: str | None, split: str | None
                     for name in ("genre", "group"))
     kinds, labels = genre.unique(return_inverse=True)
     names = [sources[0].genres[kind] for kind in kinds]
-    separation, points = study(latents, labels, group, seed)
+    separation = metrics.knn_separation(latents, labels, group, k=NEIGHBOURS, seed=seed)
     splits = " and ".join(source.split for source in sources)
     figures = (f"{NEIGHBOURS} nearest neighbours predict the genre of {separation.accuracy:.1%} (balanced over "
                f"{len(names)} genres, own album left out); chance is {separation.chance:.1%}, with permuted genres "
                f"{separation.permuted:.1%} +- {separation.spread:.1%}")
-    plots.save(plots.scatter(points, labels.numpy(), names, title=f"Latents of {count:,} covers of {splits} in "
-                             f"{name}", subtitle=figures.replace("+-", "±"), axes=("t-SNE 1", "t-SNE 2")), path)
+    plots.save(plots.scatter(plane(latents, seed), labels.numpy(), names, subtitle=figures.replace("+-", "±"),
+                             title=f"Latents of {count:,} covers of {splits} in {name}", axes="t-SNE"), path)
     return f"{name}, {count:,} covers of {splits}, {latents.shape[1]} latent numbers: {figures}"
 
 
@@ -79,11 +72,6 @@ def encoded(run: TrainedModel, batches: Iterable[Batch], count: int) -> Tensor:
         latents[start:start + len(part)] = part
         start += len(part)
     return latents
-
-
-def study(latents: Tensor, labels: Tensor, groups: Tensor, seed: int) -> tuple[metrics.Separation, np.ndarray]:
-    """How well the neighbours of latents ``[N, L]`` predict labels ``[N]``, and a plane ``[N, 2]`` to show."""
-    return metrics.knn_separation(latents, labels, groups, k=NEIGHBOURS, seed=seed), plane(latents, seed)
 
 
 def plane(latents: Tensor, seed: int) -> np.ndarray:

@@ -20,18 +20,11 @@ SPLITS = ("test", "val", "train")
 
 def draw(run: TrainedModel, path: Path, *, shards: str | None, split: str | None, n: int, genres: Sequence[str] | None,
          seed: int, truncation: float | None) -> str:
-    """Writes covers whose columns share the noise and whose rows share the audio: one track of each genre.
+    """Writes covers whose ``n`` columns share the noise and whose rows share the audio: one track of each genre.
 
-    Args:
-        run: conditional.
-        path: x.png.
-        shards, split: where the tracks are, see ``find_split``.
-        n: columns.
-        genres: of the rows; default: the first eight that there are.
-        seed: of the noise and of the choice of tracks.
-        truncation: of the noise.
+    ``genres``: by default the first eight that there are.
     """
-    name, = names_of([run.folder])
+    name = names_of([run.folder])[0]
     samples = DatasetCovers(run, *find_split(run, shards, split, SPLITS))
     rows = samples.of_genres(genres, samples.dataset.rows_with_audio())
     kinds = samples.rows["genre"][rows]
@@ -45,13 +38,13 @@ def draw(run: TrainedModel, path: Path, *, shards: str | None, split: str | None
     images = to_unit(made, run.model.pixel_min).unflatten(0, (len(chosen), n))
     finite = made.isfinite().flatten(1).all(1).unflatten(0, (len(chosen), n)).all(1)
     lost = f"{(~finite).sum()} rows are not finite (grey): their audio is too far from that of the training"
-    figures = [lost] if not finite.all() else []
+    figures = []
     if finite.sum() > 1:
         by_audio, by_noise = metrics.variation(images[finite])
-        figures.insert(0, f"mean squared difference {by_audio:.2g} between rows (audio) at the same noise, "
-                       f"{by_noise:.2g} between columns (noise) at the same audio; ratio "
-                       f"{by_audio / max(by_noise, 1e-12):.3g}, 0 if the audio does not matter")
-    figures = "; ".join(figures)
+        figures = [f"mean squared difference {by_audio:.2g} between rows (audio) at the same noise, "
+                   f"{by_noise:.2g} between columns (noise) at the same audio; ratio "
+                   f"{by_audio / max(by_noise, 1e-12):.3g}, 0 if the audio does not matter"]
+    figures = "; ".join(figures + [lost] * (not finite.all()))
     lines = [plots.Line(samples.genres[kind], row) for kind, row in zip(chosen, images, strict=True)]
     plots.save(plots.table(lines, title=f"{name}: columns share the noise, rows a track of {samples.split}",
                            subtitle=figures, columns=[f"noise {column + 1}" for column in range(n)]), path)

@@ -28,18 +28,12 @@ def draw(run: TrainedModel, path: Path, *, shards: str | None, split: str | None
     the model copies (``metrics.share_nearer``). Blurred covers are near to everything, copies to one: so the share is
     also given for the distance over the mean of the ten nearest.
 
-    Source: for the second, after Carlini et al. 2023, "Extracting Training Data from Diffusion Models".
+    Test, else val, is held out; a conditional model takes tracks of it. ``n`` generated covers are shown, ``compare``
+    and as many held-out ones compared.
 
-    Args:
-        run: that samples; a conditional one takes tracks of the held-out split.
-        path: x.png.
-        shards, split: what is searched, default train, see ``find_split``; test, else val, is held out.
-        n: generated covers shown.
-        compare: generated and held-out covers that are compared.
-        seed: of the noise and of the choice of held-out covers.
-        truncation: of the noise.
+    Source: for the second, after Carlini et al. 2023, "Extracting Training Data from Diffusion Models".
     """
-    name, = names_of([run.folder])
+    name = names_of([run.folder])[0]
     root, split = find_split(run, shards, split, ("train",))
     base = DatasetCovers(run, root, split)
     held = DatasetCovers(run, *find_split(run, root, None, [other for other in ("test", "val") if other != split]))
@@ -55,17 +49,16 @@ def draw(run: TrainedModel, path: Path, *, shards: str | None, split: str | None
         audio = held.read(tracks).audio.numpy()
         labels = [held.genres[kind] for kind in held.rows["genre"][tracks[:n]]]
     made = to_unit(run.sample(noise, audio), run.model.pixel_min).mul(255).round().byte()
-    parts = [[searched(batch.cover) for batch in source.blocks(some)]
-             for source, some in ((base, rows), (held, real))]
-    groups = [torch.from_numpy(source.rows["group"][some].astype(np.int64)) for source, some in
-              ((held, real), (base, rows))]
+    pairs = ((base, rows), (held, real))
+    parts = [[searched(batch.cover) for batch in source.blocks(some)] for source, some in pairs]
+    ours, theirs = (torch.from_numpy(source.rows["group"][some].astype(np.int64)) for source, some in pairs)
     side = min(SIDE, run.resolution)
     images, captions, report = [made[:n, None]], [[""] for _ in range(n)], []
     for number, (kind, order, unit, digits) in enumerate(
             [("pixels", 2, 255 * (3 * side * side) ** 0.5, 3), ("thumbnails", 1, 1.0, 0)]):
         known, others = (torch.cat([part[number] for part in source]) for source in parts)
         near, found = metrics.nearest(searched(made)[number], known, NEAREST, order=order)
-        far, _ = metrics.nearest(others, known, NEAREST, order=order, groups=tuple(groups))
+        far, _ = metrics.nearest(others, known, NEAREST, order=order, groups=(theirs, ours))
         near, far = near / unit, far / unit
         images.append(base.read(rows[found[:n, :SHOWN].flatten().numpy()]).cover.unflatten(0, (n, SHOWN)))
         for texts, distances in zip(captions, near[:, :SHOWN].tolist(), strict=False):
@@ -87,8 +80,7 @@ def draw(run: TrainedModel, path: Path, *, shards: str | None, split: str | None
 
 
 def in_words(near: Tensor, far: Tensor, held_out: str) -> str:
-    """The shares and, in brackets, medians, from the distances ``[N, 10]`` of generated and of held-out covers to
-    those nearest to them."""
+    """The shares and, in brackets, medians, from distances ``[N, 10]`` of generated and held-out covers, ascending."""
     relative = [part[:, 0] / part.mean(1).clamp(min=1e-9) for part in (near, far)]
     words = (f"{metrics.share_nearer(one, other):.0%} ({one.median():.3g}, {held_out} {other.median():.3g})"
              for one, other in ((near[:, 0], far[:, 0]), relative))

@@ -8,15 +8,18 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+from matplotlib import colormaps
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import EngFormatter
+from PIL import Image
 from torch import Tensor
 
 from shard_tools.core.files import atomic_path
-
-if TYPE_CHECKING:  # imported where it is used: it takes half a second, and most commands draw nothing
-    from matplotlib.figure import Figure
 
 WIDTH, DPI = 10.0, 140
 TITLE, TEXT, SMALL = 13, 10.5, 9.5  # points
@@ -33,7 +36,6 @@ def save(figure: Figure, path: Path) -> None:
 
 def animate(figures: Sequence[Figure], path: Path, milliseconds: int = 120) -> None:
     """Writes figures of one size as a GIF that goes there and back for ever, resting at both ends."""
-    from PIL import Image
     frames = []
     for figure in figures:
         figure.set_dpi(100)
@@ -47,8 +49,6 @@ def animate(figures: Sequence[Figure], path: Path, milliseconds: int = 120) -> N
 
 
 def _figure(width: float, height: float, **more: object) -> Figure:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
     figure = Figure(figsize=(width, height), facecolor="white", **more)
     FigureCanvasAgg(figure)
     return figure
@@ -66,7 +66,7 @@ def _wrap(text: str, inches: float, size: float) -> list[str]:
 
 
 class Line(NamedTuple):
-    """One line of a table: its label, images ``[N, 3, R, R]`` in [0, 1], and a text below each of them or none."""
+    """One line of a table, with images ``[N, 3, R, R]`` in [0, 1] and a text below each of them or none."""
 
     label: str
     images: Tensor
@@ -75,14 +75,9 @@ class Line(NamedTuple):
 
 def table(lines: Sequence[Line], *, title: str, subtitle: str = "", columns: Sequence[str] = (),
           breaks: Sequence[int] = ()) -> Figure:
-    """Images in lines and columns.
+    """Images in lines, which may differ in their images' resolution and number, and columns.
 
-    Args:
-        lines: from the top; they may differ in their images' resolution and number.
-        title: above all.
-        subtitle: below that, smaller.
-        columns: headings.
-        breaks: the columns before which there is more space.
+    ``columns`` are headings, ``breaks`` the columns before which there is more space.
     """
     count = max(len(line.images) for line in lines)
     labels = [_wrap(line.label, LABEL, TEXT) for line in lines]
@@ -124,14 +119,11 @@ def table(lines: Sequence[Line], *, title: str, subtitle: str = "", columns: Seq
 
 
 def scatter(points: np.ndarray, labels: np.ndarray, names: Sequence[str], *, title: str, subtitle: str,
-            axes: tuple[str, str]) -> Figure:
+            axes: str) -> Figure:
     """Points ``[N, 2]`` coloured by label ``[N]``, with a legend of the names and how many points each has.
 
     Points are drawn in a random order, so that no label hides the others.
     """
-    from matplotlib import colormaps
-    from matplotlib.lines import Line2D
-    names = list(names)
     palette = "tab10" if len(names) <= 10 else "tab20" if len(names) <= 20 else "turbo"
     colors = [colormaps[palette](number if palette != "turbo" else number / (len(names) - 1))
               for number in range(len(names))]
@@ -141,8 +133,8 @@ def scatter(points: np.ndarray, labels: np.ndarray, names: Sequence[str], *, tit
     plane.scatter(*points[order].T, c=[colors[label] for label in labels[order]], s=float(np.clip(3e4 / len(points),
                   3, 40)), alpha=0.75, linewidths=0)
     plane.set(xticks=[], yticks=[])
-    plane.set_xlabel(axes[0], fontsize=TEXT)
-    plane.set_ylabel(axes[1], fontsize=TEXT)
+    plane.set_xlabel(f"{axes} 1", fontsize=TEXT)
+    plane.set_ylabel(f"{axes} 2", fontsize=TEXT)
     counts = np.bincount(labels, minlength=len(names))
     handles = [Line2D([], [], marker="o", linestyle="", color=color, markersize=7) for color in colors]
     figure.legend(handles, [_plain(f"{name} ({count:,})") for name, count in zip(names, counts, strict=True)],
@@ -174,16 +166,7 @@ def curves(panels: dict[str, Sequence[Curve]], runs: Sequence[str], *, title: st
 
     Where there are many points the line is light and a smoothed one is drawn over it. Positive values over more than
     two decades have a logarithmic axis.
-
-    Args:
-        panels: name -> curves; a run has the same colour in all panels.
-        runs: their names, in the order of the legend.
-        title: above all.
-        across: the label of the horizontal axes, which are the same in all panels.
     """
-    from matplotlib import colormaps
-    from matplotlib.lines import Line2D
-    from matplotlib.ticker import EngFormatter
     color = {run: colormaps["tab10"](number % 10) for number, run in enumerate(runs)}
     across_count = min(3, len(panels)) if len(panels) != 4 else 2
     down = -(-len(panels) // across_count)

@@ -22,12 +22,8 @@ def draw(runs: Sequence[TrainedModel], path: Path, *, shards: str | None, split:
          images: str | None) -> str:
     """Writes the originals as one row and below it each run's reconstructions; or one run's as an array (x.npy).
 
-    Args:
-        runs: that reconstruct.
-        path: x.png, or x.npy for float32 ``[N, 3, R, R]`` in [0, 1].
-        shards, split: where covers are, see ``find_split``; without ``images``.
-        n: how many covers, default 8; an array has the first n in the order of the index, or all (0).
-        images: folder of pictures instead, in the order of their names; an array has all of them by default.
+    Of shards ``n`` is 8 by default; an array has the first n in the order of the index, or all (0). ``images`` are in
+    the order of their names; an array has all of them by default.
     """
     origin, array = images, path.suffix.lower() == ".npy"
     if images:
@@ -41,43 +37,24 @@ def draw(runs: Sequence[TrainedModel], path: Path, *, shards: str | None, split:
         root, split = find_split(runs[0], shards, split, SPLITS)
         sources = [DatasetCovers(run, root, split) for run in runs]
         origin = f"{split} of {root}"
-        if array:
-            rows = range(min(n, len(sources[0])) if n else len(sources[0]) if n == 0 else COLUMNS)
-        else:
-            rows = sources[0].stratified(n or COLUMNS)
+        rows = sources[0].stratified(n or COLUMNS) if not array else range(
+            len(sources[0]) if n == 0 else min(n or COLUMNS, len(sources[0])))
+    names = names_of([run.folder for run in runs])
     if array:
-        mean = write_array(runs[0], sources[0], rows, path)
-        return (f"{names_of([runs[0].folder])[0]}: {len(rows):,} covers ({origin}) reconstructed, mean PSNR "
-                f"{mean:.2f} dB; float32 [{len(rows)}, 3, {runs[0].resolution}, {runs[0].resolution}] in [0, 1]")
-    return write_picture(runs, sources, rows, path, origin)
+        ratios, shape = [], (len(rows), 3, runs[0].resolution, runs[0].resolution)
 
-
-def errors(covers: Tensor, versions: Tensor) -> Tensor:
-    """Mean squared error ``[N]`` of versions ``[N, 3, R, R]`` in [0, 1] of uint8 covers."""
-    return (covers.float() / 255 - versions).square().flatten(1).mean(1)
-
-
-def write_array(run: TrainedModel, source: DatasetCovers | FolderCovers, rows: Sequence[int], path: Path) -> float:
-    """Writes reconstructions of rows as a .npy, in their order, as they are made; returns the mean PSNR."""
-    ratios = []
-
-    def reconstructions() -> Iterator[Tensor]:
-        for batch in source.blocks(rows):
-            versions = run.reconstruct(batch).clamp(0, 1)
-            ratios.append(psnr(errors(batch.cover, versions)))
-            yield versions
-    save_array(path, (len(rows), 3, run.resolution, run.resolution), reconstructions())
-    return torch.cat(ratios).mean().item()
-
-
-def write_picture(runs: Sequence[TrainedModel], sources: Sequence[DatasetCovers | FolderCovers], rows: Sequence[int],
-                  path: Path, origin: str) -> str:
-    """Originals and reconstructions, eight a line; returns the mean errors of each run in words."""
+        def reconstructions() -> Iterator[Tensor]:
+            for batch in sources[0].blocks(rows):
+                versions = runs[0].reconstruct(batch).clamp(0, 1)
+                ratios.append(psnr(errors(batch.cover, versions)))
+                yield versions
+        save_array(path, shape, reconstructions())
+        return (f"{names[0]}: {len(rows):,} covers ({origin}) reconstructed, mean PSNR "
+                f"{torch.cat(ratios).mean().item():.2f} dB; float32 {list(shape)} in [0, 1]")
     batches = [source.read(rows) for source in sources]
     versions = [run.reconstruct(batch).clamp(0, 1) for run, batch in zip(runs, batches, strict=True)]
     mistakes = [errors(batch.cover, version) for batch, version in zip(batches, versions, strict=True)]
     means = [psnr(mistake).mean().item() for mistake in mistakes]
-    names = names_of([run.folder for run in runs])
     finest = max(batches, key=lambda batch: batch.cover.shape[-1]).cover.float() / 255
     lines = []
     for start in range(0, len(rows), COLUMNS):
@@ -86,9 +63,13 @@ def write_picture(runs: Sequence[TrainedModel], sources: Sequence[DatasetCovers 
         for name, version, mistake, mean in zip(names, versions, mistakes, means, strict=True):
             captions = [f"MSE {value:.4f}\n{psnr(value):.1f} dB" for value in mistake[part]]
             lines.append(plots.Line(f"{name}\nmean {mean:.1f} dB", version[part], captions))
-    best = "reconstructions" if len(runs) == 1 else f"reconstructions by {len(runs)} runs"
-    figure = plots.table(lines, title=f"{len(rows)} covers and their {best}", subtitle=f"covers: {origin}; below "
-                         "each: mean squared error of values in [0, 1] and peak signal to noise ratio")
-    plots.save(figure, path)
+    title = f"{len(rows)} covers and their reconstructions" + (f" by {len(runs)} runs" if len(runs) > 1 else "")
+    plots.save(plots.table(lines, title=title, subtitle=f"covers: {origin}; below each: mean squared error of values "
+                           "in [0, 1] and peak signal to noise ratio"), path)
     return "\n".join(f"{name}: mean PSNR {mean:.2f} dB, mean MSE {mistake.mean():.5f} over {len(rows)} covers"
                      for name, mean, mistake in zip(names, means, mistakes, strict=True))
+
+
+def errors(covers: Tensor, versions: Tensor) -> Tensor:
+    """Mean squared error ``[N]`` of versions ``[N, 3, R, R]`` in [0, 1] of uint8 covers."""
+    return (covers.float() / 255 - versions).square().flatten(1).mean(1)

@@ -35,12 +35,10 @@ class AudioNormalizer:
         if self.raw:
             return raw
         out = np.empty((len(raw), self.size), np.float32)
-        dimension = raw.shape[1]
         standard = raw - self.mean
         standard /= self.std
-        out[:, :dimension] = np.clip(standard, -STANDARD_LIMIT, STANDARD_LIMIT, out=standard)
-        for number, (start, stop) in enumerate(self.blocks):
-            present = raw[:, start:stop].any(axis=1)
+        out[:, :self.dimension] = np.clip(standard, -STANDARD_LIMIT, STANDARD_LIMIT, out=standard)
+        for number, (start, stop) in enumerate(self.blocks, self.dimension):
+            out[:, number] = present = raw[:, start:stop].any(axis=1)
             out[~present, start:stop] = 0.0
-            out[:, dimension + number] = present
         return out

@@ -10,18 +10,13 @@ from torch.nn import functional as F
 
 
 class Batch(NamedTuple):
-    """One rank's part of a global batch.
+    """One rank's part of a global batch."""
 
-    cover: uint8 ``[B, 3, R, R]``; audio: float32 ``[B, A]`` as ``AudioNormalizer`` gives it, or None; genre:
-    int64 ``[B]``, number in the sorted list of genres; group: int64 ``[B]``, album; mismatched: audio of a track of
-    another album for each, float32 ``[B, A]``, where the model asked for it.
-    """
-
-    cover: Tensor
-    audio: Tensor | None
-    genre: Tensor
-    group: Tensor
-    mismatched: Tensor | None = None
+    cover: Tensor  # uint8 [B, 3, R, R]
+    audio: Tensor | None  # float32 [B, A] as AudioNormalizer gives it
+    genre: Tensor  # int64 [B], number in the sorted list of genres
+    group: Tensor  # int64 [B], album
+    mismatched: Tensor | None = None  # [B, A], of a track of another album for each, where the model asked for it
 
 
 def downscale(cover: Tensor, resolution: int) -> Tensor:

@@ -1,8 +1,7 @@
-"""Corrupt samples: which errors mean one, what takes its place in a batch, and when a run has met too many of them."""
+"""Corrupt samples: what takes the place of one in a batch, and when a run has met too many of them."""
 
 from __future__ import annotations
 
-import errno
 import json
 import threading
 import warnings
@@ -29,15 +28,6 @@ class CorruptSample(ValueError):
 Failures = dict[int, CorruptSample]  # by their slots in a batch
 
 
-def is_corruption(error: Exception) -> bool:
-    """Whether what reading and decoding raised is the sample's fault: bytes that are wrong or gone, or a bad disk.
-
-    A failing network, limit or permission is none: another time the sample could be read.
-    """
-    kinds = (ValueError, RuntimeError, IndexError, OverflowError, FileNotFoundError)
-    return isinstance(error, kinds) or (isinstance(error, OSError) and error.errno == errno.EIO)
-
-
 class CorruptionLog:
     """Counts and names the corrupt samples of a stream, and stops at too many; safe from many threads."""
 
@@ -58,11 +48,7 @@ class CorruptionLog:
             self._append(known)
 
     def seen(self, count: int, failures: Iterable[CorruptSample] = ()) -> None:
-        """Takes note of ``count`` reads, some of which failed.
-
-        Raises:
-            ValueError: too many did.
-        """
+        """Takes note of ``count`` reads, some of which failed; ValueError when too many did."""
         with self.lock:
             self.read += count
             for failure in failures:
@@ -108,15 +94,8 @@ def replace_corrupt(rows: np.ndarray, load: Callable[[np.ndarray, np.ndarray], F
                     source: object) -> np.ndarray:
     """Rows ``[B]`` that all were loaded: those given, and for corrupt ones others, always the same.
 
-    Args:
-        rows: to begin with.
-        load: ``(rows [n], slots [n])`` loads rows into slots and returns which slots failed.
-        following: ``(rows [n], slots [n])`` names the rows to load instead.
-        log: takes note of corrupt samples; None: the first one is an error.
-        source: folder of the shards, for messages.
-
-    Raises:
-        ValueError: too many samples are corrupt.
+    ``load(rows [n], slots [n])`` loads rows into slots and returns which slots failed, ``following(rows, slots)`` names
+    the rows to load instead. Raises ValueError when too many are corrupt, without a ``log`` at the first.
     """
     rows, slots = rows.copy(), np.arange(len(rows))
     for _ in range(ATTEMPTS):

@@ -29,13 +29,12 @@ class ShardDataset:
     """One split of indexed shards.
 
     Attributes:
-        root, split: folder of the shards (of a URL: of its index) and name of the split.
-        index, metadata: of the split; identity: the same for the same samples.
+        root: folder of the shards, of a URL that of its index.
+        identity: the same for the same samples.
         resolution: side of the covers in pixels; dimension: of the audio as packed, 0 without.
         samples: how many there are, see ``rows``.
         normalizer: of the audio, None without it.
         store, shards: where bytes of shards come from, and paths or URLs of the shards.
-        reader: reads and decodes samples.
     """
 
     def __init__(self, root: str | Path, split: str, *, audio_scale: str = "standard",
@@ -45,9 +44,6 @@ class ShardDataset:
             split: ``train``, ``val`` or ``test``.
             audio_scale: kind of ``AudioNormalizer``.
             album_subset: whose albums ``rows`` are of, see ``rows_of_albums``.
-
-        Raises:
-            FileNotFoundError: no such split; ValueError: it is damaged, or has no such album.
         """
         self.root, self.split = resolve(root), split
         self.index = open_index(self.root, split)
@@ -93,10 +89,9 @@ class ShardDataset:
         return values if self.subset is None else values[self.subset]
 
     def read(self, rows: np.ndarray, log: CorruptionLog | None = None) -> Batch:
-        """The samples of given rows ``[B]``; with a log, in the place of a corrupt one the next that is not.
+        """The samples of given rows ``[B]``; with a log, instead of a corrupt one the next that is not.
 
-        Raises:
-            ValueError: names a corrupt one, or says that the log has too many.
+        Raises ValueError that names a corrupt one, or says that the log has too many.
         """
         cover, raw = self.reader.allocate_batch(len(rows))
         rows = self.replace_corrupt(rows, lambda rows, slots: self.reader.load(rows, slots, cover, raw), log)
@@ -117,15 +112,9 @@ class ShardDataset:
 
     def read_audio(self, rows: np.ndarray, log: CorruptionLog | None = None,
                    not_of: np.ndarray | None = None) -> Tensor:
-        """Audio float32 ``[B, A]`` of given rows ``[B]``, all of which have a vector.
+        """Audio float32 ``[B, A]`` of given rows ``[B]``, all of which have a vector; for ``log`` see ``read``.
 
-        Args:
-            rows: of the index.
-            log: as of ``read``.
-            not_of: ``[B]`` albums that the tracks in the place of corrupt ones must not be of.
-
-        Raises:
-            ValueError: as ``read``.
+        ``not_of``: ``[B]`` albums that the tracks instead of corrupt ones must not be of.
         """
         raw = np.empty((len(rows), self.dimension), np.float32)
         self.replace_corrupt_audio(rows, lambda rows, slots: self.reader.read_audio(rows, slots, raw), log, not_of)
@@ -133,7 +122,7 @@ class ShardDataset:
 
     def replace_corrupt_audio(self, rows: np.ndarray, load: Callable[[np.ndarray, np.ndarray], Failures],
                               log: CorruptionLog | None, not_of: np.ndarray | None) -> np.ndarray:
-        """Likewise, but the next of those that have audio and are of another album than the slot's of ``not_of``."""
+        """As ``replace_corrupt``, but the next that have audio and are of another album than the slot's ``not_of``."""
         def following(rows: np.ndarray, slots: np.ndarray) -> np.ndarray:
             candidates, found = self._with_audio, []
             for row, slot in zip(rows, slots, strict=True):

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import zlib
-from collections.abc import Callable
-from functools import cache
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from covergen.data.corruption import CorruptSample, Failures, is_corruption
+from covergen.data.corruption import CorruptSample, Failures
 from covergen.data.shard_store import ShardStore
 from shard_tools.dataset import images as codec
 from shard_tools.dataset.vectors import VECTOR_BYTES, parse_vector
@@ -25,25 +23,11 @@ except ImportError:
     decode_jpeg = None
 
 
-@cache
-def _torchvision() -> Callable[[Any, int], Any]:
-    """What torchvision.io.decode_jpeg calls, without its checks, which hold the interpreter lock for ten microseconds.
-
-    torchvision takes two seconds to import, which nobody who only generates covers needs to wait for.
-    """
-    import torchvision.io  # noqa: F401  (registers the operator)
-    return torch.ops.image.decode_jpeg.default
-
-
 def decode(jpeg: bytearray | memoryview, out: np.ndarray | None = None) -> np.ndarray:
     """The bytes of a JPEG as pixels, uint8 ``[H, W, 3]``, in ``out`` where that is given; from many threads at once.
 
     Both decoders are libjpeg-turbo and give the same pixels of what packing writes; torchvision's decides about what
-    the fast one refuses.
-
-    Raises:
-        RuntimeError: it can't be decoded.
-        ValueError: it is not of the size of ``out``.
+    the fast one refuses. Raises RuntimeError if it can't be decoded, ValueError if it is not of the size of ``out``.
     """
     if decode_jpeg:
         try:
@@ -52,7 +36,10 @@ def decode(jpeg: bytearray | memoryview, out: np.ndarray | None = None) -> np.nd
                 return pixels
         except ValueError:
             pass
-    pixels = _torchvision()(torch.frombuffer(jpeg, dtype=torch.uint8), RGB).permute(1, 2, 0).numpy()
+    # Here, for it takes two seconds, and registers the operator: its own function holds the interpreter's lock longer.
+    import torchvision.io  # noqa: F401
+    pixels = torch.ops.image.decode_jpeg.default(torch.frombuffer(jpeg, dtype=torch.uint8), RGB)
+    pixels = pixels.permute(1, 2, 0).numpy()
     if out is None:
         return pixels
     if pixels.shape != out.shape:
@@ -68,22 +55,15 @@ HEADER = 512  # bytes of a tar's header before a member; the name is the first h
 
 
 class SampleReader:
-    """Reads the samples of an opened index; safe from many threads.
-
-    Attributes:
-        resolution: side of the covers in pixels; dimension: of the vectors, 0 without.
-        checked: by row, whether the checksum was found to fit.
-        pinned: whether covers are to lie in memory that a GPU can copy from.
-    """
+    """Reads the samples of an opened index; safe from many threads."""
 
     def __init__(self, index: Index, store: ShardStore) -> None:
-        """Args: index; store: where bytes of its shards come from."""
         self.rows, self.store = index.rows, store
         self.names = [shard["name"] for shard in index.metadata["shards"]]
         self.resolution, audio = index.metadata["resolution"], index.metadata["audio"]
         self.dimension = audio["dimension"] if audio else 0
-        self.checked = np.zeros(len(self.rows), bool)
-        self.pinned = False
+        self.checked = np.zeros(len(self.rows), bool)  # whether the checksum was found to fit
+        self.pinned = False  # whether covers are to lie in memory that a GPU can copy from
 
     def allocate_batch(self, count: int) -> tuple[Tensor, np.ndarray]:
         """Where ``load`` puts covers, uint8 ``[count, 3, R, R]``, and vectors, float32 ``[count, D]``.
@@ -164,18 +144,20 @@ class SampleReader:
                                                int(sample["cover_offset"]))
 
     def _failure(self, error: Exception, shard: int, start: int) -> CorruptSample:
-        """What is corrupt and why; raises the error itself where it is not the sample's fault."""
-        if not is_corruption(error):
+        """What is corrupt and why; raises the error itself where it is not the sample's fault.
+
+        A failing network, limit or permission is not: another time the sample could be read.
+        """
+        kinds = (ValueError, RuntimeError, IndexError, OverflowError, FileNotFoundError)
+        if not isinstance(error, kinds) and not (isinstance(error, OSError) and error.errno == errno.EIO):
             raise error
         name = self.names[shard] if shard < len(self.names) else f"shard {shard} of {len(self.names)}"
-        return CorruptSample(name, start, str(error) or type(error).__name__, self._key(shard, start))
-
-    def _key(self, shard: int, start: int) -> str | None:
         try:
-            name = bytes(self.store.read(shard, start - HEADER, 100)).split(b"\0")[0].decode("ascii")
+            member = bytes(self.store.read(shard, start - HEADER, 100)).split(b"\0")[0].decode("ascii")
         except (OSError, ValueError, IndexError, OverflowError):
-            return None  # that, too, is corrupt
-        return name.rpartition(".")[0] if name.isprintable() else None
+            member = ""  # that, too, is corrupt
+        key = member.rpartition(".")[0] if member.isprintable() else None
+        return CorruptSample(name, start, str(error) or type(error).__name__, key or None)
 
 
 class JpegBatchDecoder:

@@ -1,8 +1,5 @@
-"""Batches of a stream on a device: made ahead by threads, at the resolution that is wanted.
-
-Threads, not worker processes: decoding releases the interpreter lock, and threads decode straight into the memory of a
-batch.
-"""
+"""Batches of a stream on a device, made ahead by threads: decoding releases the interpreter lock, and threads decode
+straight into the memory of a batch."""
 
 from __future__ import annotations
 
@@ -21,8 +18,7 @@ from covergen.data.stream import SequentialBatches, Stream
 class Loader:
     """Batches of a stream from a number on, made ahead by threads, on a device at the wanted resolution.
 
-    Attributes:
-        blocked_seconds: that the reader of this iterator has spent waiting for data.
+    ``blocked_seconds`` are those that the reader of this iterator has spent waiting for data.
     """
 
     def __init__(self, stream: Stream | SequentialBatches, start: int, *, device: torch.device, resolution: int,
@@ -52,15 +48,10 @@ class Loader:
             return _each(self.stream.batch(number), lambda part: part.to(self.device)), None
         # A thread begins on the first GPU, whichever its process uses.
         with torch.cuda.device(self.device), torch.cuda.stream(self.side):
-            batch = _each(self.stream.batch(number), self._copy)
-            arrived = torch.cuda.Event()
-            arrived.record()
-        return batch, arrived
-
-    def _copy(self, part: Tensor) -> Tensor:
-        # Pinned memory is given out again by torch only after the copy that uses it.
-        part = part if part.is_cuda or part.is_pinned() else part.pin_memory()
-        return part.to(self.device, non_blocking=True)
+            # Pinned memory is given out again by torch only after the copy that uses it.
+            batch = _each(self.stream.batch(number), lambda part: (
+                part if part.is_cuda or part.is_pinned() else part.pin_memory()).to(self.device, non_blocking=True))
+            return batch, self.side.record_event()
 
     def __iter__(self) -> Iterator[Batch]:
         return self

@@ -33,11 +33,9 @@ class DecodedCache:
     """
 
     def __init__(self, dataset: ShardDataset, resolution: int, memory: mmap.mmap, device: torch.device | None) -> None:
-        """Args:
-            dataset: whose samples are stored.
-            resolution: side of the covers in pixels.
-            memory: of ``bytes_of`` the dataset, zeros at first; may be shared with other processes.
-            device: where covers are stored instead, or None.
+        """Stores covers of ``resolution`` pixels on the device, if there is one, and all else in memory.
+
+        The memory is of ``bytes_of`` the dataset, zeros at first, and may be shared with other processes.
         """
         self.dataset, self.resolution, self.device = dataset, resolution, device
         cover = (3, resolution, resolution)
@@ -96,11 +94,10 @@ class DecodedCache:
             cover, raw, stored = cover[torch.from_numpy(good)], raw[good], stored[good]
         if self.normalizer:
             self.audio[stored] = self.normalizer(raw)
+        cover = downscale((self._on_device(cover) if self.device else cover).contiguous(), self.resolution)
         if self.device:
-            cover = downscale(self._on_device(cover).contiguous(), self.resolution)
             self.covers.index_copy_(0, self._on_device(stored), cover)
         else:
-            cover = downscale(cover.contiguous(), self.resolution)
             self.covers[stored] = cover.numpy()
         self.filled[stored] = True
         fresh.append((stored, cover))
@@ -118,13 +115,8 @@ def cache_decoded(stream: Stream, where: str, resolution: int, device: torch.dev
                   say: Callable[[str], None]) -> None:
     """From now on a stream reads its samples through a ``DecodedCache``, if they fit; else says so, with numbers.
 
-    Args:
-        stream: nothing of which was read yet.
-        where: ``ram``, shared by the processes of a machine; ``device``, covers in the memory of every GPU (vectors,
-            which are small, stay in the machine's); on CPUs the same as ``ram``; or ``none``.
-        resolution: that is trained at.
-        device: that trains.
-        say: prints for people.
+    ``where``: ``ram``, shared by the processes of a machine; ``device``, covers in the memory of every GPU (vectors,
+    which are small, stay in the machine's), on CPUs the same as ``ram``; or ``none``.
     """
     if where == "none":
         return

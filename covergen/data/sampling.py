@@ -59,10 +59,8 @@ def permute(entries: np.ndarray, size: int, seed: int, epoch: int) -> np.ndarray
 
 
 def rows_of_albums(groups: np.ndarray, subset: str) -> np.ndarray:
-    """The rows of the albums that are a judge's (a fixed quarter, by hash), a generator's (the others) or all.
-
-    Args: groups: ``[N]`` album of every row; subset: ``judge``, ``generator`` or ``all``.
-    """
+    """The rows of albums ``[N]`` that are a ``judge``'s (a fixed quarter, by hash), a ``generator``'s (the others) or
+    ``all``."""
     judged = scramble(scramble(groups.astype(np.uint64))) % np.uint64(4) == 0
     return np.flatnonzero({"judge": judged, "generator": ~judged, "all": np.ones(len(groups), bool)}[subset])
 
@@ -98,7 +96,7 @@ class GroupOrder:
     """Every album once an epoch, with one of its tracks drawn anew each time."""
 
     def __init__(self, groups: np.ndarray, seed: int) -> None:
-        """Args: groups: ``[N]`` album of every row; seed: of the whole order."""
+        """``groups``: ``[N]`` album of every row."""
         groups = torch.from_numpy(np.require(groups, requirements=["C", "W"]))
         # By torch, in a quarter of numpy's time.
         ordered, self.sorted_rows = (part.numpy() for part in torch.sort(groups, stable=True))
@@ -118,11 +116,7 @@ class MismatchedAudioSampler:
     """Another row for every position of the stream, always of another album, every second one of the same genre."""
 
     def __init__(self, groups: np.ndarray, genres: np.ndarray, seed: int) -> None:
-        """Args: groups, genres: ``[N]`` of the rows to draw from; seed: of all draws.
-
-        Raises:
-            ValueError: they are all of one album.
-        """
+        """``groups``, ``genres``: ``[N]`` of the rows to draw from; ValueError if they are all of one album."""
         if not len(groups) or (groups == groups[0]).all():
             raise ValueError("mismatched pairs need tracks of two albums or more; pack more albums")
         self.groups, self.genres, self.seed = groups, genres, seed
@@ -173,14 +167,10 @@ def shards_mixed(metadata: dict[str, Any], window: int | None) -> int:
     return 0 if window >= len(metadata["shards"]) else window
 
 
-def first_rows(metadata: dict[str, Any]) -> np.ndarray:
-    """``[S + 1]``: the row at which each shard begins, and the number of rows."""
-    return np.cumsum([0, *(shard["samples"] for shard in metadata["shards"])])
-
-
 def shard_bounds(metadata: dict[str, Any], subset: np.ndarray | None) -> np.ndarray:
     """``[S + 1]``: where each shard's rows begin among a subset (ascending; None = all), and their number."""
-    return first_rows(metadata) if subset is None else np.searchsorted(subset, first_rows(metadata))
+    bounds = np.cumsum([0, *(shard["samples"] for shard in metadata["shards"])])
+    return bounds if subset is None else np.searchsorted(subset, bounds)
 
 
 def make_order(metadata: dict[str, Any], samples: int, subset: np.ndarray | None, groups: np.ndarray | None, seed: int,
@@ -189,8 +179,7 @@ def make_order(metadata: dict[str, Any], samples: int, subset: np.ndarray | None
 
     Args:
         metadata: of the index.
-        samples: how many rows are read.
-        subset: which, ascending; None = all.
+        samples, subset: how many rows are read, and which, ascending; None = all.
         groups: their albums, to have every album once an epoch; None to have every sample.
         seed: of the order.
         window: shards that are mixed, 0 = all, None = by the rule.
@@ -201,25 +190,17 @@ def make_order(metadata: dict[str, Any], samples: int, subset: np.ndarray | None
 
 
 class _Epoch(NamedTuple):
-    """rows: that are read, ascending, None = all; bounds: ``[S + 1]`` where each shard's begin; shards: in the epoch's
-    order, those without samples left out; ends: ``[W + 1]`` where each window begins."""
-
-    rows: np.ndarray | None
-    bounds: np.ndarray
-    shards: np.ndarray
-    ends: np.ndarray
+    rows: np.ndarray | None  # that are read, ascending, None = all
+    bounds: np.ndarray  # [S + 1] where each shard's begin
+    shards: np.ndarray  # in the epoch's order, those without samples left out
+    ends: np.ndarray  # [W + 1] where each window begins
 
 
 class WindowOrder:
     """Every sample (or album) once an epoch; only the shards of a window are mixed at a time."""
 
     def __init__(self, whole: SampleOrder | GroupOrder, bounds: np.ndarray, seed: int, window: int) -> None:
-        """Args:
-            whole: the order without windows, which knows samples and albums.
-            bounds: ``[S + 1]`` where each shard's rows begin.
-            seed: of the order.
-            window: shards in a window.
-        """
+        """Of an order without windows, and where each shard's rows begin, ``[S + 1]``; ``window``: shards in one."""
         self.whole, self.bounds, self.seed, self.shards, self.size = whole, bounds, seed, window, whole.size
         self._epoch = lru_cache(maxsize=3)(self._make_epoch)
 
@@ -277,13 +258,11 @@ def window_at(order: SampleOrder | GroupOrder | WindowOrder, subset: np.ndarray 
     """The shard window that a position of the stream is in; without windows an epoch is one, with all its shards."""
     if isinstance(order, WindowOrder):
         return order.window(position)
-    start = position // order.size * order.size
-    bounds = first_rows(metadata)
+    start, bounds = position // order.size * order.size, shard_bounds(metadata, subset)
     ahead = order(np.arange(position, position + min(order.size, AHEAD)))
-    needed = np.searchsorted(bounds, ahead if subset is None else subset[ahead], side="right") - 1
-    first = needed[np.sort(np.unique(needed, return_index=True)[1])].tolist()
-    used = np.flatnonzero(np.diff(shard_bounds(metadata, subset))).tolist()
-    return ShardWindow(start, start + order.size, first + sorted(set(used).difference(first)))
+    first = dict.fromkeys((np.searchsorted(bounds, ahead, side="right") - 1).tolist())
+    used = dict.fromkeys(np.flatnonzero(np.diff(bounds)).tolist())
+    return ShardWindow(start, start + order.size, list(first | used))
 
 
 class WindowMismatchedAudioSampler:
@@ -291,10 +270,9 @@ class WindowMismatchedAudioSampler:
 
     def __init__(self, order: WindowOrder, bounds: np.ndarray,
                  sampler_of: Callable[[np.ndarray], MismatchedAudioSampler]) -> None:
-        """Args:
-            order: of the samples.
-            bounds: ``[S + 1]`` where each shard's begin among the rows with audio.
-            sampler_of: makes a sampler of some of the rows with audio, given by their positions among them.
+        """``bounds``: ``[S + 1]`` where each shard's begin among the rows with audio.
+
+        ``sampler_of`` makes a sampler of some of the rows with audio, given by their positions among them.
         """
         self.order = order
 

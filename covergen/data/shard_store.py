@@ -20,24 +20,20 @@ from shard_tools.shards.index import Index
 
 
 class ShardStore:
-    """What ``ShardDataset`` reads from; safe from many threads. Only stores that fetch need to know what comes next.
+    """Shards on a disk of this machine; safe from many threads. Only stores that fetch need to know what comes next.
 
-    Attributes:
-        last: position of the stream that is not reached any more, None where it has no end: nothing is fetched for what
-            lies beyond.
+    ``last`` is the position of the stream that is not reached any more: nothing is fetched for what lies beyond.
     """
 
     last: int | None = None
 
+    def __init__(self, shards: Sequence[Path]) -> None:
+        self.shards = shards
+
     def set_order(self, window_at: Callable[[int], ShardWindow], largest: int) -> None:
-        """Prepares reading in an order.
+        """Prepares reading in an order, from the window of a position of the stream and the most shards in a window.
 
-        Args:
-            window_at: the window of a position of the stream.
-            largest: shards in a window.
-
-        Raises:
-            ValueError: the cache can't hold what is read at the same time.
+        Raises ValueError where the cache can't hold what is read at the same time.
         """
 
     def advance(self, position: int, batch: int) -> None:
@@ -47,22 +43,7 @@ class ShardStore:
         """Has shards fetched that are about to be read, several at the same time."""
 
     def read(self, shard: int, offset: int, size: int) -> bytearray:
-        """``size`` bytes of a shard from ``offset``.
-
-        Raises:
-            ValueError, OSError: the shard can't be had, or ends before.
-        """
-        raise NotImplementedError
-
-
-class LocalShardStore(ShardStore):
-    """Shards on a disk of this machine."""
-
-    def __init__(self, shards: Sequence[Path]) -> None:
-        """Args: shards: in the order of the index."""
-        self.shards = shards
-
-    def read(self, shard: int, offset: int, size: int) -> bytearray:
+        """``size`` bytes of a shard from ``offset``; ValueError or OSError if it can't be had, or ends before."""
         return _read(_open(self.shards[shard]), offset, size, self.shards[shard])
 
 
@@ -80,18 +61,14 @@ def _read(file: BinaryIO, offset: int, size: int, name: object) -> bytearray:
 
 
 def open_shard_store(index: Index) -> tuple[ShardStore, list[Path] | list[str]]:
-    """The store of an opened index, and what its shards are called.
-
-    Raises:
-        ValueError: shards of the index are missing.
-    """
+    """The store of an opened index, and what its shards are called."""
     if found := source_url(index.root):
         url, cache = found
         store = RemoteShardStore(url, index.metadata, cache)
         return store, [f"{url}/{shard['name']}" for shard in index.metadata["shards"]]
     if missing := [shard.name for shard in index.shards if not shard.is_file()]:
         raise ValueError(f"{index.root}: {len(missing)} shards of the index are missing, the first is {missing[0]}")
-    return LocalShardStore(index.shards), index.shards
+    return ShardStore(index.shards), index.shards
 
 
 THREADS = 8  # that fetch: shards of a few MB need several at a time where an answer takes long
@@ -111,14 +88,7 @@ class RemoteShardStore(ShardStore):
     """
 
     def __init__(self, url: str, metadata: dict[str, Any], cache: Cache) -> None:
-        """Args:
-            url: of their folder.
-            metadata: of the index: name, bytes and sha256 of every shard.
-            cache: where copies go.
-
-        Raises:
-            ValueError: these are no names, sizes and hashes of shards.
-        """
+        """Of a folder's URL, and an index that has valid names, sizes and hashes of shards, or ValueError."""
         self.remote, self.cache = Remote(url), cache
         self.files = [shard_file(shard, url) for shard in metadata["shards"]]
         self._window_at: Callable[[int], ShardWindow] | None = None
@@ -157,21 +127,16 @@ class RemoteShardStore(ShardStore):
                 self._current = set(now.shards)
                 self._settled -= self._current - self._open.keys()  # those are opened, or fetched
                 self._release_at = min(now.start + RELEASE_BATCHES * batch, (now.start + now.stop) // 2)
-                self._next = self._shards_after(now)
+                self._next, after = [], now
+                for _ in range(2):  # of the window after this one, and of another where that is an epoch's short end
+                    if len(self._next) >= self._largest or (self.last is not None and after.stop >= self.last):
+                        break
+                    after = self._window_at(after.stop)
+                    self._next += [shard for shard in after.shards if shard not in {*self._current, *self._next}]
             if position >= self._release_at:
                 self._release_at = now.stop
                 self._release_previous()
             self._start_threads()
-
-    def _shards_after(self, window: ShardWindow) -> list[int]:
-        """New shards of the window after this one, and of another where that is the short end of an epoch."""
-        shards: dict[int, None] = {}
-        for _ in range(2):
-            if len(shards) >= self._largest or (self.last is not None and window.stop >= self.last):
-                break
-            window = self._window_at(window.stop)
-            shards |= dict.fromkeys(shard for shard in window.shards if shard not in self._current)
-        return list(shards)
 
     def prefetch(self, shards: Iterable[int]) -> None:
         with self._change:
@@ -244,9 +209,7 @@ class RemoteShardStore(ShardStore):
     def _fetch(self, shard: int) -> BinaryIO:
         """The opened copy; one that is needed gets space at the cost of what is needed later.
 
-        Raises:
-            BusyError: nobody needs it yet, and there is no space or another process downloads it.
-            ValueError, OSError: it can't be had.
+        Raises BusyError where nobody needs it yet, and there is no space or another process downloads it.
         """
         for attempt in itertools.count():
             needed, protected = shard in self._needed, partial(self._protected, attempt)

@@ -1,7 +1,6 @@
 """Streams of global batches, of which every rank reads its part: batch ``k`` depends on shards, seed and ``k`` alone.
 
-Shards with an index are read by offset. Shards without one are streamed through the ``webdataset`` package, in
-``covergen.data.webdataset``.
+Shards without an index are streamed by ``covergen.data.webdataset``.
 """
 
 from __future__ import annotations
@@ -41,9 +40,7 @@ class BatchStream:
     Attributes (those of ``WebDatasetStream`` too):
         dataset: that it reads, None without an index.
         samples: of the data; epoch: samples in an epoch, 0 if unknown.
-        resolution: side of the covers in pixels.
-        normalizer: of the audio, None without it.
-        metadata, identity: as in an index (samples, genres, audio); the same for the same samples.
+        resolution, normalizer, identity: as of ``ShardDataset``; metadata: as in an index (samples, genres, audio).
         pure: whether batches may be asked for in any order and from several threads.
         notice: what people should know of it, or None.
         corruption: samples that were replaced because they can't be read.
@@ -55,12 +52,11 @@ class BatchStream:
                  window: int | None = None, rank: int = 0, ranks: int = 1, max_corrupt: float = 0.0) -> None:
         """Args:
             dataset: whose samples are read.
-            batch_size: of the global batch, over all ranks.
+            batch_size: of the global batch, which the ranks share as evenly as can be.
             seed: of the order and of mismatched pairs.
             order: ``sample``, every sample once an epoch, or ``group``, every album once with a random track.
             window: shards that are mixed, 0 for all; None by the rule of ``shards_mixed``.
-            rank: this process among ``ranks``.
-            ranks: how many there are; they share a batch as evenly as can be.
+            rank, ranks: this process, and how many there are.
             max_corrupt: largest share of samples that may be replaced because they can't be read.
         """
         self.dataset, self.metadata, self.identity = dataset, dataset.metadata, dataset.identity
@@ -121,16 +117,12 @@ class BatchStream:
 class SequentialBatches:
     """One pass over a dataset in its own order: batch k is this rank's part of the k-th global batch, the last smaller.
 
-    Together the ranks read every sample exactly once, whatever their number.
-
-    Attributes:
-        batches: in the pass.
+    Together the ranks read every sample exactly once, whatever their number. ``batches`` are in the pass.
     """
 
     pure = True
 
     def __init__(self, dataset: ShardDataset, batch_size: int, rank: int = 0, ranks: int = 1) -> None:
-        """Args: dataset; batch_size: of a global batch; rank: this process among ``ranks``."""
         self.dataset, self.batch_size, self.rank, self.ranks = dataset, batch_size, rank, ranks
         self.batches = -(-dataset.samples // batch_size)
 
@@ -149,14 +141,7 @@ def open_stream(root: str | Path, split: str, *, audio_scale: str = "standard", 
                 window: int | None = None, **options: Any) -> Stream:
     """The stream over a folder (or URL) of shards: by index where there is one, else as ``WebDatasetStream``.
 
-    Args:
-        root: folder or URL of the shards.
-        split: of them.
-        audio_scale, album_subset: as of ``ShardDataset``.
-        window: as of ``BatchStream``, and so are the ``options``: batch_size, seed, order, rank, ranks, max_corrupt.
-
-    Raises:
-        FileNotFoundError: no such folder, or no shards in it.
+    Options are those of ``ShardDataset`` and ``BatchStream``. FileNotFoundError: no such folder, or no shards in it.
     """
     folder = resolve(root)
     if not folder.is_dir():

@@ -46,12 +46,7 @@ class WebDatasetStream:
     def __init__(self, root: str | Path, split: str, *, batch_size: int, seed: int = 0, order: str = "sample",
                  audio_scale: str = "standard", album_subset: str = "all", rank: int = 0, ranks: int = 1,
                  max_corrupt: float = 1.0) -> None:
-        """Args: as of ``open_stream``; shards are those whose name starts with the split, or all when none does.
-
-        Raises:
-            FileNotFoundError: no tars, or no usable sample in them.
-            ValueError: an order or a subset by album, which these shards don't know.
-        """
+        """Args: as of ``open_stream``; shards are those whose name starts with the split, or all when none does."""
         tars = sorted(map(str, Path(root).glob("*.tar")))
         self.urls = [tar for tar in tars if Path(tar).name.startswith(split)] or tars
         if not self.urls:
@@ -67,9 +62,7 @@ class WebDatasetStream:
         self.corruption, self.failures = CorruptionLog(max_corrupt, JUDGED_AFTER), []
         stat = [(Path(url).name, Path(url).stat().st_size) for url in self.urls]
         self.identity = hashlib.sha256(repr(stat).encode()).hexdigest()
-        self._describe(audio_scale, self._take(self._samples(webdataset.SimpleShardList(self.urls)), HEAD))
-
-    def _describe(self, audio_scale: str, head: list[dict[str, Any]]) -> None:
+        head = self._take(self._samples(webdataset.SimpleShardList(self.urls)), HEAD)
         if not head:
             raise FileNotFoundError(f"{Path(self.urls[0]).parent}: no sample with a cover ({', '.join(COVERS)})")
         sides = [min(codec.read_cover(sample["cover"]).shape[:2]) for sample in head[:100]]
@@ -84,8 +77,7 @@ class WebDatasetStream:
             audio = {"dimension": stacked.shape[1], "blocks": [list(block) for block in found],
                      "mean": mean.tolist(), "std": std.tolist()}
             self.normalizer = AudioNormalizer(audio, audio_scale)
-        self.metadata = {"samples": len(head), "genres": self.genres, "audio": audio}
-        self.samples = len(head)
+        self.metadata, self.samples = {"samples": len(head), "genres": self.genres, "audio": audio}, len(head)
         self.notice = (f"{len(self.urls)} shards without an index: epochs are approximate and a resumed run sees other "
                        f"samples; resolution, genres and audio statistics are those of the first {len(head):,}. "
                        "shard_tools.pack makes shards with an index")
@@ -99,7 +91,8 @@ class WebDatasetStream:
             self.stream = self._samples(shards, webdataset.shuffle(BUFFER, rng=random.Random(seed)))
         self.next = number + 1
         samples = self._take(self.stream, self.part)
-        covers = torch.stack([self._decode(sample) for sample in samples])
+        decoded = [decode(bytearray(codec.fit_cover(s["cover"], self.resolution))) for s in samples]
+        covers = torch.from_numpy(np.stack(decoded).transpose(0, 3, 1, 2).copy())
         audio = torch.from_numpy(self.normalizer(np.stack([s["audio"] for s in samples]))) if self.normalizer else None
         numbers = {genre: number for number, genre in enumerate(self.genres)}
         return Batch(covers, audio, torch.tensor([numbers.get(s["genre"], -1) for s in samples]),
@@ -117,17 +110,10 @@ class WebDatasetStream:
         """At most ``count`` samples from the beginning of the stream."""
         return Batch(*(None if part is None else part[:count] for part in self.batch(0)))
 
-    def _decode(self, sample: dict[str, Any]) -> torch.Tensor:
-        jpeg = codec.fit_cover(sample["cover"], self.resolution)
-        return torch.from_numpy(decode(bytearray(jpeg)).transpose(2, 0, 1).copy())
-
     def _samples(self, shards: Any, *stages: Any) -> Iterator[dict[str, Any]]:
         """Raw samples of shards; corrupt or incomplete ones are counted, named and left out."""
-        def grouped(found: Any) -> Iterator[dict[str, Any]]:
-            return group_by_keys(self._members(found), handler=self._skip)
-
-        pipeline = webdataset.DataPipeline(shards, grouped, *stages)
-        for raw in pipeline:
+        stages = (lambda found: group_by_keys(self._members(found), handler=self._skip), *stages)
+        for raw in webdataset.DataPipeline(shards, *stages):
             try:
                 cover = next((raw[kind] for kind in COVERS if kind in raw), None)
                 if cover is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,7 +28,7 @@ SETS = {len(names): names for names in (acousticbrainz.NAMES, acousticbrainz.NAM
 
 
 class AudioInputs(NamedTuple):
-    """Raw vectors float32 ``[N, D]`` and a name for each."""
+    """A name and a raw vector, float32 ``[N, D]``, for each."""
 
     names: list[str]
     raw: np.ndarray
@@ -47,9 +47,7 @@ def read_files(paths: str, metadata: dict[str, Any], pca: Sequence[str] = ()) ->
         metadata: the ``audio`` part of a run's metadata: dimension, blocks, and ``features``, where known.
         pca: files of the PCAs that made the run's vectors.
 
-    Raises:
-        ValueError: names the file: missing, of another kind, damaged, of other descriptors than the run's, or a song
-            that nothing here makes the run's vector of.
+    Raises ValueError for a file that is missing, damaged or of another kind, or that gives no vector of the run's.
     """
     files: list[Path] = []
     for path in listed(paths):
@@ -67,12 +65,15 @@ def _read(file: Path, metadata: dict[str, Any], pca: Sequence[str]) -> np.ndarra
     kind, dimension = file.suffix.lower(), metadata["dimension"]
     if kind not in READERS and kind not in AUDIO_SUFFIXES:
         raise ValueError(f"--audio {file}: expected {KINDS}")
-    if kind in AUDIO_SUFFIXES:
-        _extractor_of_songs(file, metadata, pca)
+    embed = _extractor_of_songs(file, metadata, pca) if kind in AUDIO_SUFFIXES else None
     if not file.is_file():
         raise ValueError(f"--audio {file}: no such file")
     try:
-        vector = _embed_song(file, metadata, pca) if kind in AUDIO_SUFFIXES else _read_vector(file, metadata, pca)
+        if embed:  # an excerpt from the middle as long as those of training, or all of the song
+            excerpt, seconds = metadata["features"]["excerpt"].get("seconds"), audio.duration(file)
+            vector = embed(file, *((0.0, None) if excerpt is None else audio.excerpt_spans(seconds, excerpt, 1)[0]))
+        else:
+            vector = _read_vector(file, metadata, pca)
     except BadFileError as error:
         raise ValueError(f"--audio {file}: {error}") from None
     if len(vector) != dimension:
@@ -91,23 +92,23 @@ def _read_vector(file: Path, metadata: dict[str, Any], pca: Sequence[str]) -> np
             raise ValueError(f"--audio {file}: a vector of {schema}, as {schema.features} made it; the run was trained "
                              f"on {named(metadata)}")
         return read_vector(data)
-    if not known:
-        return _fill_block(data, metadata)
-    of_json = _extractor(file, metadata, pca).of_json
-    if of_json is None:
-        raise ValueError(f"--audio {file}: the run was trained on {named(metadata)}, which are not made of .json files")
-    return of_json(data)
+    if known:
+        of_json = _extractor(file, metadata, pca).of_json
+        if of_json is None:
+            raise ValueError(f"--audio {file}: the run was trained on {named(metadata)}, which are not made of .json "
+                             "files")
+        return of_json(data)
+    vector = np.zeros(metadata["dimension"], np.float32)  # all of it is of AcousticBrainz, or a block of their size
+    for start, stop in ([0, metadata["dimension"]], *metadata["blocks"]):
+        if stop - start in SETS:
+            vector[start:stop] = acousticbrainz.read(data, SETS[stop - start])
+            return vector
+    raise BadFileError("another kind of audio", f"AcousticBrainz gives {' or '.join(map(str, SETS))} numbers; the run "
+                       f"was trained on {metadata['dimension']}, in blocks of "
+                       f"{', '.join(str(stop - start) for start, stop in metadata['blocks'])}")
 
 
-def _embed_song(file: Path, metadata: dict[str, Any], pca: Sequence[str]) -> np.ndarray:
-    """The vector of a song: of an excerpt from its middle as long as those of training, or of all of it."""
-    excerpt = metadata["features"]["excerpt"].get("seconds")
-    seconds = audio.duration(file)
-    start, length = (0.0, None) if excerpt is None else audio.excerpt_spans(seconds, excerpt, 1)[0]
-    return _extractor_of_songs(file, metadata, pca)(file, start, length)
-
-
-def _extractor_of_songs(file: Path, metadata: dict[str, Any], pca: Sequence[str]) -> Any:
+def _extractor_of_songs(file: Path, metadata: dict[str, Any], pca: Sequence[str]) -> Callable[..., np.ndarray]:
     """What makes the run's vector of a song; ValueError, which says what the run was trained on, if nothing does."""
     of_audio = _extractor(file, metadata, pca).of_audio if metadata.get("features") else None
     if of_audio is None:
@@ -132,34 +133,12 @@ def named(metadata: dict[str, Any]) -> str:
             + (f"{known['features']} {known['version']}" if known else "descriptors without a name"))
 
 
-def _fill_block(data: bytes, metadata: dict[str, Any]) -> np.ndarray:
-    """The descriptors as a vector of the run's: the whole of it, or its first block of their size, the rest absent."""
-    vector = np.zeros(metadata["dimension"], np.float32)
-    for start, stop in ([0, metadata["dimension"]], *metadata["blocks"]):
-        if stop - start in SETS:
-            vector[start:stop] = acousticbrainz.read(data, SETS[stop - start])
-            return vector
-    raise BadFileError("another kind of audio", f"AcousticBrainz gives {' or '.join(map(str, SETS))} numbers; the run "
-                       f"was trained on {metadata['dimension']}, in blocks of "
-                       f"{', '.join(str(stop - start) for start, stop in metadata['blocks'])}")
-
-
 def read_shards(run: TrainedModel, root: str, split: str, count: int) -> AudioInputs:
-    """Raw vectors of packed tracks, of as many genres as there are.
-
-    Args:
-        run: that they are for.
-        root: folder of the shards; split: of them.
-        count: how many tracks; 0 for all, in the order of the index.
-
-    Raises:
-        ValueError, FileNotFoundError: no such split, no vectors, or others than the run was trained on.
-    """
+    """Raw vectors for a run of ``count`` packed tracks of as many genres as there are, or of all in their order (0)."""
     dataset = ShardDataset(root, split, audio_scale="raw")
     check_fit(run.folder, run.metadata, root, dataset.metadata, audio=True, covers="none")
     rows = dataset.rows_with_audio()
     if count:
         rows = rows[stratified_rows(dataset.index.rows["genre"][rows], count)]
-    genres = dataset.metadata["genres"]
-    return AudioInputs([genres[genre] for genre in dataset.index.rows["genre"][rows]],
-                       dataset.read_audio(rows).numpy())
+    names = [dataset.metadata["genres"][genre] for genre in dataset.index.rows["genre"][rows]]
+    return AudioInputs(names, dataset.read_audio(rows).numpy())

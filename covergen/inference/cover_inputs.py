@@ -27,11 +27,7 @@ NAMED = 5  # pictures that an error names
 
 
 def find_split(run: TrainedModel, shards: str | None, split: str | None, preferred: Sequence[str]) -> tuple[str, str]:
-    """The folder of shards and the split to use: as given, else the run's own and the first preferred that is there.
-
-    Raises:
-        ValueError: no shards there, or not that split (says which there are).
-    """
+    """The folder of shards and the split to use: as given, else the run's own and the first preferred that is there."""
     root = shards or run.metadata.get("shards")
     root = root and resolve(root)
     have = list(splits_in(root)) if root else []
@@ -47,29 +43,19 @@ def find_split(run: TrainedModel, shards: str | None, split: str | None, preferr
 
 
 class _Covers:
-    """Samples that ``read`` gives for rows."""
+    """Samples that ``read`` gives for rows; ``blocks`` gives them in parts, so that memory is bounded."""
 
     def blocks(self, rows: Sequence[int] | np.ndarray) -> Iterator[Batch]:
-        """The samples of rows in blocks, so that memory is bounded."""
-        for start in range(0, len(rows), AT_ONCE):
-            yield self.read(rows[start:start + AT_ONCE])
+        return (self.read(rows[start:start + AT_ONCE]) for start in range(0, len(rows), AT_ONCE))
 
 
 class DatasetCovers(_Covers):
     """The samples of one split of shards for a model: covers at its resolution, audio normalised as in its training.
 
-    Attributes:
-        dataset, split: that is read, and its name.
-        rows: of the index, ``[N]``.
-        genres: names by the rows' genre.
+    ``rows`` are those of the index, ``genres`` the names of their genres.
     """
 
     def __init__(self, run: TrainedModel, root: str, split: str) -> None:
-        """Opens the split.
-
-        Raises:
-            ValueError, FileNotFoundError: no such split, or one that does not fit the run, see ``check_fit``.
-        """
         self.dataset = ShardDataset(root, split, audio_scale="raw")
         check_fit(run.folder, run.metadata, root, self.dataset.metadata, audio=run.model.conditional)
         self.run, self.split = run, split
@@ -93,11 +79,7 @@ class DatasetCovers(_Covers):
         return np.sort(np.unique(self.rows["cover_hash"], return_index=True)[1])
 
     def of_genres(self, names: Sequence[str] | None, rows: np.ndarray) -> np.ndarray:
-        """Those of the rows that are of the genres named, or all of them.
-
-        Raises:
-            ValueError: a genre that isn't there (names the nearest), or that no row has.
-        """
+        """Those of the rows that are of the genres named, each of which must have some; without names all of them."""
         if not names:
             return rows
         chosen = []
@@ -114,13 +96,9 @@ class FolderCovers(_Covers):
     """The pictures of a folder, in the order of their file names, at a model's resolution."""
 
     def __init__(self, run: TrainedModel, folder: str, count: int = 0) -> None:
-        """Reads the first ``count`` pictures, or all (0).
+        """Reads the first ``count`` pictures, or all (0), and names those that can't be read in a ValueError.
 
-        A picture of the model's size stays pixel by pixel as it was decoded; any other is cropped to its centre and
-        resized (Lanczos), as shards are packed.
-
-        Raises:
-            ValueError: no such folder, no picture in it, or pictures that can't be read (names them).
+        A picture of the model's size stays as it was decoded; others are cropped and resized, as shards are packed.
         """
         root, side = Path(folder), run.resolution
         if not root.is_dir():
@@ -133,8 +111,7 @@ class FolderCovers(_Covers):
         for cover, name in zip(self.covers, self.names, strict=True):
             try:
                 pixels = codec.read_cover(read_entry(root, Entry(name, -1, 0), codec.COVER_BYTES))
-                square = np.array(codec.to_square(Image.fromarray(pixels), side))
-                cover.copy_(torch.from_numpy(square).permute(2, 0, 1))
+                cover.copy_(torch.from_numpy(np.array(codec.to_square(Image.fromarray(pixels), side))).permute(2, 0, 1))
             except BadFileError as error:
                 bad.append(f"{name} ({error.reason})")
         if bad:

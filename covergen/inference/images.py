@@ -38,21 +38,18 @@ def grid(covers: Tensor, columns: int = 8, labels: Sequence[str] = (), side: int
     """
     shown_side = side or max(1, SHOWN_SIDE // covers.shape[-1]) * covers.shape[-1]
     cell, columns = shown_side + GAP, min(columns, len(covers))
-    picture = Image.new("RGB", (columns * cell + GAP, -(-len(covers) // columns) * cell + GAP))
+    font = ImageFont.load_default(size=14)
+    margin = 12 + int(max(font.getlength(label) for label in labels)) if labels else 0
+    picture = Image.new("RGB", (margin + columns * cell + GAP, -(-len(covers) // columns) * cell + GAP))
+    picture.paste("white", (0, 0, margin, picture.height))
     for number, cover in enumerate(covers):
         row, column = divmod(number, columns)
         shown = plain(cover, side).resize((shown_side, shown_side), Image.Resampling.NEAREST)
-        picture.paste(shown, (column * cell + GAP, row * cell + GAP))
-    if not labels:
-        return picture
-    font = ImageFont.load_default(size=14)
-    margin = 12 + int(max(font.getlength(label) for label in labels))
-    framed = Image.new("RGB", (picture.width + margin, picture.height), "white")
-    framed.paste(picture, (margin, 0))
-    draw = ImageDraw.Draw(framed)
+        picture.paste(shown, (margin + column * cell + GAP, row * cell + GAP))
+    draw = ImageDraw.Draw(picture)
     for row, label in enumerate(labels):
         draw.text((margin - 6, GAP + cell * row + shown_side // 2), label, fill="black", font=font, anchor="rm")
-    return framed
+    return picture
 
 
 def save(path: Path, picture: Image.Image, about: dict[str, Any] | None = None) -> None:
@@ -66,10 +63,7 @@ def save(path: Path, picture: Image.Image, about: dict[str, Any] | None = None) 
 
 
 def save_array(path: Path, shape: tuple[int, ...], parts: Iterable[Tensor]) -> None:
-    """Writes parts, which follow each other in a float32 array of this shape, as a .npy, whole or not at all.
-
-    Only one part at a time is in memory.
-    """
+    """Writes a float32 array, part by part so that only one is in memory, as a .npy, whole or not at all."""
     with atomic_path(path) as temporary:
         array, start = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32, shape=shape), 0
         for part in parts:

@@ -1,7 +1,4 @@
-"""Opens a run folder as a model that is ready to use: weights, configuration, and the audio statistics of training.
-
-Nothing else is needed, neither the shards of the run nor accelerate, webdataset or wandb.
-"""
+"""Opens a run folder as a model that is ready to use, without its shards, accelerate, webdataset or wandb."""
 
 from __future__ import annotations
 
@@ -30,27 +27,16 @@ AT_ONCE = 64  # covers that go through a network together
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """An opened run.
-
-    Attributes:
-        folder: where it lies.
-        config: what it was trained with, but for the model's options that it was opened with.
-        metadata: of its data: resolution, genres, audio.
-        model: with its plain networks, not those of ``networks``.
-        networks: the networks to use, in evaluation mode: averaged where the run has an average, else as trained.
-        checkpoint: the folder that they are from.
-        device: where they are.
-        normalizer: of its audio, None without audio.
-    """
+    """An opened run."""
 
     folder: Path
-    config: config.Config
-    metadata: dict[str, Any]
-    model: Model
-    networks: dict[str, nn.Module]
-    checkpoint: Path
+    config: config.Config  # what it was trained with, but for the model's options that it was opened with
+    metadata: dict[str, Any]  # of its data: resolution, genres, audio
+    model: Model  # with its plain networks, not those of ``networks``
+    networks: dict[str, nn.Module]  # to use, in evaluation mode: averaged where the run has an average
+    checkpoint: Path  # the folder that they are from
     device: torch.device
-    normalizer: AudioNormalizer | None
+    normalizer: AudioNormalizer | None  # None without audio
 
     @property
     def resolution(self) -> int:
@@ -60,28 +46,22 @@ class TrainedModel:
     def sample(self, latents: Tensor, audio: np.ndarray | None = None) -> Tensor:
         """Images ``[N, 3, R, R]`` as the network gives them (from ``model.low`` to 1), on the host.
 
-        Args:
-            latents: ``[N, L]``.
-            audio: of the condition, ``[N, A]`` (``normalizer`` of raw vectors); conditional models only.
+        From latents ``[N, L]`` and, of conditional models, audio ``[N, A]`` (``normalizer`` of raw vectors).
         """
-        assert self.model.sample is not None
         condition = None if audio is None else torch.from_numpy(audio)
         return self._through(lambda *parts: self.model.sample(self.networks, *parts), latents, condition)
 
     def reconstruct(self, batch: Batch) -> Tensor:
         """The model's version of covers (uint8, of any side from the model's up), ``[N, 3, R, R]`` in [0, 1]."""
-        assert self.model.reconstruct is not None
-        return self._through(lambda cover, audio: self.model.reconstruct(self.networks, self._batch(cover, audio)),
-                             batch.cover, batch.audio)
+        return self._through_batch(self.model.reconstruct, batch)
 
     def encode(self, batch: Batch) -> Tensor:
         """What the model makes of covers, ``[N, L]``; of a VAE the means."""
-        assert self.model.encode is not None
-        return self._through(lambda cover, audio: self.model.encode(self.networks, self._batch(cover, audio)),
-                             batch.cover, batch.audio)
+        return self._through_batch(self.model.encode, batch)
 
-    def _batch(self, cover: Tensor, audio: Tensor | None) -> Batch:
-        return Batch(downscale(cover, self.resolution), audio, None, None)
+    def _through_batch(self, call: Callable[..., Tensor], batch: Batch) -> Tensor:
+        return self._through(lambda cover, audio: call(self.networks, Batch(downscale(cover, self.resolution), audio,
+                                                                            None, None)), batch.cover, batch.audio)
 
     @torch.no_grad()
     def _through(self, call: Callable[..., Tensor], *inputs: Tensor | None) -> Tensor:
@@ -95,7 +75,7 @@ class TrainedModel:
 
 def open_model(folder: str | Path, *, which: str = "auto", averaged: bool = True,
              options: dict[str, Any] | None = None, device: torch.device | None = None) -> TrainedModel:
-    """Opens a run.
+    """Opens a run; ValueError where it is none, is damaged, or lacks that checkpoint or option.
 
     Args:
         folder: of the run, or its URL.
@@ -104,12 +84,14 @@ def open_model(folder: str | Path, *, which: str = "auto", averaged: bool = True
         averaged: use averaged weights where the run has them.
         options: of the model, by name, instead of the run's; for those that say how it samples, not what it is.
         device: default: the GPU where there is one.
-
-    Raises:
-        ValueError: not a run, no such checkpoint (says which there are), damaged, or an option that the model lacks.
     """
     folder = fetched_run(folder)
-    run = _with_options(config.read_run(folder), options or {})
+    run, options = config.read_run(folder), options or {}
+    for name, value in options.items():
+        if name not in (field.name for field in dataclasses.fields(run.options)):
+            raise ValueError(f"--{name}: the run is a {run.model}, which has no such option; leave it away")
+        cli.check_range(name, value, config.options_of(run.model)[name].range)
+    run = dataclasses.replace(run, options=dataclasses.replace(run.options, **options))
     metadata = read_data(folder)
     chosen = _choose(folder, which)
     scale = AudioNormalizer(metadata["audio"], run.training.audio_scale) if metadata["audio"] else None
@@ -124,11 +106,7 @@ def open_model(folder: str | Path, *, which: str = "auto", averaged: bool = True
 
 
 def _build(folder: Path, chosen: Path, run: config.Config, sizes: InputSpec) -> Model:
-    """The run's model, of which a first one without memory tells whether it is as large as its checkpoint.
-
-    Raises:
-        ValueError: the configuration is that of other networks, or of none that can be.
-    """
+    """The run's model, of which a first one without memory shows whether it is as large as its checkpoint."""
     recipe = models.load(run.model)
     try:
         with torch.device("meta"):
@@ -141,15 +119,6 @@ def _build(folder: Path, chosen: Path, run: config.Config, sizes: InputSpec) -> 
         raise ValueError(f"{folder}/config.yaml describes networks of {needed:,} bytes, {chosen} holds {there:,}: they "
                          "are not of one run, or damaged")
     return recipe.build(run.options, sizes)
-
-
-def _with_options(run: config.Config, options: dict[str, Any]) -> config.Config:
-    known = {field.name: field.metadata for field in dataclasses.fields(run.options)}
-    for name in options:
-        if name not in known:
-            raise ValueError(f"--{name}: the run is a {run.model}, which has no such option; leave it away")
-        cli.check_range(name, options[name], config.options_of(run.model)[name].range)
-    return dataclasses.replace(run, options=dataclasses.replace(run.options, **options))
 
 
 def _choose(folder: Path, which: str) -> Path:
