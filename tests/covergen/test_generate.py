@@ -135,7 +135,7 @@ def test_an_acousticbrainz_file_fills_the_block_of_its_size(runs: Path, tmp_path
     ("wgan_gp", ["--guidance", "-1"], "--guidance -1.0: expected 0 to below inf"),
     ("wgan_gp", ["--guidance", "nan"], "--guidance nan: expected 0 to below inf"),
     ("wgan_gp", ["--sampling_steps", "0"], "--sampling_steps 0: expected 1 or more"),
-    ("wgan_gp", ["--size", "31"], "--size 31: expected 32 to 4096 pixels"),
+    ("wgan_gp", ["--size", "31"], "--size 31: expected 32 to 4,096"),
     ("wgan_gp", ["--size", "64", "--out", "x.npy"], "--size 64: an array has the covers as the network gave them"),
     ("wgan_gp", ["--size", "4096"], "one picture of 64 covers would have 1073 million pixels"),
     ("wgan_gp", ["--checkpoint", "7"], "has auto, last and the steps 2"),
