@@ -20,6 +20,7 @@ from covergen.inference.trained_model import open_model
 from covergen.models.base import InputSpec
 from covergen.runs import checkpoint, config
 from covergen.runs.folder import write_run
+from covergen.runs.state import TrainState
 from shard_tools import __version__, cli, extractors
 from shard_tools.dataset.schema import write_schema
 from tests.shard_tools.extractors.test_acousticbrainz import as_bytes, low_level
@@ -55,8 +56,8 @@ def begin(folder: Path, model: str, audio: dict | None, **options: object) -> No
         for network in (*live.networks.values(), *averaged.networks.values()):
             for parameter in network.parameters():
                 parameter += 0.1 * torch.randn_like(parameter)  # some begin with zeros
-    checkpoint.save(folder / model, 2, live.networks,
-                    {name: averaged.networks[name] for name in averaged.ema_networks}, {}, keep=1)
+    networks = {**live.networks, **{f"{name}_ema": averaged.networks[name] for name in averaged.ema_networks}}
+    checkpoint.write(folder / model, checkpoint.snapshot(TrainState(2), networks, {}), keep=1)
     metadata = {"resolution": 32, "genres": [], "shards": "", "audio": audio}
     write_run(folder / model, written, metadata, resuming=False)
 
