@@ -170,11 +170,7 @@ def losses(file: Mapping[Any, Any], entry: str, notes: list[str]) -> list[float]
 def rows(costs: Mapping[str, list[float]], every: Mapping[str, int], step: int, images: int) -> list[dict[str, Any]]:
     """The lines of a log that ends at ``step``, over which the losses are spread; what is not finite is null.
 
-    Args:
-        costs: by their names in the log, none longer than ``step``.
-        every: name -> n, where losses may have been noted in every n-th iteration only.
-        step: that was reached.
-        images: of a step.
+    ``every`` has n for losses that may have been noted in every n-th iteration only; ``images`` are those of a step.
     """
     longest = max(map(len, costs.values()))
     log = [{"step": at, "images": at * images} for at in (round((n + 1) * step / longest) for n in range(longest))]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 from tqdm import tqdm
@@ -25,7 +25,7 @@ from covergen.evaluation.metrics import inception_features
 from covergen.evaluation.pipeline import SHOWN, FeatureExtractor, evaluate
 from covergen.evaluation.songs import choose_songs, read_songs
 from covergen.inference.cover_inputs import find_split
-from covergen.inference.trained_model import TrainedModel, open_model
+from covergen.inference.trained_model import open_model
 from covergen.runs.checkpoint import step_of
 from covergen.runs.compatibility import check_fit
 from covergen.training import tracking
@@ -71,7 +71,10 @@ def main(run: str, shards: str | None = None, judge: str | None = None, split: s
     root, split = find_split(opened, shards, split, ("test",))
     held_out, train = (ShardDataset(root, name, audio_scale="raw") for name in (split, "train"))
     chosen = choose_songs(held_out, num_songs, seed)
-    check(opened, held_out, len(chosen))
+    check_fit(opened.folder, opened.metadata, root, held_out.metadata, audio=opened.model.conditional)
+    if len(chosen) < MIN_SONGS:
+        raise ValueError(f"{root} has {len(chosen)} albums in {split}; a figure needs {MIN_SONGS} or more; pack more, "
+                         "or choose another --split")
     songs = read_songs(held_out, chosen, opened.resolution)
 
     def check_interrupt() -> None:
@@ -97,7 +100,8 @@ def main(run: str, shards: str | None = None, judge: str | None = None, split: s
     table, attributes, covers = evaluate(opened, extractor, songs, held_out, train, seed=seed, ranks=ranks,
                                          samples_per_song=samples_per_song, check_interrupt=check_interrupt)
     if extractor:
-        path = Path(out) if out else default_path(opened, split, options, inception)
+        more = "".join(f"_{name}_{value:g}" for name, value in options.items()) + "_inception" * inception
+        path = Path(out or opened.folder / "evaluations" / f"{opened.checkpoint.name}_{split}{more}.json")
         metadata = {"run": str(run), "model": opened.config.model, "checkpoint": opened.checkpoint.name, "shards": root,
                     "split": split, "num_songs": len(songs), "samples_per_song": samples_per_song, "seed": seed,
                     **options, "judge": str(arbiter.folder) if arbiter else None,
@@ -112,20 +116,6 @@ def main(run: str, shards: str | None = None, judge: str | None = None, split: s
                                 *report.song_table(arbiter, songs, covers, held_out.metadata["genres"], SHOWN))
     ranks.close()
     return 0
-
-
-def check(run: TrainedModel, shards: ShardDataset, found: int) -> None:
-    """Raises ValueError unless the run can be evaluated on these shards."""
-    check_fit(run.folder, run.metadata, shards.root, shards.metadata, audio=run.model.conditional)
-    if found < MIN_SONGS:
-        raise ValueError(f"{shards.root} has {found} albums in {shards.split}; a figure needs {MIN_SONGS} or more; "
-                         "pack more, or choose another --split")
-
-
-def default_path(run: TrainedModel, split: str, options: dict[str, Any], inception: bool) -> Path:
-    """Where a result goes: by checkpoint, split and whatever differs from the run's own options."""
-    more = "".join(f"_{name}_{value:g}" for name, value in options.items()) + "_inception" * inception
-    return run.folder / "evaluations" / f"{run.checkpoint.name}_{split}{more}.json"
 
 
 if __name__ == "__main__":

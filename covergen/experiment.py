@@ -69,7 +69,9 @@ def main(name: str, tier: str = "toy", shards: str | None = None, out: str | Non
             evaluations[label] = [sys.executable, "-m", "covergen.evaluate", *words(
                 plan["tiers"][tier]["evaluate"] | options, run=folder / "runs" / row["name"], shards=data,
                 judge=folder / "runs" / "judge", out=folder / "evaluations" / f"{label}.json")]
-            titles[label] = titled(row["title"], options)
+            titles[label] = row["title"]
+            for option, value in options.items():
+                titles[label] = titles[label].replace(f"{{{option}:g}}", f"{value:g}")
     if dry_run:
         print(*map(shlex.join, [*trainings.values(), *evaluations.values()]), sep="\n")
         return 0
@@ -79,7 +81,8 @@ def main(name: str, tier: str = "toy", shards: str | None = None, out: str | Non
     runner = JobRunner(folder, jobs or plan["tiers"][tier].get("jobs", 1))
     runner.run([runner.training(row, command, plan["tiers"][tier]["judge_minutes" if row == "judge" else "minutes"])
                 for row, command in trainings.items()])
-    runner.run([runner.evaluation(label, command) for label, command in evaluations.items()])
+    runner.run([(f"evaluate_{label}", command) for label, command in evaluations.items()
+                if f"evaluate_{label}" not in runner.done])
     results = {label: json.loads((folder / "evaluations" / f"{label}.json").read_text()) for label in evaluations}
     verdicts = judged(plan.get("thresholds", {}).get(tier, {}), results)
     text = as_table(plan["shown"], titles, results) + "\n" + "".join(f"- {line}\n" for line in verdicts)
@@ -99,11 +102,7 @@ def main(name: str, tier: str = "toy", shards: str | None = None, out: str | Non
 
 
 def read_plan(name: str, tier: str) -> dict[str, Any]:
-    """An experiment's YAML.
-
-    Raises:
-        ValueError: no such file or tier, or not a plan.
-    """
+    """An experiment's YAML; ValueError if there is no such file or tier, or it is not a plan."""
     path = Path(name) if name.endswith((".yaml", ".yml")) else PLANS / f"{name}.yaml"
     if not path.is_file():
         known = [plan.stem for plan in PLANS.glob("*.yaml")]
@@ -174,13 +173,6 @@ def evaluations_of(row: dict[str, Any]) -> dict[str, dict[str, Any]]:
     several = row.get("evaluations") or [{}]
     return {"_".join([row["name"], *(f"{name}_{value:g}" for name, value in flags.items())]): flags
             for flags in several}
-
-
-def titled(title: str, options: dict[str, Any]) -> str:
-    """A row's title with the options of its evaluation filled in, ``{guidance:g}``."""
-    for name, value in options.items():
-        title = title.replace(f"{{{name}:g}}", f"{value:g}")
-    return title
 
 
 def words(options: dict[str, Any], **more: Any) -> list[str]:

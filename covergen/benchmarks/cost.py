@@ -1,17 +1,4 @@
-"""What a run costs on 1 to 512 GPUs, and which resource limits it there, on paper.
-
-Each of n GPUs has a batch of b covers, so the global batch grows with n. A step reads k global batches:
-
-- compute: ``k b / images`` seconds, where a GPU trains ``images`` a second, given or Tflop/s / operations of an image;
-- all-reduce of s bytes: ``2 (n - 1) / n s / bandwidth`` seconds of a ring and ``2 ceil(log2 n)`` hops of a tree, for
-  each of DDP's buckets; all but a phase's last may hide behind its backward, two thirds of its time;
-- images a second that each other resource allows: decoding ``n cores decode``, a machine's link to the shards
-  ``machines storage / sample``, their source ``source / sample``, checkpoints ``n k b save_every disk / checkpoint``;
-- the step: the longer of compute with the exposed part of the all-reduce, and ``n k b`` images at the lowest of these
-  rates; dollars: ``n price seconds / 3600``.
-
-Gradients, operations and checkpoints are counted on the built model; the rest is given, measured here, or assumed.
-"""
+"""What a run costs on 1 to 512 GPUs, and which resource limits it there, on paper: the README has the formulas."""
 
 from __future__ import annotations
 
@@ -44,7 +31,6 @@ Count, Positive = Annotated[int, Range(1)], Annotated[float, Range(gt=0)]
 BUCKET, BACKWARD = 25 * 2**20, 2 / 3  # bytes of DDP's buckets; share of a phase's time in which they become ready
 REACHED, HOP = 0.7, 1e-5  # assumed: share of a bandwidth that an all-reduce gets, and seconds of a message
 ASSUMED = {"decode": 6000.0, "disk": 1000.0, "sample": 14_000.0}  # where nothing is given or measured
-
 
 # What is counted of a step: by phase how often it is taken (below 1: not in every step) and the bytes of its gradients;
 # operations for one image of a batch; global batches that it reads; bytes of a checkpoint.

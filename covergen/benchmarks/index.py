@@ -50,19 +50,14 @@ def run(rows: int = 10_000_000, shard_samples: int = 1_000, orders: tuple[str, .
         size = (root / "train.index.npy").stat().st_size
         print(f"{rows:,} rows, {size / 1e6:,.0f} MB, {-(-rows // shard_samples):,} shards; rows of {BATCHES} batches "
               f"of {BATCH}\n{'order':8}{'open':>10}{'rows':>10}{'peak':>12}{'of that, the imports':>24}")
-        measured = {order: open_apart(root, order) for order in orders}
+        measured = {order: json.loads(subprocess.run(
+            [sys.executable, "-c", OPEN, str(root), order, str(BATCHES), str(BATCH)], check=True, capture_output=True,
+            text=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}).stdout) for order in orders}
     for order, found in measured.items():
         print(f"{order:8}{found['open_seconds']:>8.2f} s{found['rows_seconds']:>8.2f} s{found['peak_gib']:>8.2f} GiB"
               f"{found['before_gib']:>20.2f} GiB")
     print(json.dumps({"bench": "index", "rows": rows, "bytes": size, **measured}))
     return 0
-
-
-def open_apart(root: Path, order: str) -> dict[str, float]:
-    """Seconds and GiB of a fresh process that opens the train split and asks for the rows of some batches."""
-    done = subprocess.run([sys.executable, "-c", OPEN, str(root), order, str(BATCHES), str(BATCH)], check=True,
-                          capture_output=True, text=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
-    return json.loads(done.stdout)
 
 
 def make_index(root: Path, rows: int, shard_samples: int) -> None:

@@ -7,7 +7,7 @@ import itertools
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -90,14 +90,15 @@ def time_loaders(resolution: int, batch_size: int, samples: int, rounds: int, th
         def torchvision(jpeg: bytearray) -> torch.Tensor:
             return decode_jpeg(torch.frombuffer(jpeg, dtype=torch.uint8), ImageReadMode.RGB)
 
-        def read_first(unread: Loader) -> float:
+        def read_first() -> float:
             dataset.reader.checked[:] = False
-            return rate(unread, batches, batch_size)
+            return rate(first, batches, batch_size)
 
         folders = ImageFolder(str(raw), transform=PILToTensor(), allow_empty=True)
         baseline = DataLoader(folders, batch_size=batch_size, shuffle=True, drop_last=True, num_workers=workers,
                               persistent_workers=True)
-        contenders = {"ImageFolder + DataLoader": lambda: rate(endless(baseline), EPOCHS * batches, batch_size)}
+        contenders = {"ImageFolder + DataLoader": lambda: rate(
+            itertools.chain.from_iterable(itertools.repeat(baseline)), EPOCHS * batches, batch_size)}
         for count in threads:
             ours, pool = loader(count), stack.enter_context(ThreadPoolExecutor(count))
             contenders |= {
@@ -107,22 +108,15 @@ def time_loaders(resolution: int, batch_size: int, samples: int, rounds: int, th
         first, cached = loader(workers), loader(workers, "ram")
         rate(cached, 2 * batches, batch_size)  # fills it
         return alternate(contenders | {
-            f"first reading, {named(workers)}": lambda: read_first(first),
+            f"first reading, {named(workers)}": read_first,
             f"--decoded_cache ram, {named(workers)}": lambda: rate(cached, CACHED_EPOCHS * batches, batch_size),
         }, rounds)
-
-
-def endless(batches: Iterable) -> Iterator:
-    """One epoch after the other."""
-    while True:
-        yield from batches
 
 
 def rate(batches: Iterator, count: int, batch_size: int) -> float:
     """Samples a second over ``count`` batches, after a few that fill the queues."""
     warm = min(4, count // 2)
-    for _ in itertools.islice(batches, warm):
-        pass
+    sum(1 for _ in itertools.islice(batches, warm))
     began = time.perf_counter()
     read = sum(1 for _ in itertools.islice(batches, count - warm))
     return read * batch_size / (time.perf_counter() - began)

@@ -54,7 +54,15 @@ def run(model: Literal["wgan_gp", "r3gan", "flow"] = "wgan_gp", resolution: int 
             print(f"{name}: {one.compiling.text()}")
             about |= {cost.removeprefix("speed/"): round(value, 1) for cost, value in one.compiling.costs().items()}
     if curve:
-        about["curve"] = compare_curves(losses)
+        about["curve"] = {}
+        for name, values in losses.items():
+            late = values[-max(2, len(values) // 4):]
+            # Neighbouring steps resemble each other: the error is that of means of ten of them.
+            size = max(1, min(10, len(late) // 2))
+            means = [statistics.mean(late[i:i + size]) for i in range(0, len(late) - size + 1, size)]
+            mean, error = statistics.mean(means), statistics.stdev(means) / len(means)**0.5
+            about["curve"][name] = [mean, error]
+            print(f"{name:32} loss of the last {len(late)} of {len(values)} steps: {mean:.4f} +- {error:.4f}")
     report("step", times, unit="s/step", base=next(iter(contenders)), faster_is="less", about=about)
     return 0
 
@@ -126,7 +134,6 @@ class Bench:
         return found
 
     def model(self) -> Model:
-        """A copy of the model."""
         model = self.spec.build(self.options, self.inputs)
         for name, network in model.networks.items():
             network.load_state_dict(self.weights[name])
@@ -199,17 +206,3 @@ def notebook_loop(model: Model, batches: list[Batch], options: Any) -> Callable[
         return loss
 
     return step
-
-
-def compare_curves(losses: dict[str, list[float]]) -> dict[str, list[float]]:
-    """Each contender's mean loss over the last quarter of its steps, with its standard error; printed too."""
-    found = {}
-    for name, values in losses.items():
-        late = values[-max(2, len(values) // 4):]
-        # Neighbouring steps resemble each other: the error is that of means of ten of them.
-        size = max(1, min(10, len(late) // 2))
-        means = [statistics.mean(late[i:i + size]) for i in range(0, len(late) - size + 1, size)]
-        found[name] = [statistics.mean(means), statistics.stdev(means) / len(means)**0.5]
-        print(f"{name:32} loss of the last {len(late)} of {len(values)} steps: {found[name][0]:.4f} +- "
-              f"{found[name][1]:.4f}")
-    return found

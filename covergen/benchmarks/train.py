@@ -54,7 +54,9 @@ def run(model: str = "r3gan", steps: Annotated[int, Range(2 * WARM)] = 400, roun
                 began = time.perf_counter()
                 rows = trained(Path(folder), f"{kind}{number}", {**flags, "compile": kind == "compiled"})
                 walls[kind].append(round(time.perf_counter() - began, 1))
-                rates[kind].append(steady(rows, steps // WARM))
+                late = [(row["images"] - before["images"], row["speed/images_per_second"])
+                        for before, row in itertools.pairwise(rows) if before["step"] >= steps // WARM]
+                rates[kind].append(sum(images for images, _ in late) / sum(images / speed for images, speed in late))
                 cost |= {name.removeprefix("speed/"): value for row in rows for name, value in row.items()
                          if name in ("speed/compile_seconds", "speed/graph_breaks", "speed/recompiles")}
                 print(f"{kind}: {rates[kind][-1]:.1f} images/s, whole run {walls[kind][-1]} s", flush=True)
@@ -66,11 +68,7 @@ def run(model: str = "r3gan", steps: Annotated[int, Range(2 * WARM)] = 400, roun
 
 
 def trained(folder: Path, name: str, flags: dict[str, Any]) -> list[dict[str, float]]:
-    """The log of a run that was trained to its end.
-
-    Raises:
-        ValueError: it failed; with the end of what it said.
-    """
+    """The log of a run that was trained to its end; ValueError with the end of what it said if it failed."""
     words = [word for flag, value in flags.items() if value is not None for word in (f"--{flag}", str(value))]
     done = subprocess.run([sys.executable, "-m", "covergen.train", *words, "--out", str(folder), "--name", name],
                           env={**os.environ, "ACCELERATE_MIXED_PRECISION": "no"}, text=True, stdout=subprocess.PIPE,
@@ -78,13 +76,3 @@ def trained(folder: Path, name: str, flags: dict[str, Any]) -> list[dict[str, fl
     if done.returncode:
         raise ValueError(f"training failed: {done.stdout[-2000:]}")
     return read_log(folder / name)
-
-
-def steady(rows: list[dict[str, float]], after: int) -> float:
-    """Images a second over all rows of a log later than a step."""
-    images = seconds = 0.0
-    for before, row in itertools.pairwise(rows):
-        if before["step"] >= after:
-            images += row["images"] - before["images"]
-            seconds += (row["images"] - before["images"]) / row["speed/images_per_second"]
-    return images / seconds

@@ -1,7 +1,4 @@
-"""A regressor of a demo's attributes from audio: the best that audio can say of covers.
-
-A generator that follows the music can show no more of the attributes than this network predicts.
-"""
+"""A regressor of a demo's attributes from audio: covers that follow the music can show no more than it predicts."""
 
 from __future__ import annotations
 
@@ -27,10 +24,10 @@ PENALTIES = (1e1, 1e2, 1e3, 1e4)  # of ridge regression
 
 
 class AudioRegressor(nn.Module):
-    """Audio as ``AudioNormalizer`` standardises it, float32 ``[B, S]``, to standardised attributes ``[B, A]``."""
+    """Audio as ``AudioNormalizer`` standardises it, float32 ``[B, S]``, to standardised attributes ``[B, A]``; of kind
+    ``mlp`` or ``ridge``, which is linear."""
 
     def __init__(self, size: int, attributes: int, kind: str) -> None:
-        """Args: size: S; attributes: A; kind: ``mlp`` or ``ridge``, which is linear."""
         super().__init__()
         self.kind = kind
 
@@ -72,20 +69,11 @@ def train_regressor(train: ShardDataset, held_out: ShardDataset | None, truth: T
     """The better of an MLP and ridge regression by R2 on held-out songs.
 
     An epoch has one random track of every album. Half of the tracks lose some of the blocks that they have, so that
-    those with all of them teach for those with one.
+    those with all of them teach for those with one. Validates on ``held_out``; None: on an eighth of the training
+    albums. Takes ``steps`` steps and ``EPOCHS`` epochs at most.
 
-    Args:
-        train: training split of a demo.
-        held_out: validation split; None: an eighth of the training albums.
-        truth: of the demo.
-        device: to train on.
-        steps: at most; also ``EPOCHS`` epochs at most.
-        seed: of everything random.
-        check_interrupt: called before every step; may raise to stop.
-
-    Returns:
-        the network, and figures: kind, validation (mean R2), and of the test split, where there is one, its songs and
-        by attribute r2 and r2_within_genre, see ``fitting.r2``.
+    Returns the network, and figures: kind, validation (mean R2), and of the test split, where there is one, its songs
+    and by attribute r2 and r2_within_genre, see ``fitting.r2``.
     """
     device = torch.device(device)
     songs = validation = AudioDataset(train, truth, seed)

@@ -1,7 +1,4 @@
-"""A reader of covers, which predicts a cover's genre and, of a demo, its attributes.
-
-It is trained on real covers of the training split and cached, so that covers of all runs are judged by one network.
-"""
+"""A reader of covers, which predicts a cover's genre and, of a demo, its attributes; trained on real covers."""
 
 from __future__ import annotations
 
@@ -50,17 +47,13 @@ class CoverDataset:
         return len(self.pixels)
 
     def select(self, rows: np.ndarray | Tensor) -> CoverDataset:
-        """Some of them."""
         values = None if self.values is None else self.values[rows]
         return CoverDataset(self.pixels[rows], self.genres[rows], values, self.groups[rows])
 
 
 def read_covers(shards: ShardDataset, resolution: int, truth: Truth | None, count: int, seed: int) -> CoverDataset:
-    """At most ``count`` covers, drawn at random, of the rows that the shards were opened for.
-
-    Raises:
-        ValueError: the shards' covers are smaller than ``resolution``, or the truth does not know them.
-    """
+    """At most ``count`` covers, drawn at random, of the rows that the shards were opened for; ValueError where they are
+    smaller than ``resolution``, or the truth does not know them."""
     if resolution > shards.resolution:
         raise ValueError(f"{shards.index.root} has covers of {shards.resolution} px, {resolution} px are needed")
     index = shards.index.rows
@@ -103,7 +96,6 @@ class CoverReader(nn.Module):
     """
 
     def __init__(self, resolution: int, genres: int, attributes: int) -> None:
-        """Args: resolution: R; genres: G; attributes: A, 0 where there are none."""
         super().__init__()
         self.side = min(resolution, SIDE)
 
@@ -126,7 +118,10 @@ class CoverReader(nn.Module):
         """What both are predicted from, float32 ``[B, 256]``."""
         if images.shape[-1] != self.side:
             images = F.interpolate(images, size=(self.side, self.side), mode="area")
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=is_fast(images.device)):
+        kind = images.device.type  # bfloat16 saves time on GPUs that have it, and on CPUs with AMX
+        fast = (torch.cuda.is_bf16_supported() if kind == "cuda"
+                else kind == "cpu" and bool(getattr(torch.cpu, "_is_amx_tile_supported", bool)()))
+        with torch.autocast(kind, torch.bfloat16, enabled=fast):
             return self.trunk(images.to(memory_format=torch.channels_last)).float()
 
     def heads(self, features: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -149,24 +144,10 @@ class CoverReader(nn.Module):
         return (scores.argmax(1).cpu() if self.known.sum() > 1 else None), None if values is None else values.cpu()
 
 
-def is_fast(device: torch.device) -> bool:
-    """Whether bfloat16 saves time: on GPUs that have it, and on CPUs with AMX."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
-    return device.type == "cpu" and bool(getattr(torch.cpu, "_is_amx_tile_supported", bool)())
-
-
 @dataclass(frozen=True)
 class Probes:
-    """The networks that evaluations of one folder of shards have in common.
-
-    Attributes:
-        reader: of covers.
-        regressor: of attributes from audio; None but on demo data with audio.
-        normalizer: of that audio.
-        truth: of the demo, or None.
-        figures: of ``reader`` and ``predictor``, see ``train_reader`` and ``train_regressor``.
-    """
+    """The networks that evaluations of one folder of shards have in common, and their ``figures``; a regressor and the
+    normalizer of its audio only of demo data with audio, a truth only of demo data."""
 
     reader: CoverReader
     regressor: AudioRegressor | None
@@ -180,24 +161,14 @@ class Probes:
             return None
         return self.regressor.predict(torch.from_numpy(self.normalizer(raw))).numpy()
 
-    def true_attributes(self, shards: ShardDataset, rows: np.ndarray) -> np.ndarray | None:
-        """The true attributes of rows, float32 ``[N, A]``, standardised; None but on demo data."""
-        return None if self.truth is None else self.truth.attributes(shards, rows)
-
 
 def open_probes(train: ShardDataset, held_out: ShardDataset | None, resolution: int, truth: Truth | None, *,
                 device: torch.device | str | None = None, steps: int | None = None, seed: int = 0,
                 say: Callable[[str], Any] = print, check_interrupt: Callable[[], Any] = lambda: None) -> Probes:
     """The reader of these shards, and on demo data with audio the regressor: from the cache, else trained now.
 
-    Args:
-        train, held_out, resolution, truth, seed, check_interrupt: see ``train_reader``.
-        steps: of each network at most; default: as many as make them good.
-        device: default: the GPU, if there is one.
-        say: called with a line before what takes minutes.
-
-    Raises:
-        ValueError: the truth is of another demo.
+    Takes what ``train_reader`` takes; a line is said before what takes minutes. ValueError if the truth is of another
+    demo.
     """
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     attributes = len(truth.names) if truth else 0
@@ -231,21 +202,11 @@ def train_reader(train: ShardDataset, held_out: ShardDataset | None, resolution:
     """A reader of covers, the best by its loss on held-out ones.
 
     Training covers are shifted a little and get some noise. Those of a demo are also mirrored both ways, which changes
-    one attribute in a known way; genres are not learnt from such covers. Others are mirrored left to right.
+    one attribute in a known way; genres are not learnt from such covers. Others are mirrored left to right. Validates
+    on ``held_out``; None: on an eighth of the training albums. Takes ``steps`` steps and ``EPOCHS`` epochs at most.
 
-    Args:
-        train: training split.
-        held_out: validation split; None: an eighth of the training albums.
-        resolution: of the covers that will be read, the shards' or below.
-        truth: of a demo.
-        device: to train on.
-        steps: at most; also ``EPOCHS`` epochs at most.
-        seed: of everything random.
-        check_interrupt: called before every step; may raise to stop.
-
-    Returns:
-        the network, and figures: covers and genres that it learnt from, steps, and of the test split, where there is
-        one, test_covers, genre_accuracy (balanced) with genre_chance, and by attribute r2.
+    Returns the network, and figures: covers and genres that it learnt from, steps, and of the test split, where there
+    is one, test_covers, genre_accuracy (balanced) with genre_chance, and by attribute r2.
     """
     device = torch.device(device)
     covers = read_covers(train, resolution, truth, COVERS, seed)
@@ -271,9 +232,17 @@ def train_reader(train: ShardDataset, held_out: ShardDataset | None, resolution:
             images, values, plain = augment(to_minus_one_one(pixels[rows.to(device)]), values, truth)
             return loss_of(reader, images, torch.where(plain, covers.genres[rows], -1), values, shares)
 
+        def score() -> float:
+            total = 0.0
+            for rows in torch.arange(len(validation)).split(BLOCK):
+                part = validation.select(rows)
+                genres = torch.where(reader.known.cpu()[part.genres], part.genres, -1)
+                images = to_minus_one_one(part.pixels.to(device))
+                total += len(part) * loss_of(reader, images, genres, part.values, shares).item()
+            return -(total / len(validation))
+
         if truth or (counts > 0).sum() > 1:  # else there is nothing to learn
-            fit(reader, loss, lambda: -mean_loss(reader, validation, shares), steps=steps, rate=RATE, decay=DECAY,
-                check_interrupt=check_interrupt)
+            fit(reader, loss, score, steps=steps, rate=RATE, decay=DECAY, check_interrupt=check_interrupt)
     reader.eval()
     figures: dict[str, Any] = {"covers": len(covers), "genres": int((counts > 0).sum()), "steps": steps}
     if test := open_split(str(train.index.root), "test", needed=False):
@@ -289,9 +258,8 @@ def train_reader(train: ShardDataset, held_out: ShardDataset | None, resolution:
 
 
 def loss_of(reader: CoverReader, images: Tensor, genres: Tensor, values: Tensor | None, shares: Tensor) -> Tensor:
-    """The loss on images ``[B, 3, S, S]`` of genres ``[B]``, -1 for unknown, and attributes ``[B, A]``, a scalar.
-
-    Args: shares: logarithms of the genres' shares, ``[G]``.
+    """The loss on images ``[B, 3, S, S]`` of genres ``[B]``, -1 for unknown, and attributes ``[B, A]``, a scalar; with
+    the logarithms of the genres' shares ``[G]``.
 
     Source: Menon et al. 2021, "Long-tail Learning via Logit Adjustment": scores learn what shares do not explain.
     """
@@ -299,14 +267,3 @@ def loss_of(reader: CoverReader, images: Tensor, genres: Tensor, values: Tensor 
     genres = genres.to(images.device)
     loss = F.cross_entropy(scores + shares, genres, ignore_index=-1, reduction="sum") / (genres >= 0).sum().clamp_min(1)
     return loss if values is None else GENRE_WEIGHT * loss + F.mse_loss(estimates, values.to(images.device))
-
-
-def mean_loss(reader: CoverReader, covers: CoverDataset, shares: Tensor) -> float:
-    """The mean loss over covers; genres that the reader does not know count as unknown."""
-    total = 0.0
-    for rows in torch.arange(len(covers)).split(BLOCK):
-        part = covers.select(rows)
-        genres = torch.where(reader.known.cpu()[part.genres], part.genres, -1)
-        images = to_minus_one_one(part.pixels.to(shares.device))
-        total += len(part) * loss_of(reader, images, genres, part.values, shares).item()
-    return total / len(covers)

@@ -20,30 +20,22 @@ HEADER = 512  # bytes of a tar member's header, which lies before its data
 
 @dataclass(frozen=True)
 class Truth:
-    """The truth of a demo, with one row a track.
+    """The truth of a demo, with one row for each of T tracks, and the SHA-256 of its file.
 
-    Attributes:
-        names: of the ``A`` attributes.
-        mean, std: float32 ``[A]``, of the drawn values over the training rows, in the units of the demo.
-        values: float32 ``[T, A]``, what the covers show (``drawn`` of the demo), standardised with them.
-        row_of: (split, genre, key of a sample) -> row.
-        digest: SHA-256 of the file, to compare truths.
+    ``values``, what the covers show (``drawn`` of the demo), are standardised with the mean and standard deviation of
+    the training rows.
     """
 
     names: tuple[str, ...]
-    mean: np.ndarray
+    mean: np.ndarray  # float32 [A], in the units of the demo
     std: np.ndarray
-    values: np.ndarray
-    row_of: dict[tuple[str, str, str], int]
+    values: np.ndarray  # float32 [T, A]
+    row_of: dict[tuple[str, str, str], int]  # (split, genre, key of a sample) -> row
     digest: str
 
     def find(self, shards: ShardDataset, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """What the covers of rows ``[N]`` of an index show, standardised, float32 ``[N, A]``, zeros for those that are
-        not in the truth; and which are in it, bool ``[N]``.
-
-        Raises:
-            ValueError: a shard does not hold what its index says.
-        """
+        not in the truth; and which are in it, bool ``[N]``."""
         genres, split = shards.metadata["genres"], shards.index.split
         found = np.array([self.row_of.get((split, genres[row["genre"]], key_of(shards, row)), -1)
                           for row in shards.index.rows[rows]], np.int64)
@@ -63,11 +55,7 @@ class Truth:
 
 
 def key_of(shards: ShardDataset, row: np.void) -> str:
-    """The key of a sample, from its row: the index has no keys, the header before the cover's bytes has.
-
-    Raises:
-        ValueError: there is no such header.
-    """
+    """The key of a sample, from the header before its cover's bytes, as the index has none; ValueError without one."""
     path, at = shards.shards[row["shard"]], int(row["cover_offset"])
     try:
         header = shards.store.read(int(row["shard"]), max(at - HEADER, 0), HEADER)
@@ -77,11 +65,7 @@ def key_of(shards: ShardDataset, row: np.void) -> str:
 
 
 def read_truth(root: str | Path) -> Truth | None:
-    """The truth beside shards, which packing a demo leaves there; None where there is none.
-
-    Raises:
-        ValueError: it is damaged.
-    """
+    """The truth beside shards, which packing a demo leaves there; None where there is none, ValueError if damaged."""
     path = Path(root) / TRUTH
     if not path.exists():
         return None

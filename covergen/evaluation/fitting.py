@@ -40,21 +40,10 @@ def repeatable(seed: int, device: torch.device) -> Iterator[None]:
 
 def fit(network: nn.Module, loss: Callable[[], Tensor], score: Callable[[], float], *, steps: int, rate: float,
         decay: float, check_interrupt: Callable[[], Any]) -> float:
-    """Trains a network and leaves it with the weights of its best score.
+    """Trains a network and leaves it, in the mode of evaluation, with the weights of its best score, which it returns.
 
-    AdamW under one cycle of learning rates (Smith and Topin 2018).
-
-    Args:
-        network: in any mode; ends in that of evaluation.
-        loss: of the next batch.
-        score: on held-out data, higher is better; called without gradients, in the mode of evaluation.
-        steps: updates.
-        rate: the highest learning rate.
-        decay: of the weights.
-        check_interrupt: called before every step; may raise to stop.
-
-    Returns:
-        the best score.
+    AdamW under one cycle of learning rates (Smith and Topin 2018), ``rate`` at its highest; ``loss`` is that of the
+    next batch, ``score`` on held-out data, higher is better.
     """
     optimizer = torch.optim.AdamW(network.parameters(), rate, weight_decay=decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, steps, pct_start=WARM_UP)
@@ -86,11 +75,9 @@ def hold_out(groups: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def r2(estimates: Tensor, truth: Tensor, genres: Tensor | None = None) -> Tensor:
-    """Coefficients of determination, float64 ``[A]``, in total or within genres; 0 for what does not vary.
+    """Coefficients of determination of estimates ``[N, A]``, float64 ``[A]``; 0 for what does not vary.
 
-    Args:
-        estimates, truth: ``[N, A]``.
-        genres: ``[N]``; the means of each genre are taken off both. None: of ``truth`` its mean over all.
+    In total, or with genres ``[N]`` within them: then their means are taken off both.
     """
     estimates, truth = estimates.double(), truth.double()
     centred = truth - truth.mean(0)
@@ -107,12 +94,8 @@ def cached_network(folder: str, name: str, made_of: dict[str, Any], empty: Calla
                    train: Callable[[], tuple[nn.Module, dict[str, Any]]]) -> tuple[nn.Module, dict[str, Any]]:
     """A trained network and its figures: from the cache, else trained now.
 
-    Args:
-        folder: below ``readers`` in the user's cache folder, or below what ``COVERGEN_READERS`` names.
-        name: of the files: ``<name>.safetensors`` and, after it, ``<name>.json``.
-        made_of: what decides the result; a network that was made of anything else is trained again.
-        empty: a network of that kind with any weights, from the figures of the cached one.
-        train: the network and its figures, as plain values.
+    The cache is ``readers`` in the user's cache folder, or what ``COVERGEN_READERS`` names. A network that was made of
+    anything else than ``made_of`` is trained again; ``empty`` makes one for the weights, from the cached figures.
     """
     cache = os.environ.get(CACHE) or str(user_cache_path("covergen") / "readers")
     if cache == "none":

@@ -1,8 +1,4 @@
-"""Covers that an evaluation compares: those of the run, and the baselines beside them.
-
-A column of the table is what somebody who makes covers knows of the song: the run itself has its audio; the baselines
-have another song's, its genre's mean, nothing, or copy a training cover.
-"""
+"""Covers that an evaluation compares: those of the run, and the baselines beside them."""
 
 from __future__ import annotations
 
@@ -38,16 +34,8 @@ def make_covers(run: TrainedModel, audio: np.ndarray | None, songs: int, samples
                 progress: Callable[[int], None]) -> Tensor:
     """Covers uint8 ``[songs, samples, 3, R, R]``; song i has the same noise whatever its audio and however many ranks.
 
-    A run that was trained in bf16 samples in it.
-
-    Args:
-        run: that makes them.
-        audio: scaled ``[songs, A]``; None for models without.
-        songs: how many.
-        samples: for each song.
-        seed: of the noise.
-        ranks: among whom the work is shared.
-        progress: called with the number of covers that this process made last; may raise to stop.
+    A run that was trained in bf16 samples in it. Audio is scaled, ``[songs, A]``; None for models without. ``progress``
+    is called with the number of covers that this process made last.
     """
     step = max(1, BATCH // samples)
 
@@ -65,11 +53,8 @@ def make_covers(run: TrainedModel, audio: np.ndarray | None, songs: int, samples
 
 
 def baselines(run: TrainedModel, songs: Songs, train: ShardDataset, seed: int) -> dict[str, Any]:
-    """What the baselines need of the training split, of the albums that the run was trained on.
-
-    Returns:
-        genre_mean, any: scaled audio ``[N, A]`` (None without audio); copy: uint8 covers ``[N, 3, R, R]``.
-    """
+    """What the baselines need of the albums that the run was trained on: ``genre_mean`` and ``any``, scaled audio
+    ``[N, A]`` (None without audio), and ``copy``, uint8 covers ``[N, 3, R, R]``."""
     rows = choose_songs(train, TRACKS, seed, run.config.training.album_subset)
     draws = np.random.default_rng(seed)
     if songs.raw is None or not train.dimension:

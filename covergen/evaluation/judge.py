@@ -28,11 +28,7 @@ LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_", "GROUP_", "ROLE_", "MASTER_", "TORCH
 
 
 def open_judge(folder: str | Path) -> TrainedModel:
-    """A run that may judge.
-
-    Raises:
-        ValueError: not a contrast run, or trained on albums that generators are trained on.
-    """
+    """A run that may judge; ValueError if not of contrast, or trained on albums that generators are trained on."""
     judge = open_model(folder)
     if judge.model.embed_audio is None:
         raise ValueError(f"--judge {folder} is a {judge.config.model}: expected a run of --model contrast")
@@ -43,15 +39,9 @@ def open_judge(folder: str | Path) -> TrainedModel:
 
 
 def default_judge(shards: str, identity: str, resolution: int, check_interrupt: Callable[[], None]) -> Path:
-    """The judge of these shards in the user's cache folder, trained there the first time (minutes).
+    """The judge of these training shards in the user's cache folder, trained there the first time (minutes).
 
-    Args:
-        shards, identity: of the training split.
-        resolution: of the covers.
-        check_interrupt: called each second while it is trained; may raise to stop.
-
-    Raises:
-        ValueError: it could not be trained (says how to see why).
+    ``check_interrupt`` is called each second meanwhile. ValueError, which says how to see why, if training fails.
     """
     root = user_cache_path("covergen") / "judges"
     name = f"{identity[:16]}-{resolution}-v{VERSION}"

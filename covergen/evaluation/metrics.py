@@ -1,7 +1,4 @@
-"""Metrics of covers and latents: distances between distributions, nearest neighbours, accuracies.
-
-Pure functions of tensors: nothing here knows runs, files or pictures.
-"""
+"""Metrics of covers and latents: distances between distributions, nearest neighbours, accuracies."""
 
 from __future__ import annotations
 
@@ -42,13 +39,8 @@ def kernel(real: Tensor, fake: Tensor, seed: int) -> tuple[float, float]:
 
     Source: Binkowski et al. 2018, "Demystifying MMD GANs" (KID).
 
-    Args:
-        real, fake: features.
-        seed: of the subsets.
-
-    Returns:
-        mean, near 0 for the same distribution, and standard deviation over 100 subsets of 1000, or as many as there
-        are. A subset that is everything does not vary: then the deviation is 0 and says nothing.
+    Returns mean, near 0 for the same distribution, and standard deviation over 100 subsets of 1000, or as many as there
+    are. A subset that is everything does not vary: then the deviation is 0 and says nothing.
     """
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.filterwarnings("ignore", message="Metric `Kernel Inception Distance` will save")
@@ -60,13 +52,10 @@ def kernel(real: Tensor, fake: Tensor, seed: int) -> tuple[float, float]:
 
 
 def prdc_of(real: Tensor, fake: Tensor, *, k: int = 5) -> dict[str, float]:
-    """Precision, recall, density and coverage of features ``[N, D]`` and ``[M, D]``, N and M above k + 1.
+    """Precision, recall, density and coverage of features ``[N, D]`` and ``[M, D]``, N and M above k + 1: of k
+    neighbours, which make the radius of a sample.
 
     Source: Naeem et al. 2020, "Reliable Fidelity and Diversity Metrics for Generative Models".
-
-    Args:
-        real, fake: features.
-        k: neighbours that make the radius of a sample.
     """
     with contextlib.redirect_stdout(io.StringIO()):  # it prints the counts
         found = compute_prdc(real.cpu().double().numpy(), fake.cpu().double().numpy(), nearest_k=k)
@@ -92,16 +81,10 @@ def _compared(metric: Metric, real: Tensor, fake: Tensor) -> Tensor | tuple[Tens
 def inception_features(images: Tensor, device: torch.device | str = "cpu") -> Tensor:
     """The features that published Fréchet distances are of: Inception's last pooling, float32 ``[N, 2048]`` on the CPU.
 
-    Covers are resized to 299 px as TensorFlow 1 did it, which the published numbers contain.
+    uint8 covers ``[N, 3, R, R]`` are resized to 299 px as TensorFlow 1 did it, which the published numbers contain.
+    ValueError without torch-fidelity or the weights.
 
     Source: Szegedy et al. 2016, "Rethinking the Inception Architecture"; weights as converted by torch-fidelity.
-
-    Args:
-        images: uint8 ``[N, 3, R, R]``.
-        device: where to compute.
-
-    Raises:
-        ValueError: torch-fidelity is not installed, or its weights are neither in the cache nor to be downloaded.
     """
     try:
         network = _inception(NoTrainInceptionV3, torch.device(device))
@@ -136,18 +119,13 @@ def thumbnails(covers: Tensor) -> Tensor:
 
 def nearest(queries: Tensor, base: Tensor, k: int, *, order: int = 2,
             groups: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
-    """The k nearest of a base to each query, nearest first, in blocks of bounded memory.
+    """The k nearest of a base ``[N, D]`` to each query ``[Q, D]``, nearest first, in blocks of bounded memory.
 
-    Args:
-        queries: ``[Q, D]`` of any real type.
-        base: ``[N, D]``; turned into float32 a block at a time.
-        k: how many.
-        order: 2 for Euclidean distance, 1 for the sum of absolute differences.
-        groups: of the queries ``[Q]`` and of the base ``[N]``; two of the same group are never neighbours.
+    By Euclidean distance, or for ``order`` 1 by the sum of absolute differences. Two of the same group (of the queries
+    ``[Q]`` and of the base ``[N]``) are never neighbours.
 
-    Returns:
-        distances float32 ``[Q, k]`` and rows of the base int64 ``[Q, k]``; where fewer than k were left, distances are
-        infinite and rows mean nothing.
+    Returns distances float32 ``[Q, k]`` and rows of the base int64 ``[Q, k]``; where fewer than k were left, distances
+    are infinite and rows mean nothing.
     """
     candidates = k + SPARE
     size = max(1, BLOCK_VALUES // queries.shape[1])
@@ -177,12 +155,8 @@ def nearest(queries: Tensor, base: Tensor, k: int, *, order: int = 2,
 
 
 def copied(fake: Tensor, held_out: Tensor, training: Tensor, *, groups: tuple[Tensor, Tensor] | None = None) -> float:
-    """The share of generated covers nearer to a training cover than the median held-out cover is, see ``share_nearer``.
-
-    Args:
-        fake, held_out, training: ``[M, D]``, ``[H, D]``, ``[N, D]``, compared by Euclidean distance.
-        groups: of the held-out ``[H]`` and of the training covers ``[N]``; two of the same are never neighbours.
-    """
+    """The share of generated covers ``[M, D]`` nearer to a training cover ``[N, D]`` than the median held-out cover
+    ``[H, D]`` is, by Euclidean distance; see ``nearest`` for groups ``[H]`` and ``[N]`` and ``share_nearer``."""
     fake, held_out, training = fake.cpu(), held_out.cpu(), training.cpu()
     return share_nearer(nearest(fake, training, 1)[0][:, 0], nearest(held_out, training, 1, groups=groups)[0][:, 0])
 
@@ -201,9 +175,7 @@ def share_nearer(generated: Tensor, held_out: Tensor) -> float:
 def vote(labels: Tensor, distances: Tensor, rows: Tensor) -> Tensor:
     """The commonest label int64 ``[Q]`` among neighbours, of equally common ones the nearest one's; -1 for none.
 
-    Args:
-        labels: of the base, ``[N]``, from 0.
-        distances, rows: ``[Q, k]`` as ``nearest`` gives them.
+    Takes the labels of the base ``[N]``, from 0, and distances and rows ``[Q, k]`` as ``nearest`` gives them.
     """
     # A vote each, and less than one altogether for being nearer: it decides ties only.
     weights = (1 + 0.5 ** torch.arange(1, rows.shape[1] + 1, dtype=torch.float64)).expand(rows.shape)
@@ -219,32 +191,18 @@ def balanced_accuracy(truth: Tensor, predicted: Tensor) -> float:
 
 
 class Separation(NamedTuple):
-    """How well neighbours predict a label.
+    """How well neighbours predict a label."""
 
-    Attributes:
-        accuracy: balanced over the labels.
-        chance: one over the number of labels.
-        permuted, spread: mean and standard deviation of the accuracy where labels were permuted.
-    """
-
-    accuracy: float
-    chance: float
-    permuted: float
+    accuracy: float  # balanced over the labels
+    chance: float  # one over the number of labels
+    permuted: float  # mean and standard deviation of the accuracy where labels were permuted
     spread: float
 
 
 def knn_separation(features: Tensor, labels: Tensor, groups: Tensor, *, k: int = 10, permutations: int = 20,
                    seed: int = 0) -> Separation:
-    """Whether the nearest neighbours of a sample, those of its own group left out, have its label.
-
-    Args:
-        features: ``[N, D]``, compared by Euclidean distance.
-        labels: ``[N]``.
-        groups: ``[N]``, such as albums.
-        k: neighbours that vote.
-        permutations: of the labels, as a control.
-        seed: of the permutations.
-    """
+    """Whether the k nearest neighbours of a sample ``[N, D]``, those of its own group ``[N]`` (as albums) left out,
+    have its label ``[N]``; permuted labels are the control."""
     classes, labels = labels.unique(return_inverse=True)
     neighbours = nearest(features, features, k, groups=(groups, groups))
     generator = torch.Generator().manual_seed(seed)
@@ -256,10 +214,7 @@ def knn_separation(features: Tensor, labels: Tensor, groups: Tensor, *, k: int =
 
 
 def variation(images: Tensor) -> tuple[float, float]:
-    """Mean squared differences in a table of images ``[G, K, ...]`` with G and K at least 2.
-
-    Returns:
-        between the rows in one column, and between the columns in one row; over all pairs of different ones.
-    """
+    """Mean squared differences in a table of images ``[G, K, ...]``, both at least 2: over all pairs of different rows
+    in one column, and of different columns in one row."""
     flat = images.double().flatten(2)
     return 2 * flat.var(0).mean().item(), 2 * flat.var(1).mean().item()

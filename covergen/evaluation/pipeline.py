@@ -28,17 +28,11 @@ QUICK_SONGS, QUICK_SAMPLES, SHOWN = 128, 2, 16
 
 @dataclass(frozen=True)
 class FeatureExtractor:
-    """The networks that compute features of covers.
+    """The networks that compute features of covers."""
 
-    Attributes:
-        judge: of covers and audio; None without audio.
-        probes: of genres and attributes.
-        inception: quality in Inception's features instead of the judge's or, without one, the reader's.
-    """
-
-    judge: TrainedModel | None
-    probes: Probes
-    inception: bool = False
+    judge: TrainedModel | None  # of covers and audio; None without audio
+    probes: Probes  # of genres and attributes
+    inception: bool = False  # quality in Inception's features instead of the judge's or, without one, the reader's
 
     def quality(self, covers: Tensor) -> Tensor:
         """The features ``[N, D]`` in which quality is measured, of uint8 covers ``[N, 3, R, R]``."""
@@ -62,17 +56,7 @@ def evaluate(run: TrainedModel, extractor: FeatureExtractor | None, songs: Songs
              ) -> tuple[dict[str, dict[str, scores.Figure]], dict[str, dict[str, float]], Tensor]:
     """The table of a run, its attributes one by one (on demo data), and its covers uint8 ``[N, K, 3, R, R]``.
 
-    Only rank 0 has tables, and a progress bar.
-
-    Args:
-        run: that is evaluated.
-        extractor: of features; rank 0 alone needs one.
-        songs: of ``held_out``.
-        train: the split that the run was trained on.
-        samples_per_song: covers K for each song.
-        seed: of everything random.
-        ranks: among whom generation is shared.
-        check_interrupt: called now and then; may raise to stop.
+    Songs are of ``held_out``; K is ``samples_per_song``. Only rank 0 has tables, a progress bar and needs an extractor.
     """
     base = baselines(run, songs, train, seed)
     conditional = run.model.conditional
@@ -111,7 +95,7 @@ def evaluate(run: TrainedModel, extractor: FeatureExtractor | None, songs: Songs
     rows = choose_songs(train, COPIED_FROM, 0, run.config.training.album_subset)
     training = torch.cat([extractor.quality(part) for part in
                           interruptible(cover_batches(train, rows, run.resolution))]).numpy()
-    truth = extractor.probes.true_attributes(held_out, songs.rows)
+    truth = extractor.probes.truth and extractor.probes.truth.attributes(held_out, songs.rows)
     predicted = extractor.probes.predict(songs.raw)
     embedded = judges.embed_audio(extractor.judge, songs.raw).numpy() if extractor.judge else None
     table = scores.measure(columns, embedded, songs, training[:REFERENCE],
@@ -129,11 +113,7 @@ class QuickEvaluation:
     """The same songs of the validation split all through a run."""
 
     def __init__(self, shards: ShardDataset, resolution: int, judge: TrainedModel | None, seed: int) -> None:
-        """Args: shards: with raw audio; resolution: of the run; judge: if there is one; seed: of the songs.
-
-        Raises:
-            ValueError: a judge of other shards.
-        """
+        """Takes shards with raw audio, and the resolution of the run; ValueError for a judge of other shards."""
         if judge is not None:
             judges.check_audio(judge, shards)
         self.songs = read_songs(shards, choose_songs(shards, QUICK_SONGS, seed), resolution)

@@ -11,8 +11,9 @@ from torch import Tensor
 from covergen.evaluation.generation import COLUMNS
 from covergen.evaluation.judge import embed_audio, embed_covers
 from covergen.evaluation.metrics import with_count
-from covergen.evaluation.scores import METRICS, Figure
+from covergen.evaluation.scores import METRICS
 from covergen.evaluation.songs import Songs
+from covergen.evaluation.statistics import Figure
 from covergen.inference.images import grid
 from covergen.inference.trained_model import TrainedModel
 
@@ -91,15 +92,8 @@ def scalars(figures: dict[str, dict[str, Figure]], section: str) -> dict[str, fl
 
 def song_table(judge: TrainedModel | None, songs: Songs, covers: Tensor, genres: list[str], count: int
                ) -> tuple[list[str], list[list[Any]]]:
-    """Columns and rows for W&B: song, genre, real cover, its generated covers side by side, judge's scores.
-
-    Args:
-        judge: None: scores are NaN.
-        songs: of which the first ``count`` are shown.
-        covers: uint8 ``[N, K, 3, R, R]``.
-        genres: their names.
-        count: of rows.
-    """
+    """Columns and rows for W&B of the first songs: song, genre, real cover, its generated covers (of uint8
+    ``[N, K, 3, R, R]``) side by side, judge's scores (NaN without a judge)."""
     columns = ["song", "genre", "real cover", "generated covers", "judge, real", "judge, generated"]
     count = min(count, len(songs))
     scores = np.full((count, 2), math.nan)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,6 +14,7 @@ from covergen.data.sampling import seed_of
 from covergen.distributed.collectives import Ranks
 from covergen.evaluation import metrics, statistics
 from covergen.evaluation.songs import Songs, mismatched_pairing
+from covergen.evaluation.statistics import Figure
 from covergen.inference.trained_model import TrainedModel
 
 RESAMPLES = 250  # of figures that take long
@@ -44,30 +44,14 @@ METRICS = {
 }
 
 
-class Figure(NamedTuple):
-    """A value, its 95% bootstrap interval over albums (None: not computed) and a p-value (None: no test)."""
-
-    value: float
-    low: float | None = None
-    high: float | None = None
-    p: float | None = None
-
-
 @dataclass(frozen=True)
 class CoverFeatures:
-    """What networks compute of one column's covers, K of each of N songs.
+    """What networks compute of one column's covers, K of each of N songs."""
 
-    Attributes:
-        judge: the judge's embeddings, unit vectors ``[N, K, 128]``; None without a judge.
-        quality: features for FID and the like, ``[N, D]``, of the first cover.
-        genres: predicted from covers, ``[N, K]``.
-        attributes: estimated from covers, ``[N, K, 8]``; None but on demo data.
-    """
-
-    judge: np.ndarray | None
-    quality: np.ndarray
-    genres: np.ndarray | None
-    attributes: np.ndarray | None
+    judge: np.ndarray | None  # the judge's embeddings, unit vectors [N, K, 128]; None without a judge
+    quality: np.ndarray  # features for FID and the like, [N, D], of the first cover
+    genres: np.ndarray | None  # predicted, [N, K]
+    attributes: np.ndarray | None  # estimated, [N, K, 8]; None but on demo data
 
 
 def measure(columns: dict[str, CoverFeatures], audio: np.ndarray | None, songs: Songs, reference: np.ndarray,
@@ -75,16 +59,9 @@ def measure(columns: dict[str, CoverFeatures], audio: np.ndarray | None, songs: 
             check_interrupt: Callable[[], None]) -> dict[str, dict[str, Figure]]:
     """The table: column -> metric -> figure.
 
-    Args:
-        columns: features of every column's covers.
-        audio: the judge's embeddings of the songs' audio, ``[N, 128]``; None without audio.
-        songs: what is evaluated with.
-        reference: quality features of training covers ``[M, D]``.
-        training: the same of all of them, among which copies are searched; None: they are not searched.
-        truth, predicted: attributes ``[N, 8]``, and what a network predicts of them from the audio; None but on demo
-            data.
-        seed: of resampling and of permutations.
-        check_interrupt: called before each column; may raise to stop.
+    Audio is the judge's embeddings of it, ``[N, 128]``, or None. ``reference`` are quality features of training covers
+    ``[M, D]``, ``training`` those of all of them, among which copies are searched; None: they are not. The truth and
+    what a network predicts of it from the audio are attributes ``[N, 8]``; None but on demo data.
     """
     table: dict[str, dict[str, Figure]] = {}
     held_out = columns["real"].quality
@@ -97,10 +74,13 @@ def measure(columns: dict[str, CoverFeatures], audio: np.ndarray | None, songs: 
             row |= attributes(features.attributes, truth, predicted, songs.strata, seed)
         if features.genres is not None and (songs.genres >= 0).any():
             row["genre_accuracy"] = genre_accuracy(features.genres, songs.genres, seed)
-        row |= distribution_metrics(features.quality, reference, seed)
+        fake, real = torch.from_numpy(features.quality), torch.from_numpy(reference)
+        likeness = {"fid": metrics.frechet(real, fake), "kid": metrics.kernel(real, fake, seed)[0]}
+        if min(len(fake), len(real)) > NEIGHBOURS + 1:
+            likeness |= metrics.prdc_of(real[:len(fake)], fake, k=NEIGHBOURS)
         if training is not None:
-            row["copied"] = Figure(metrics.copied(*map(torch.from_numpy, (features.quality, held_out, training))))
-        table[name] = row
+            likeness["copied"] = metrics.copied(fake, torch.from_numpy(held_out), torch.from_numpy(training))
+        table[name] = row | {metric: Figure(value) for metric, value in likeness.items()}
     for row in table.values():
         for metric in ("dependence", "within_genre"):
             real = table["real"].get(metric)
@@ -116,28 +96,25 @@ def dependence(covers: np.ndarray, audio: np.ndarray, songs: Songs, seed: int) -
         margins = statistics.margins(scores, genres, songs.groups)
         if not (known := np.isfinite(margins)).any():
             continue
-        p = statistics.permutation_p(scores, genres, songs.groups, seed=seed)
-        row[name] = Figure(*statistics.bootstrap_mean(margins[known], seed=seed), p)
+        row[name] = statistics.bootstrap_mean(margins[known], seed=seed)._replace(
+            p=statistics.permutation_p(scores, genres, songs.groups, seed=seed))
     ranks = statistics.retrieval((covers[:, 0] @ audio.T).T, songs.groups)
     for k in (1, 5, 10):
-        row[f"r@{k}"] = Figure(*statistics.bootstrap_mean((ranks <= k).astype(float), seed=seed))
-    row["median_rank"] = Figure(*statistics.bootstrap_of(lambda rows: float(np.median(ranks[rows])), len(ranks),
-                                                         seed=seed))
+        row[f"r@{k}"] = statistics.bootstrap_mean((ranks <= k).astype(float), seed=seed)
+    row["median_rank"] = statistics.bootstrap_of(lambda rows: float(np.median(ranks[rows])), len(ranks), seed=seed)
     if covers.shape[1] > 1:
-        row["icc"] = Figure(*statistics.bootstrap_of(lambda rows: statistics.intraclass(covers[rows]), len(covers),
-                                                     seed=seed, resamples=100))
+        row["icc"] = statistics.bootstrap_of(lambda rows: statistics.intraclass(covers[rows]), len(covers), seed=seed,
+                                             resamples=100)
     return row
 
 
 def attributes(estimates: np.ndarray, truth: np.ndarray, predicted: np.ndarray, strata: np.ndarray,
                seed: int) -> dict[str, Figure]:
     """The attribute score of estimates ``[N, K, 8]``, in total and within genres."""
-    def score(rows: np.ndarray, genres: np.ndarray | None) -> float:
-        return statistics.attribute_score(estimates[rows], truth[rows], predicted[rows],
-                                          None if genres is None else genres[rows])
-
-    return {name: Figure(*statistics.bootstrap_of(lambda rows, genres=genres: score(rows, genres), len(truth),
-                                                  seed=seed, resamples=RESAMPLES))
+    return {name: statistics.bootstrap_of(
+                lambda rows, genres=genres: statistics.attribute_score(
+                    estimates[rows], truth[rows], predicted[rows], None if genres is None else genres[rows]),
+                len(truth), seed=seed, resamples=RESAMPLES)
             for name, genres in (("attribute_score", None), ("attribute_within_genre", strata))}
 
 
@@ -163,16 +140,7 @@ def genre_accuracy(predicted: np.ndarray, genres: np.ndarray, seed: int) -> Figu
     def accuracy(rows: np.ndarray) -> float:
         return metrics.balanced_accuracy(*(torch.from_numpy(part[rows].ravel()) for part in (labels, predicted)))
 
-    return Figure(*statistics.bootstrap_of(accuracy, len(labels), seed=seed, resamples=RESAMPLES))
-
-
-def distribution_metrics(made: np.ndarray, reference: np.ndarray, seed: int) -> dict[str, Figure]:
-    """How like training covers ``[M, D]`` one cover of each song ``[N, D]`` is."""
-    fake, real = torch.from_numpy(made), torch.from_numpy(reference)
-    row = {"fid": metrics.frechet(real, fake), "kid": metrics.kernel(real, fake, seed)[0]}
-    if min(len(fake), len(real)) > NEIGHBOURS + 1:
-        row |= metrics.prdc_of(real[:len(fake)], fake, k=NEIGHBOURS)
-    return {name: Figure(value) for name, value in row.items()}
+    return statistics.bootstrap_of(accuracy, len(labels), seed=seed, resamples=RESAMPLES)
 
 
 def denoising_gaps(run: TrainedModel, songs: Songs, seed: int, ranks: Ranks,
@@ -180,13 +148,6 @@ def denoising_gaps(run: TrainedModel, songs: Songs, seed: int, ranks: Ranks,
     """By what share of itself the loss grows with another song's audio, overall and with one of the same genre.
 
     The same cover meets the same times and noises with both, so that nothing but the audio differs; p by sign flips.
-
-    Args:
-        run: whose model has a ``denoising_loss``.
-        songs: with audio.
-        seed: of the times, noises and pairings.
-        ranks: among whom the work is shared.
-        check_interrupt: called now and then; may raise to stop.
     """
     audio = run.normalizer(songs.raw)
     right, row = denoising_losses(run, songs, audio, seed, ranks, check_interrupt).numpy(), {}
@@ -198,7 +159,7 @@ def denoising_gaps(run: TrainedModel, songs: Songs, seed: int, ranks: Ranks,
         mismatched = audio[np.where(known, chosen, np.arange(len(songs)))]
         wrong = denoising_losses(run, songs, mismatched, seed, ranks, check_interrupt).numpy()
         shares = ((wrong - right) / right.mean())[known]
-        row[name] = Figure(*statistics.bootstrap_mean(shares, seed=seed), statistics.sign_flip_p(shares, seed=seed))
+        row[name] = statistics.bootstrap_mean(shares, seed=seed)._replace(p=statistics.sign_flip_p(shares, seed=seed))
     return row
 
 

@@ -18,20 +18,13 @@ BATCH = 512  # rows that are read together
 
 @dataclass(frozen=True)
 class Songs:
-    """One track of each of N albums.
+    """One track of each of N albums."""
 
-    Attributes:
-        rows: of the split's index, ``[N]``.
-        raw: audio float32 ``[N, D]``, as it lies in shards; None where they have none.
-        covers: uint8 ``[N, 3, R, R]`` at the run's resolution.
-        genres: ``[N]``, positions in the sorted list, -1 for unknown; groups: ``[N]``, albums.
-    """
-
-    rows: np.ndarray
-    raw: np.ndarray | None
-    covers: Tensor
-    genres: np.ndarray
-    groups: np.ndarray
+    rows: np.ndarray  # of the split's index, [N]
+    raw: np.ndarray | None  # audio float32 [N, D], as it lies in shards; None where they have none
+    covers: Tensor  # uint8 [N, 3, R, R] at the run's resolution
+    genres: np.ndarray  # [N], positions in the sorted list, -1 for unknown
+    groups: np.ndarray  # [N], albums
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -62,10 +55,7 @@ def read_songs(shards: ShardDataset, rows: np.ndarray, resolution: int) -> Songs
 
 
 def choose_songs(shards: ShardDataset, count: int, seed: int, albums: str = "all") -> np.ndarray:
-    """Rows ``[<= count]``: one track, drawn at random, of each of so many albums; always the same for a seed.
-
-    Args: shards; count; seed; albums: which may be drawn, see ``rows_of_albums``.
-    """
+    """Rows ``[<= count]``: one track, drawn at random, of each of so many albums (see ``rows_of_albums``)."""
     rows = rows_of_albums(shards.index.rows["group"], albums)
     if shards.dimension:
         rows = rows[shards.index.rows["audio_bytes"][rows] > 0]

@@ -14,54 +14,42 @@ import numpy as np
 BLOCK = 2**21  # random numbers in memory at a time
 
 
-class Interval(NamedTuple):
-    """A number and the bounds of its confidence interval."""
+class Figure(NamedTuple):
+    """A value, its 95% bootstrap interval over albums (None: not computed) and a p-value (None: no test)."""
 
     value: float
-    low: float
-    high: float
+    low: float | None = None
+    high: float | None = None
+    p: float | None = None
 
 
 def bootstrap_of(statistic: Callable[[np.ndarray], float], count: int, *, seed: int, resamples: int = 1000,
-                 level: float = 0.95) -> Interval:
+                 level: float = 0.95) -> Figure:
     """A statistic of ``count`` songs and its percentile interval over songs drawn with replacement.
 
-    Source: Efron and Tibshirani 1993, "An Introduction to the Bootstrap", section 13.3.
+    ``statistic`` is of the songs at positions int64 ``[count]``; ``level`` is the share of the draws in the interval.
 
-    Args:
-        statistic: of the songs at positions int64 ``[count]``.
-        count: of songs, at least 1.
-        seed: of the draws.
-        resamples: how many draws.
-        level: share of the draws within the interval.
+    Source: Efron and Tibshirani 1993, "An Introduction to the Bootstrap", section 13.3.
     """
     rng = np.random.default_rng(seed)
     drawn = [statistic(rng.integers(count, size=count)) for _ in range(resamples)]
     low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(statistic(np.arange(count))), float(low), float(high))
+    return Figure(float(statistic(np.arange(count))), float(low), float(high))
 
 
-def bootstrap_mean(values: np.ndarray, *, seed: int, resamples: int = 1000, level: float = 0.95) -> Interval:
-    """The mean of values ``[N]``, those that are NaN left out, and its interval; NaN if none is left.
-
-    See ``bootstrap_of``.
-    """
+def bootstrap_mean(values: np.ndarray, *, seed: int, resamples: int = 1000, level: float = 0.95) -> Figure:
+    """The mean of values ``[N]``, those that are NaN left out, and its interval; NaN if none is left."""
     values = _present(values)
     if not len(values):
-        return Interval(math.nan, math.nan, math.nan)
+        return Figure(math.nan, math.nan, math.nan)
     return bootstrap_of(lambda rows: values[rows].mean(), len(values), seed=seed, resamples=resamples, level=level)
 
 
 def margins(scores: np.ndarray, genres: np.ndarray | None, groups: np.ndarray) -> np.ndarray:
     """By how much each cover fits its own audio better than that of other albums, float64 ``[N]``.
 
-    Args:
-        scores: ``[N, N]``, ``[i, j]`` of cover i with the audio of song j, such as cosines.
-        genres: ``[N]``, to compare within the genre only; None for all.
-        groups: ``[N]``, albums.
-
-    Returns:
-        scores less their mean over the others; NaN for a song without any (alone in its genre).
+    Of scores ``[i, j]`` of cover i with the audio of song j, such as cosines, less their mean over the others, with
+    genres ``[N]`` over those of its genre; NaN for a song without any.
     """
     compared = groups[:, None] != groups[None]
     if genres is not None:
@@ -75,17 +63,10 @@ def permutation_p(scores: np.ndarray, genres: np.ndarray | None, groups: np.ndar
                   permutations: int = 9999) -> float:
     """p of the mean score of covers with their own audio, against audio permuted among the covers.
 
+    Takes scores, genres and groups as ``margins`` does. Albums are what is permuted: the scores of several songs of one
+    are averaged first, else their similarity would count as evidence. From ``1 / (1 + permutations)`` to 1.
+
     Source: Phipson and Smyth 2010, "Permutation P-values Should Never Be Zero".
-
-    Args:
-        scores: ``[N, N]`` as for ``margins``.
-        genres: ``[N]``, to permute within the genre only; None for all.
-        groups: ``[N]``, albums. They are what is permuted: the scores of several songs of one are averaged first, else
-            their similarity would count as evidence.
-        seed, permutations: how albums are permuted, and how often.
-
-    Returns:
-        from ``1 / (1 + permutations)`` to 1.
     """
     albums, first, album_of, counts = np.unique(groups, return_index=True, return_inverse=True, return_counts=True)
     starts, order = np.cumsum(counts) - counts, np.argsort(album_of, kind="stable")
@@ -118,11 +99,8 @@ def sign_flip_p(differences: np.ndarray, *, seed: int, permutations: int = 9999)
 def retrieval(scores: np.ndarray, groups: np.ndarray) -> np.ndarray:
     """The rank of each song's own cover among all covers by its audio, 1 for the best, float64 ``[N]``.
 
-    Ties count half. Recall at k by chance is k / N.
-
-    Args:
-        scores: ``[N, N]``, ``[i, j]`` of the audio of song i with cover j: transposed to what ``margins`` takes.
-        groups: ``[N]``, albums; covers of the own album are not compared.
+    Scores ``[i, j]`` are of the audio of song i with cover j: transposed to what ``margins`` takes. Covers of the own
+    album are not compared. Ties count half. Recall at k by chance is k / N.
     """
     other, own = groups[:, None] != groups[None], np.diagonal(scores)[:, None]
     # Lower scores are counted, not higher ones: so scores that are NaN rank last.
@@ -132,10 +110,9 @@ def retrieval(scores: np.ndarray, groups: np.ndarray) -> np.ndarray:
 def intraclass(features: np.ndarray) -> float:
     """How much of what varies in covers is due to the audio: near 0 for none, 1 if noise does not matter.
 
-    Source: Shrout and Fleiss 1979, "Intraclass correlations", ICC(1, 1); mean squares are summed over dimensions.
+    Of features ``[N, K, D]`` of K covers of each of N songs, both at least 2.
 
-    Args:
-        features: ``[N, K, D]`` of K covers of each song, both at least 2.
+    Source: Shrout and Fleiss 1979, "Intraclass correlations", ICC(1, 1); mean squares are summed over dimensions.
     """
     songs, samples, _ = features.shape
     means = features.mean(1, dtype=np.float64)
@@ -153,11 +130,8 @@ def attribute_figures(estimates: np.ndarray, truth: np.ndarray, genres: np.ndarr
 
     Source: Spearman 1904, "The Proof and Measurement of Association between Two Things" (correction for attenuation).
 
-    Args:
-        estimates: ``[N, K, A]`` from K covers of each of N songs, K at least 4; or K = 1 for what has no noise, which
-            is not corrected.
-        truth: ``[N, A]``.
-        genres: ``[N]``, for what is shown within a genre: its means are taken off; None for all.
+    Estimates are ``[N, K, A]`` from K covers of each of N songs, K at least 4, or 1 for what has no noise, which is not
+    corrected; with genres ``[N]`` their means are taken off.
     """
     estimates, truth = estimates.astype(np.float64), truth.astype(np.float64)
     samples, average = estimates.shape[1], estimates.mean(1)
@@ -183,14 +157,7 @@ def attribute_score(estimates: np.ndarray, truth: np.ndarray, predicted: np.ndar
     """What covers show of the attributes in their audio: near 0 for nothing, 1 for all that a regressor knows.
 
     Pure noise gets about 0.18 / sqrt(N) on average, over the mean figure of the prediction: half of it correlates above
-    0, and see the floor in ``attribute_figures``.
-
-    Args:
-        estimates, truth, genres: as for ``attribute_figures``.
-        predicted: ``[N, A]`` from the audio, by a network trained for it.
-
-    Returns:
-        the ratio of mean figures; NaN if the prediction explains nothing.
+    0, and see the floor in ``attribute_figures``. NaN if the prediction ``[N, A]`` from the audio explains nothing.
     """
     known = attribute_figures(predicted[:, None], truth, genres).mean()
     return float(attribute_figures(estimates, truth, genres).mean() / known) if known > 0 else math.nan
@@ -199,9 +166,8 @@ def attribute_score(estimates: np.ndarray, truth: np.ndarray, predicted: np.ndar
 def r2_and_slope(estimates: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Figures that are not corrected for noise, each ``[A]``, of estimates ``[N, K, A]`` and the truth ``[N, A]``.
 
-    Returns:
-        the coefficient of determination of the truth by the mean estimate as it stands, and the slope of the regression
-        of the estimate on the truth: for the true posterior the share that audio explains, more if exaggerated.
+    The coefficient of determination of the truth by the mean estimate as it stands, and the slope of the regression of
+    the estimate on the truth: for the true posterior the share that audio explains, more if exaggerated.
     """
     mean, truth = estimates.mean(1, dtype=np.float64), truth.astype(np.float64)
     true = truth - truth.mean(0)

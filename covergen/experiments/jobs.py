@@ -39,10 +39,6 @@ class JobRunner:
             return None
         return label, command + (["--minutes", f"{left:.2f}"] if minutes else [])
 
-    def evaluation(self, name: str, command: list[str]) -> tuple[str, list[str]] | None:
-        """An evaluation, unless it was done."""
-        return None if f"evaluate_{name}" in self.done else (f"evaluate_{name}", command)
-
     def run(self, jobs: Sequence[tuple[str, list[str]] | None]) -> None:
         """Runs all of them; ValueError for one that fails (the others are ended), SystemExit after a signal."""
         waiting, last = [job for job in jobs if job], time.monotonic()
@@ -58,9 +54,13 @@ class JobRunner:
                 self._save()
                 if self.stop:  # before a poll: what a signal ended must not count as done
                     raise SystemExit(f"stopped ({self.stop.reason}); the same command goes on from here")
-                for label, (process, _) in list(self.running.items()):
-                    if process.poll() is not None:
-                        self._finish(label)
+                for label in [label for label, (process, _) in self.running.items() if process.poll() is not None]:
+                    process, cores = self.running.pop(label)
+                    self.slots.append(cores)
+                    if process.returncode:
+                        raise ValueError(f"{label} failed with status {process.returncode}; see "
+                                         f"{self.folder / label}.log")
+                    self.done.append(label)
         finally:
             for process, _ in self.running.values():
                 process.terminate()
@@ -76,13 +76,6 @@ class JobRunner:
             process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
                                        preexec_fn=(lambda: os.sched_setaffinity(0, cores)) if cores else None)
         self.running[label] = (process, cores)
-
-    def _finish(self, label: str) -> None:
-        process, cores = self.running.pop(label)
-        self.slots.append(cores)
-        if process.returncode:
-            raise ValueError(f"{label} failed with status {process.returncode}; see {self.folder / label}.log")
-        self.done.append(label)
 
     def _save(self) -> None:
         write_atomically(self.state, (json.dumps({"minutes": self.minutes, "done": self.done}) + "\n").encode())

@@ -53,7 +53,7 @@ def test_a_short_training_already_reads_hue_and_predicts_something_from_audio(pr
     assert probes.reader.features(covers.pixels).shape == (len(covers), 256)
     part = opened(shards, "test")
     rows = np.arange(len(part.index.rows))
-    true, told = probes.true_attributes(part, rows), probes.predict(part.read_audio(rows).numpy())
+    true, told = probes.truth.attributes(part, rows), probes.predict(part.read_audio(rows).numpy())
     assert told.shape == true.shape == (len(rows), 8) and told.dtype == np.float32
     assert np.corrcoef(told.ravel(), true.ravel())[0, 1] > 0.3
     assert probes.figures["predictor"]["kind"] in ("mlp", "ridge")
@@ -127,7 +127,7 @@ def test_other_data_has_genres_or_none_and_no_attributes(genres: tuple[str, ...]
                         say=lambda text: None)
     read, values = found.reader.predict(torch.randint(256, (4, 3, 32, 32), dtype=torch.uint8))
     assert values is None and found.predict(np.ones((1, 3), np.float32)) is None
-    assert found.true_attributes(opened(tmp_path / "out", "train"), np.arange(2)) is None
+    assert found.truth is None
     if len(set(genres) - {""}) < 2:
         assert read is None
     else:
