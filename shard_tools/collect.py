@@ -9,7 +9,6 @@ from __future__ import annotations
 import shlex
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -69,9 +68,6 @@ def collect(source: str, out: str, extractor: str = "essentia", model: str | Non
         workers: processes; none = one a core, 12 at most. Of ray: tasks at a time; none = the cluster's cores.
         distributor: processes of this machine, or ray: the machines of a Ray cluster, which all must see source and
             out under the same names.
-
-    Raises:
-        ValueError: nothing to collect, or OUT holds something else.
     """
     started = time.monotonic()
     if model and extractor != "clap":
@@ -103,8 +99,15 @@ def collect(source: str, out: str, extractor: str = "essentia", model: str | Non
         task = CoverTask(source_path, work / "covers", (), cover_side, max_pixels)
         collected = _with_covers(tracks, library, task, caches, drops, keep_coverless, pool)
         extract = partial(extract_excerpts, extractor, schema.options, excerpt, excerpts)
-        bad = {path: Drop(path, "audio", error.reason, error.detail) for path, error in _extract([
-            ExtractTask(source_path, track.track.path, extract, track.cache) for track in collected], pool)}
+        new = [ExtractTask(source_path, track.track.path, extract, track.cache)
+               for track in collected if not is_cached(track.cache)]
+        bad = {}
+        with tqdm(total=len(collected), initial=len(collected) - len(new), desc="audio", unit=" tracks",
+                  smoothing=0.05) as bar:
+            for todo, error in extract_all(new, pool):
+                bar.update()
+                if error:
+                    bad[todo.path] = Drop(todo.path, "audio", error.reason, error.detail)
         drops += bad.values()
         collected = [track for track in collected if track.track.path not in bad]
         write_quarantine(root, drops)
@@ -172,16 +175,6 @@ def _with_covers(tracks: list[Track], library: Library, task: CoverTask, caches:
         else:
             drops.append(Drop(track.path, "cover", "no cover", problems or "no picture in its tags or beside it"))
     return collected
-
-
-def _extract(tasks: list[ExtractTask], pool: Pool) -> Iterator[tuple[str, BadFileError]]:
-    """Extracts what is not in the cache; yields the paths of the files that can't be used, and why."""
-    new = [task for task in tasks if not is_cached(task.cache)]
-    with tqdm(total=len(tasks), initial=len(tasks) - len(new), desc="audio", unit=" tracks", smoothing=0.05) as bar:
-        for task, error in extract_all(new, pool):
-            bar.update()
-            if error:
-                yield task.path, error
 
 
 def _report(root: Path, library: Library, tracks: list[CollectedTrack], rows: list[list[str]], drops: list[Drop],

@@ -64,9 +64,6 @@ def coverart(source: str, out: str, contact: str, size: Literal["250", "500", "1
         workers: processes that read the JSON files; none = one a core, 12 at most.
 
     Returns 1 when covers that may exist were given up, else 0.
-
-    Raises:
-        ValueError: no files, no contact, OUT holds covers of another size, or nobody answers at the base URL.
     """
     if not _CONTACT.fullmatch(contact):
         raise ValueError(f"--contact {contact!r}: expected your mail address or web page, such as me@example.org; the "
@@ -94,7 +91,9 @@ def coverart(source: str, out: str, contact: str, size: Literal["250", "500", "1
 
     folder.mkdir(parents=True, exist_ok=True)
     with lock_output(root):
-        _check_size(folder, size)
+        if (folder / SIZE).is_file() and (before := (folder / SIZE).read_text()) != size:
+            raise ValueError(f"{root} holds covers of --size {before}, not {size}; choose another --out")
+        write_atomically(folder / SIZE, size.encode())
         for mbid, picture in pictures.items():
             _link(root, picture, releases[mbid])
         client = Client(base_url, f"covergen/{__version__} ( {contact} )", rate, attempts, backoff)
@@ -169,13 +168,6 @@ def _read_answers(folder: Path) -> dict[str, tuple[str, str]]:
             continue
         answers[mbid] = (reason, detail)
     return answers
-
-
-def _check_size(folder: Path, size: str) -> None:
-    path = folder / SIZE
-    if path.is_file() and path.read_text() != size:
-        raise ValueError(f"{folder.parent} holds covers of --size {path.read_text()}, not {size}; choose another --out")
-    write_atomically(path, size.encode())
 
 
 def _link(root: Path, picture: Path, tracks: list[str]) -> None:

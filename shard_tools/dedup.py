@@ -28,7 +28,7 @@ from shard_tools.dataset.contact_sheet import Row, Tile, draw_sheet
 from shard_tools.dataset.groups import FILE as GROUPS
 from shard_tools.dataset.groups import write_groups
 from shard_tools.dataset.images import COVER_BYTES, MAX_PIXELS, read_cover
-from shard_tools.dataset.layout import Candidate, Listing, album_of, open_layout, read_name
+from shard_tools.dataset.layout import Listing, album_of, open_layout, read_name
 from shard_tools.dataset.source import Folder, open_source, read_entry
 
 COLUMNS = ("cluster", "genre", "stem", "path", "why", "distance", "keep")
@@ -57,9 +57,6 @@ def dedup(source: str, out: str | None = None, distance: Annotated[int, Range(0,
         dataset: audio-cover, cover (covers without vectors), or auto: audio-cover where there is one.
         max_pixels: covers of more pixels are bad files.
         workers: processes; none = one a core, 12 at most.
-
-    Raises:
-        ValueError: no covers, a bad option, or --apply to a zip.
     """
     started = time.monotonic()
     source_path = Path(source).resolve()
@@ -103,20 +100,18 @@ def dedup(source: str, out: str | None = None, distance: Annotated[int, Range(0,
 def _fingerprint(listing: Listing, source: Path, root: Path, max_pixels: int,
                  workers: int) -> tuple[list[File], DistinctCovers, list[Drop]]:
     """The samples whose covers can be decoded, their covers, and the files that can't be used."""
-    items = list(listing)
-    files = sorted((_file(item) for item in items if isinstance(item, Candidate)),
-                   key=lambda file: (file.group, file.path))  # an album's tracks together: often the same bytes
+    files, drops = [], []
+    for item in listing:
+        if isinstance(item, Drop):
+            drops.append(item)
+        else:
+            stem = read_name(item.cover.name)[0]
+            files.append(File(item.genre, stem, item.cover, item.audio, album_of(stem) or f"{item.genre}/{stem}"))
+    files.sort(key=lambda file: (file.group, file.path))  # an album's tracks together: often the same bytes
     covers, errors = fingerprint_files(source, [file.cover for file in files], workers, max_pixels, root / CACHE)
-    drops = [item for item in items if isinstance(item, Drop)]
     drops += [Drop(files[i].path, "cover", error.reason, error.detail) for i, error in errors.items()]
     good = [i for i in range(len(files)) if i not in errors]
     return [files[i] for i in good], covers.select(good), drops
-
-
-def _file(candidate: Candidate) -> File:
-    stem = read_name(candidate.cover.name)[0]
-    return File(candidate.genre, stem, candidate.cover, candidate.audio,
-                album_of(stem) or f"{candidate.genre}/{stem}")
 
 
 def _sheet(source: Path, clusters: Sequence[Sequence[Member]], max_pixels: int) -> bytes:

@@ -74,9 +74,6 @@ def features(out: str, source: str | None = None, extractor: str = "essentia", p
         workers: processes; none = one a core, 12 at most. Of ray: tasks at a time; none = the cluster's cores.
         distributor: processes of this machine, or ray: the machines of a Ray cluster, which all must see source and
             out under the same names.
-
-    Raises:
-        ValueError: nothing to read, options that don't fit together, or OUT holds something else.
     """
     for name, given, owner in (("model", model, "clap"), ("components", components, "pca"), ("pca", pca, "pca"),
                                ("standardise", not standardise, "pca"), ("keep_json", keep_json, "essentia")):
@@ -126,11 +123,7 @@ def features(out: str, source: str | None = None, extractor: str = "essentia", p
 
 @contextlib.contextmanager
 def _unfinished(root: Path) -> Iterator[None]:
-    """Opens the out folder and that of unfinished work in it; an interruption leaves both, for the next time.
-
-    Raises:
-        ValueError: something else left the folder so, or another process is at it.
-    """
+    """Opens the out folder and that of unfinished work in it; an interruption leaves both, for the next time."""
     root.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
         stack.enter_context(lock_output(root))
@@ -197,14 +190,14 @@ def _run(plan: Plan, covers: Path, workers: int, distributor: Distributor) -> tu
     workers = workers if plan.in_bytes else min(workers, plan.total)
     with tqdm(total=plan.total, desc=plan.schema.features, smoothing=0.05, unit="B" if plan.in_bytes else " tracks",
               unit_scale=plan.in_bytes) as bar:
-        for result in run_tasks(compute, inputs.make_tasks(plan.inputs, plan.options), workers, distributor,
-                                [plan.options.out / FOLDER]):
-            written, existing = written + result.written, existing + result.existing
-            drops += result.drops
-            for cover, name in result.links:
+        for new, old, links, bad, position in run_tasks(partial(compute, plan.options), inputs.make_tasks(plan.inputs),
+                                                        workers, distributor, [plan.options.out / FOLDER]):
+            written, existing = written + new, existing + old
+            drops += bad
+            for cover, name in links:
                 (covers / name).parent.mkdir(parents=True, exist_ok=True)
                 place_link(cover, covers / name, "hard")
-            bar.update(result.position - bar.n)
+            bar.update(position - bar.n)
         bar.update(plan.total - bar.n)
     return written, existing, drops
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -22,7 +22,7 @@ from shard_tools.core.errors import BadFileError
 from shard_tools.core.files import GROUPS_BYTES, TEMPORARY, Way, place_bytes, place_link, write_atomically
 from shard_tools.core.parallel import available_workers
 from shard_tools.core.quarantine import QUARANTINE, Drop, show_reasons, write_quarantine
-from shard_tools.curation.assignment import FILE, Assignment, Component, assign, read_splits, rule_of, write_splits
+from shard_tools.curation.assignment import FILE, Assignment, Component, assign, read_splits, write_splits
 from shard_tools.curation.fingerprints import DistinctCovers, fingerprint_files
 from shard_tools.curation.grouping import TRACKS, SplitSample, connect_groups, name_of, read_artists
 from shard_tools.curation.leakage import MAX_DISTANCE, find_leaks, near_duplicates, show_leaks
@@ -30,7 +30,7 @@ from shard_tools.dataset import groups, schema
 from shard_tools.dataset.demo_truth import DEMO, TRUTH, find_truth, read_columns, read_truth
 from shard_tools.dataset.images import COVER_BYTES
 from shard_tools.dataset.layout import SPLITS, Listing, album_of, open_layout
-from shard_tools.dataset.source import Entry, Zip, open_source, read_entry, read_sidecar
+from shard_tools.dataset.source import Zip, open_source, read_entry, read_sidecar
 
 HOW = {"hard": "hard links: the files of --source under a second name", "copy": "copies of --source's files",
        "soft": "soft links to the files of --source, which must stay where it is"}
@@ -66,9 +66,6 @@ def split(source: str, out: str, ratios: Annotated[tuple[float, float, float], R
         workers: processes; none = one a core, 12 at most.
 
     Returns 1 when the leak check finds something, else 0.
-
-    Raises:
-        ValueError: nothing to split, OUT holds something else, or what lies beside the data is damaged.
     """
     if len(ratios) != len(SPLITS) or abs(sum(ratios) - 100) > 1e-6:
         raise ValueError(f"--ratios {','.join(f'{ratio:g}' for ratio in ratios)}: expected three numbers that add up "
@@ -83,7 +80,8 @@ def split(source: str, out: str, ratios: Annotated[tuple[float, float, float], R
         raise ValueError(f"nothing to split: --source {source} holds no cover"
                          + (" with a vector; see --dataset cover" if listing.paired else ""))
     duplicates, collisions = near_duplicates(covers, distance)
-    rule = rule_of(by, seed, ratios)
+    # What must be the same for an earlier split to be continued.
+    rule = f"by {by}, seed {seed}, ratios {'/'.join(f'{100 * ratio:.6g}' for ratio in ratios)}"
     known = _known_splits([Path(previous)] if previous else [source_path / FILE, root / FILE], rule, bool(previous))
     moved = _rename_groups(known, samples, covers)
     bonds = (duplicates, collisions) if near else (duplicates[:0], collisions[:0])
@@ -167,13 +165,10 @@ def _rename_groups(known: dict[str, str], samples: Sequence[SplitSample], covers
 
 def _write(root: Path, source: Path, listing: Listing, samples: Sequence[SplitSample], splits: Sequence[str],
            drops: list[Drop], link: Way) -> Way:
-    """Puts every file into its split, unless it is there, and the tables of the data set beside; returns how.
-
-    Raises:
-        ValueError: the folder holds something else.
-    """
-    files = {path: entry for sample, name in zip(samples, splits, strict=True)
-             for path, entry in _targets(sample, name, listing.paired)}
+    """Puts every file into its split, unless it is there, and the tables of the data set beside; returns how."""
+    files = {f"{part if listing.paired else ''}{name}/{sample.candidate.genre}/{entry.name}": entry
+             for sample, name in zip(samples, splits, strict=True)
+             for part, entry in (("cover/", sample.candidate.cover), ("audio/", sample.candidate.audio)) if entry}
     ours = {*files, FILE, groups.FILE, TRACKS, TRUTH, DEMO, QUARANTINE, f"audio/{schema.FILE}"}
     for folder, _, names in os.walk(root):
         for path in ((Path(folder) / name).relative_to(root) for name in names):
@@ -195,13 +190,6 @@ def _write(root: Path, source: Path, listing: Listing, samples: Sequence[SplitSa
     _write_tables(root, source, listing, samples, splits)
     write_quarantine(root, drops)
     return ways.most_common(1)[0][0]
-
-
-def _targets(sample: SplitSample, name: str, paired: bool) -> Iterator[tuple[str, Entry]]:
-    candidate = sample.candidate
-    for part, entry in (("cover/", candidate.cover), ("audio/", candidate.audio)):
-        if entry:
-            yield f"{part if paired else ''}{name}/{candidate.genre}/{entry.name}", entry
 
 
 def _write_tables(root: Path, source: Path, listing: Listing, samples: Sequence[SplitSample],

@@ -38,17 +38,11 @@ class Component(NamedTuple):
 
 
 class Assignment(NamedTuple):
-    """The split of every component.
-
-    Attributes:
-        splits: one a component.
-        small: the genres with too few components to split, and how many they have.
-        reassigned: groups that had to leave the split they were in, because a new one binds them to groups of another.
-    """
+    """The split of every component."""
 
     splits: list[str]
-    small: dict[str, int]
-    reassigned: list[str]
+    small: dict[str, int]  # the genres with too few components to split, and how many they have
+    reassigned: list[str]  # groups that had to leave their split, because a new one binds them to groups of another
 
 
 def position(group: str, seed: int) -> float:
@@ -61,12 +55,9 @@ def assign(components: Sequence[Component], ratios: Sequence[float], seed: int, 
            known: Mapping[str, str]) -> Assignment:
     """Splits components so that each genre's groups come as near to the ratios as whole groups can.
 
-    Args:
-        components: in an order that doesn't matter.
-        ratios: of train, val and test, adding up to 1.
-        seed: of the hash.
-        min_groups: a genre of fewer components stays in train, with all components that have a part in it.
-        known: ``{group: split}`` of an earlier run.
+    The order of the components doesn't matter, and the ratios of train, val and test add up to 1. A genre of fewer
+    components than ``min_groups`` stays in train, with all that have a part in it. ``known`` is ``{group: split}`` of
+    an earlier run.
     """
     sizes = Counter(genre for component in components for genre in component.genres)
     small = {genre: size for genre, size in sorted(sizes.items()) if size < min_groups}
@@ -132,7 +123,7 @@ class _Balance:
             self._shift(*move)
             if sum(map(self._off, genres)) < before:
                 return move
-            self._undo(move)
+            self._shift(move[0], move[2], move[1])
         return None
 
     def _detour(self, genre: str, free: list[int]) -> bool:
@@ -146,8 +137,8 @@ class _Balance:
                 made.append(further)
             if sum(map(self._off, self.genres)) < before:
                 return True
-            for last in reversed(made):
-                self._undo(last)
+            for i, here, there in reversed(made):
+                self._shift(i, there, here)
         return False
 
     def _moves(self, free: list[int]) -> list[tuple[int, int, int]]:
@@ -168,9 +159,6 @@ class _Balance:
             self.counts[genre][here] -= self.components[i].genres[genre]
             self.counts[genre][there] += self.components[i].genres[genre]
 
-    def _undo(self, move: tuple[int, int, int]) -> None:
-        self._shift(move[0], move[2], move[1])
-
 
 def round_counts(total: int, ratios: Sequence[float], short: Sequence[float]) -> list[int]:
     """Whole numbers that add up to ``total`` and are less than 1 off the ratios; the largest remainders are rounded up,
@@ -183,22 +171,13 @@ def round_counts(total: int, ratios: Sequence[float], short: Sequence[float]) ->
     return counts
 
 
-def rule_of(by: str, seed: int, ratios: Sequence[float]) -> str:
-    """What must be the same for an earlier split to be continued."""
-    return f"by {by}, seed {seed}, ratios {'/'.join(f'{100 * ratio:.6g}' for ratio in ratios)}"
-
-
 def write_splits(path: Path, splits: Mapping[str, str], rule: str) -> None:
     """Writes ``{group: split}`` whole or not at all."""
     write_atomically(path, table_bytes(COLUMNS, [(group, split, rule) for group, split in sorted(splits.items())]))
 
 
 def read_splits(path: Path) -> tuple[dict[str, str], str]:
-    """``{group: split}`` of a file, and the rule that it was made by.
-
-    Raises:
-        ValueError: it can't be read.
-    """
+    """``{group: split}`` of a file, and the rule that it was made by."""
     try:
         rows = parse_table(read_bounded(path, GROUPS_BYTES), COLUMNS)
         if wrong := next((row for row in rows if row[1] not in SPLITS), None):

@@ -37,29 +37,18 @@ class File(NamedTuple):
 
 
 class Member(NamedTuple):
-    """A file of a cluster.
-
-    Attributes:
-        file: the file.
-        why: its closest link to another picture of the cluster: ``exact`` (the same bytes), ``same`` (by dHash) or
-            ``near`` (by tiny image).
-        distance: of that link: 0, bits of the dHash, or L1 of the tiny images in levels.
-        keep: whether its group stays.
-    """
+    """A file of a cluster, and its closest link to another picture of it."""
 
     file: File
-    why: str
-    distance: int
-    keep: bool
+    why: str  # ``exact`` (the same bytes), ``same`` (by dHash) or ``near`` (by tiny image)
+    distance: int  # 0, bits of the dHash, or L1 of the tiny images in levels
+    keep: bool  # whether its group stays
 
 
 def find_clusters(files: Sequence[File], covers: DistinctCovers, distance: int) -> list[list[Member]]:
     """Clusters of covers of two groups or more that show one picture, the largest first, in each what stays.
 
-    Args:
-        files: samples.
-        covers: theirs, all decoded.
-        distance: bits of the dHash, 0 to 16.
+    The covers are all decoded; their dHashes may differ in ``distance`` bits, 0 to 16.
     """
     which, fingerprints = covers
     groups = np.unique([file.group for file in files], return_inverse=True)[1]
@@ -102,11 +91,7 @@ def connected_without_chains(thumbnails: np.ndarray, pairs: np.ndarray) -> np.nd
     """The cluster of each picture, int ``[N]``: connected components, cut where they are chains.
 
     The pictures of a cluster must resemble the one of most links; else two that have nothing in common would be one
-    because of a row of others between them.
-
-    Args:
-        thumbnails: uint8 ``[N, 32, 32, 3]``.
-        pairs: int64 ``[P, 2]`` that are one picture.
+    because of a row of others between them. Thumbnails are uint8 ``[N, 32, 32, 3]``, pairs int64 ``[P, 2]``.
     """
     count = len(thumbnails)
     while True:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -33,18 +34,12 @@ CHUNK = 128  # covers of a task
 
 
 class DistinctCovers(NamedTuple):
-    """The covers of ``N`` samples, those with the same bytes once.
+    """The covers of ``N`` samples, those with the same bytes once."""
 
-    Attributes:
-        index: int64 ``[N]``, which of the distinct covers each sample has; -1 = its file can't be read.
-        fingerprints: ``FINGERPRINT_DTYPE`` ``[K]``, sorted by hash.
-    """
-
-    index: np.ndarray
-    fingerprints: np.ndarray
+    index: np.ndarray  # int64 ``[N]``, which of the distinct covers each sample has; -1 = its file can't be read
+    fingerprints: np.ndarray  # ``FINGERPRINT_DTYPE`` ``[K]``, sorted by hash
 
     def select(self, samples: Sequence[int]) -> DistinctCovers:
-        """The covers of some of the samples."""
         used, index = np.unique(self.index[samples], return_inverse=True)
         return DistinctCovers(index, self.fingerprints[used])
 
@@ -54,19 +49,12 @@ class DistinctCovers(NamedTuple):
 
 
 class FingerprintTask(NamedTuple):
-    """Some covers.
+    """Some covers."""
 
-    Attributes:
-        source: a folder or zip, or a shard.
-        covers: files of the source, or rows of the shard's index.
-        max_pixels: covers of more are not decoded.
-        cache: folder that keeps the fingerprints of files for the next run; None = they are not kept.
-    """
-
-    source: Path
-    covers: tuple[Entry, ...] | np.ndarray
-    max_pixels: int = MAX_PIXELS
-    cache: Path | None = None
+    source: Path  # a folder or zip, or a shard
+    covers: tuple[Entry, ...] | np.ndarray  # files of the source, or rows of the shard's index
+    max_pixels: int = MAX_PIXELS  # covers of more are not decoded
+    cache: Path | None = None  # folder that stores the fingerprints of files for the next run
 
     @property
     def cache_path(self) -> Path:
@@ -79,10 +67,7 @@ def fingerprint_files(source: Path, covers: Sequence[Entry], workers: int, max_p
                       cache: Path | None = None) -> tuple[DistinctCovers, dict[int, BadFileError]]:
     """Fingerprints files of a folder or zip; also returns, by position, the errors of those that can't be decoded.
 
-    Args: as of ``FingerprintTask``; results in ``cache`` of files that are not among the covers are removed.
-
-    Raises:
-        ValueError: the package imagehash is missing.
+    Results in ``cache`` of files that are not among the covers are removed.
     """
     tasks = [FingerprintTask(source, tuple(covers[i:i + CHUNK]), max_pixels, cache)
              for i in range(0, len(covers), CHUNK)]
@@ -106,11 +91,7 @@ def fingerprint_files(source: Path, covers: Sequence[Entry], workers: int, max_p
 
 
 def fingerprint_shards(indexes: Sequence[Index], workers: int) -> DistinctCovers:
-    """Fingerprints the covers of packed samples, in the order of the indexes and their rows.
-
-    Raises:
-        ValueError: the package imagehash is missing.
-    """
+    """Fingerprints the covers of packed samples, in the order of the indexes and their rows."""
     hashes, first, index = np.unique(np.concatenate([index.rows["cover_hash"] for index in indexes]),
                                      return_index=True, return_inverse=True)
     fingerprints = np.zeros(len(hashes), FINGERPRINT_DTYPE)
@@ -144,9 +125,12 @@ def fingerprint_task(task: FingerprintTask) -> tuple[np.ndarray, dict[int, BadFi
 
     Each file is read once; one that has the bytes of another is not decoded again.
     """
-    cached = _load_cached(task) if task.cache else None
-    rows = np.zeros(len(task.covers), FINGERPRINT_DTYPE) if cached is None else cached
-    errors, known = {}, {}
+    rows, errors, known = None, {}, {}
+    if task.cache:
+        with contextlib.suppress(OSError, ValueError, EOFError):
+            rows = np.load(task.cache_path, allow_pickle=False)
+    is_cached = rows is not None and rows.dtype == FINGERPRINT_DTYPE and rows.shape == (len(task.covers),)
+    rows = rows if is_cached else np.zeros(len(task.covers), FINGERPRINT_DTYPE)
     for i, read in enumerate(_readers(task)):
         if rows["decoded"][i]:
             continue
@@ -159,7 +143,7 @@ def fingerprint_task(task: FingerprintTask) -> tuple[np.ndarray, dict[int, BadFi
             rows[i] = (True, True, value, *known[value])
         except BadFileError as error:
             errors[i] = error
-    if task.cache and cached is None:
+    if task.cache and not is_cached:
         output = io.BytesIO()
         np.save(output, rows, allow_pickle=False)
         write_atomically(task.cache_path, output.getvalue())
@@ -177,21 +161,8 @@ def _readers(task: FingerprintTask) -> Iterator[Callable[[], bytes]]:
             yield lambda row=row: read_sample(shard, row)[1]
 
 
-def _load_cached(task: FingerprintTask) -> np.ndarray | None:
-    try:
-        rows = np.load(task.cache_path, allow_pickle=False)
-    except (OSError, ValueError, EOFError):
-        return None
-    return rows if rows.dtype == FINGERPRINT_DTYPE and rows.shape == (len(task.covers),) else None
-
-
 def fingerprint(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[int, int, np.ndarray]:
-    """The ``dhash``, ``pixels`` and ``thumbnail`` of the bytes of a cover. A large JPEG is decoded at a part of its
-    size.
-
-    Raises:
-        BadFileError: as of ``images.probe_cover``.
-    """
+    """The ``dhash``, ``pixels`` and ``thumbnail`` of a cover's bytes. A large JPEG is decoded at a part of its size."""
     image, turn, _ = load(data, max_pixels, SIDE)
     width, height = claimed_size(data) if image.format == "JPEG" else image.size
     image = upright(to_rgb(image), turn)

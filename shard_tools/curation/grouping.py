@@ -41,11 +41,7 @@ def name_of(candidate: Candidate) -> tuple[str, str]:
 
 
 def read_artists(listing: Listing) -> dict[tuple[str, str], str]:
-    """``{(genre, stem): artist}`` by tracks.csv, in one spelling; without various and unknown artists.
-
-    Raises:
-        ValueError: there is no such file, or it has no artists.
-    """
+    """``{(genre, stem): artist}`` by tracks.csv, in one spelling; without various and unknown artists."""
     data = read_sidecar(listing.source, listing.top, TRACKS, GROUPS_BYTES)
     if data is None:
         raise ValueError(f"--by artist needs a {TRACKS} with the artists, beside the data set in --source")
@@ -65,11 +61,8 @@ def connect_groups(samples: Sequence[SplitSample], duplicates: np.ndarray, colli
     the same, which costs nothing; collisions of hundreds, such as plain black covers, don't, nor do old groups that
     are in two splits already.
 
-    Args:
-        samples: of a data set.
-        duplicates: int64 ``[P, 2]``, distinct covers that are near-duplicates.
-        collisions: int64 ``[P, 2]``, those that are not, though their dHashes are close.
-        known: ``{group: split}`` of an earlier run.
+    ``duplicates`` and ``collisions`` are int64 ``[P, 2]``, distinct covers that are near-duplicates, and that are not
+    though their dHashes are close; ``known`` is ``{group: split}`` of an earlier run.
     """
     names = sorted({sample.group for sample in samples})
     numbers = {name: number for number, name in enumerate(names)}

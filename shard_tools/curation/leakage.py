@@ -15,19 +15,12 @@ EXAMPLES = 5
 
 
 class Leaks(NamedTuple):
-    """Pairs of samples in different splits, int64 ``[P, 2]``: one pair for each leak.
-
-    Attributes:
-        groups: of the same group.
-        covers: with the same cover, byte for byte.
-        near: with covers that are near-duplicates.
-        collisions: with covers whose dHashes are close, but which are different pictures; these are no leaks.
-    """
+    """Pairs of samples in different splits, int64 ``[P, 2]``: one pair for each leak."""
 
     groups: np.ndarray
-    covers: np.ndarray
-    near: np.ndarray
-    collisions: np.ndarray
+    covers: np.ndarray  # byte for byte
+    near: np.ndarray  # near-duplicates
+    collisions: np.ndarray  # covers whose dHashes are close, but which are different pictures; these are no leaks
 
 
 def near_duplicates(covers: DistinctCovers, distance: int) -> tuple[np.ndarray, np.ndarray]:
@@ -42,12 +35,8 @@ def find_leaks(splits: np.ndarray, groups: np.ndarray, covers: DistinctCovers, d
                collisions: np.ndarray) -> Leaks:
     """What is in more than one split.
 
-    Args:
-        splits: int ``[N]``, of each sample.
-        groups: int ``[N]``, the number of its group.
-        covers: of the samples.
-        duplicates: int64 ``[P, 2]``, distinct covers that are near-duplicates.
-        collisions: int64 ``[P, 2]``, those that are not, though their dHashes are close.
+    ``splits`` and ``groups`` are the numbers of each sample's, int ``[N]``; ``duplicates`` and ``collisions`` are as of
+    ``near_duplicates``.
     """
     firsts = np.full((len(covers.fingerprints), int(splits.max()) + 1), -1)  # the first sample by cover and split
     order = np.arange(len(splits))[::-1]

@@ -18,15 +18,9 @@ COLUMNS = ("path", "stays")
 
 
 def drop_files(source: Path, dropped: Path, files: Sequence[tuple[str, str]]) -> None:
-    """Moves files below ``source`` to the same paths below ``dropped``.
+    """Moves files below ``source`` to the same paths below ``dropped``, on the same disk.
 
-    Args:
-        source: the data set.
-        dropped: on the same disk; new, or left by an earlier run.
-        files: (path of the file, path of the cover that stays in its stead), both below ``source``.
-
-    Raises:
-        ValueError: a file is there already.
+    ``files`` are (path of the file, path of the cover that stays in its stead), both below ``source``.
     """
     for path, _ in files:
         if os.path.lexists(dropped / path):

@@ -8,7 +8,7 @@ the pictures show.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import combinations, pairwise
 
 import numpy as np
@@ -32,14 +32,7 @@ _SHARED = 3  # bands that a pair has in common at least; with 3 of 7 a key has 2
 
 def duplicates_by_hash(fingerprints: np.ndarray, distance: int) -> tuple[np.ndarray, np.ndarray]:
     """Pairs with dHashes at most ``distance`` bits apart, int64 ``[P, 2]`` each: near-duplicates, and collisions, which
-    are different pictures all the same.
-
-    Whether a pair is one depends on the two alone, not on what else there is.
-
-    Args:
-        fingerprints: ``FINGERPRINT_DTYPE`` ``[N]``.
-        distance: bits.
-    """
+    are different pictures all the same. Whether a pair is one depends on the two alone, not on what else there is."""
     pairs = close_pairs(fingerprints["dhash"], distance)
     same = differences(fingerprints["thumbnail"], pairs) < SAME_LIMIT
     return pairs[same], pairs[~same]
@@ -81,20 +74,10 @@ def close_pairs(hashes: np.ndarray, distance: int) -> np.ndarray:
     """All pairs of hashes that differ in ``distance`` bits or fewer, int64 ``[P, 2]``, rows ``i < j`` in order.
 
     Exact: hashes that differ in d bits agree in 3 of d + 3 bands of bits, whichever bits those are. Hashes that are
-    equal give all their pairs: 10,000 all-black covers give 50 million.
-
-    Args:
-        hashes: uint64 ``[N]``.
-        distance: bits, 0 to 61.
+    equal give all their pairs: 10,000 black covers give 50 million. Hashes are uint64 ``[N]``, the distance 61 at most.
     """
     values, which = np.unique(np.ascontiguousarray(hashes, np.uint64), return_inverse=True)
-    codes = [one * len(values) + other for one, other in _close(values, distance)]
-    codes = np.unique(np.concatenate([*codes, np.zeros(0, np.int64)]))
-    return _expand(np.stack([codes // max(1, len(values)), codes % max(1, len(values))], 1), which)
-
-
-def _close(values: np.ndarray, distance: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yields pairs of indices of distinct hashes that are close, some of them several times and either way round."""
+    codes = [np.zeros(0, np.int64)]  # of pairs of distinct hashes, some several times
     edges = np.linspace(0, _BITS, distance + _SHARED + 1).round().astype(int).tolist()
     bands = [((1 << high) - 1) ^ ((1 << low) - 1) for low, high in pairwise(edges)]
     for chosen in combinations(bands, _SHARED) if distance else ():
@@ -106,8 +89,10 @@ def _close(values: np.ndarray, distance: int) -> Iterator[tuple[np.ndarray, np.n
             at = at[keys[at] == keys[at + step]]
             one, other = order[at], order[at + step]
             near = hamming(values[one], values[other]) <= distance
-            yield np.minimum(one, other)[near], np.maximum(one, other)[near]
+            codes.append(np.minimum(one, other)[near] * len(values) + np.maximum(one, other)[near])
             step += 1
+    codes = np.unique(np.concatenate(codes))
+    return _expand(np.stack([codes // max(1, len(values)), codes % max(1, len(values))], 1), which)
 
 
 def _expand(pairs: np.ndarray, which: np.ndarray) -> np.ndarray:
@@ -134,10 +119,7 @@ def differences(thumbnails: np.ndarray, pairs: np.ndarray, limit: float = SAME_L
     """How different the pictures of pairs are, float32 ``[P]``: the residual of the best alignment, 0 = none, 1 = as
     much as may be left between copies of one picture. What is clearly above the limit is given as ``FARTHEST``.
 
-    Args:
-        thumbnails: uint8 ``[N, 32, 32, 3]``.
-        pairs: int64 ``[P, 2]``.
-        limit: up to which differences matter.
+    Thumbnails are uint8 ``[N, 32, 32, 3]``, pairs int64 ``[P, 2]``.
     """
     result = np.full(len(pairs), FARTHEST, np.float32)
     tiny = tiny_images(thumbnails)

@@ -33,28 +33,17 @@ class Extractor(NamedTuple):
     """What turns one track into a vector; a function that an extractor does not have is None.
 
     Every function gives raw numbers, float32 ``[D]``, or raises ``BadFileError``.
-
-    Attributes:
-        schema: what the numbers are; its ``options`` are what ``load`` takes to make the extractor again.
-        of_json: of the bytes of a JSON file.
-        of_audio: of a file, from a second on, so many seconds of it (None: to the end).
-        json_of_audio: as ``of_audio``, but the bytes of the JSON that ``of_json`` reads.
-        of_vectors: of the vectors of each source, None where one is absent.
     """
 
-    schema: Schema
+    schema: Schema  # its ``options`` are what ``load`` takes to make the extractor again
     of_json: Callable[[bytes], np.ndarray] | None = None
-    of_audio: Callable[[Path, float, float | None], np.ndarray] | None = None
-    json_of_audio: Callable[[Path, float, float | None], bytes] | None = None
-    of_vectors: Callable[[Sequence[np.ndarray | None]], np.ndarray] | None = None
+    of_audio: Callable[[Path, float, float | None], np.ndarray] | None = None  # start and length (None: all) in seconds
+    json_of_audio: Callable[[Path, float, float | None], bytes] | None = None  # the bytes that ``of_json`` reads
+    of_vectors: Callable[[Sequence[np.ndarray | None]], np.ndarray] | None = None  # None where a source is absent
 
 
 def load(name: str, **options: Any) -> Extractor:
-    """The extractor of that name, made once with the same options in a process.
-
-    Raises:
-        ValueError: an unknown name or option value, or what it needs is not installed.
-    """
+    """The extractor of that name, made once with the same options in a process."""
     if name not in EXTRACTORS:
         close = difflib.get_close_matches(name, EXTRACTORS, n=1)
         raise ValueError(f"there is no extractor {name!r}, "
@@ -69,12 +58,7 @@ def load(name: str, **options: Any) -> Extractor:
 def from_metadata(metadata: dict[str, Any], pca: Sequence[str | Path] = ()) -> Extractor:
     """The extractor that made the vectors of an index, from the ``Schema.metadata()`` in it.
 
-    Args:
-        metadata: of the vectors.
-        pca: files of PCAs, among which that of the vectors is found by its hash.
-
-    Raises:
-        ValueError: it can't be made again, or gives other numbers by now.
+    A PCA is found by its hash among the files ``pca``. ValueError if the extractor gives other numbers by now.
     """
     name = metadata["features"]
     if name not in EXTRACTORS:

@@ -99,11 +99,6 @@ def read(data: bytes, names: Sequence[str] = NAMES, extractor: str = "music 1.0"
     1e-24 from 1e13. Standard deviations are those of a population, as numpy's. Only what ``names`` asks for need be
     there; of a key that is written twice the last counts. Source: ``json_to_npy`` of the scripts of "Towards album
     artwork generation based on audio" (jbu5105 on GitHub).
-
-    Raises:
-        BadFileError: ``too many bytes``, ``not JSON``, ``truncated JSON``, ``nested too deeply``,
-            ``not a JSON object``, ``missing feature``, ``wrong feature type`` (an empty list too), or ``not finite``
-            (NaN, infinity, or too large for float32).
     """
     document = _parse(data)
     features = {path: _find(document, path) for path in (name.partition(":")[0] for name in names)}
@@ -161,18 +156,11 @@ def _other_extractor(document: dict[str, Any], wanted: str) -> str:
 def _number(features: dict[str, Any], name: str) -> float:
     path, _, part = name.partition(":")
     value = features[path]
-    if part:
-        numbers = _numbers(path, value)
-        return float(numbers.mean() if part == "mean" else numbers.std())
-    if not isinstance(value, float):
-        raise BadFileError("wrong feature type", f"{path} is {_KINDS[type(value)]}; expected a number")
-    return value
-
-
-def _numbers(path: str, value: Any) -> np.ndarray:
-    """A list ``[N]``, or a matrix ``[N, M]`` as a list of its rows, as float64."""
-    if not isinstance(value, list):
-        raise BadFileError("wrong feature type", f"{path} is {_KINDS[type(value)]}; expected a list of numbers")
+    if not isinstance(value, list if part else float):
+        raise BadFileError("wrong feature type", f"{path} is {_KINDS[type(value)]}; expected a "
+                                                 f"{'list of numbers' if part else 'number'}")
+    if not part:
+        return value
     rows = value if value and all(isinstance(row, list) for row in value) else [value]
     if any(len(row) != len(rows[0]) for row in rows):
         raise BadFileError("wrong feature type", f"{path} is a matrix with rows of different lengths")
@@ -181,7 +169,8 @@ def _numbers(path: str, value: Any) -> np.ndarray:
     wrong = next((number for row in rows for number in row if not isinstance(number, float)), 0.0)
     if not isinstance(wrong, float):
         raise BadFileError("wrong feature type", f"{path} holds {_KINDS[type(wrong)]}; expected numbers only")
-    return np.array(rows, np.float64)
+    numbers = np.array(rows, np.float64)
+    return float(numbers.mean() if part == "mean" else numbers.std())
 
 
 VERSION = 1
@@ -209,11 +198,7 @@ def read_releases(source: Path, names: list[str]) -> list[tuple[str, str | BadFi
 
 
 def release_of(data: bytes) -> str:
-    """The MusicBrainz release id in the bytes of a low-level JSON file, in lower case.
-
-    Raises:
-        BadFileError: ``not JSON``, ``no release id``, or ``damaged release id``: never anything that is no UUID.
-    """
+    """The MusicBrainz release id in the bytes of a low-level JSON file, in lower case; never anything but a UUID."""
     try:
         value = json.loads(data)["metadata"]["tags"]["musicbrainz_albumid"]
         value = value[0] if isinstance(value, list) else value

@@ -30,9 +30,7 @@ _MUSICBRAINZ = re.compile(r"((?:TR\w{16}__)?[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a
 def duration(path: Path) -> float:
     """The length of an audio file in seconds, by its header; where that does not tell, by decoding it all.
 
-    Raises:
-        BadFileError: ``unreadable``, ``no audio`` or ``too short`` (less than ``SHORTEST``).
-        ValueError: PyAV is not installed.
+    BadFileError is ``unreadable``, ``no audio`` or ``too short`` (less than ``SHORTEST``).
     """
     with _opened(path) as (container, stream):
         if stream.duration:
@@ -67,14 +65,7 @@ def extract_excerpts(extractor: str, options: dict[str, Any], excerpt: float | N
                      path: Path) -> tuple[float, list[tuple[int, float, float, np.ndarray]]]:
     """The length of a track in seconds, and number, start, length and vector of its excerpts that can be used.
 
-    Args:
-        extractor, options: of ``load``.
-        excerpt: seconds; None = all of the track.
-        excerpts: at most so many.
-        path: of the track.
-
-    Raises:
-        BadFileError: none can be used.
+    Excerpts of ``excerpt`` seconds (None = all of the track), ``excerpts`` at most; BadFileError if none can be used.
     """
     of_audio = load(extractor, **options).of_audio
     seconds, found, problems = duration(path), [], []
@@ -101,10 +92,7 @@ def pieces(path: Path, start: float, seconds: float | None, rate: int) -> Iterat
     """Yields a part of a file as mono float32 ``[N]``, nominally in [-1, 1], at ``rate`` samples a second.
 
     Channels are averaged. What is before ``start`` is decoded and thrown away: seeking is not exact in every format.
-    Damaged packets are left out, as players do.
-
-    Raises:
-        BadFileError: ``unreadable``, ``no audio`` or ``damaged audio``.
+    Damaged packets are left out, as players do. BadFileError is ``unreadable``, ``no audio`` or ``damaged audio``.
     """
     skip, left = round(start * rate), None if seconds is None else round(seconds * rate)
     for piece in _decoded(path, rate):

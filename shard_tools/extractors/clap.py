@@ -27,14 +27,9 @@ VERSION = 1
 
 
 def clap(model: str = "", weights_sha256: str = "") -> Extractor:
-    """The extractor of one pretrained model.
+    """The extractor of one pretrained model, a name on the hub or a folder of ``save_pretrained``.
 
-    Args:
-        model: name on the hub, such as ``laion/larger_clap_music``, or a folder of ``save_pretrained``.
-        weights_sha256: of the weights that are expected; "" = any.
-
-    Raises:
-        ValueError: the extra is not installed, no such model, or its weights are others.
+    ValueError if its weights have another hash than ``weights_sha256`` ("" = any).
     """
     need("clap", "torch", "transformers", "av")
     if not model:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,86 +26,46 @@ _UNWRITABLE = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, er
 
 
 class Input(NamedTuple):
-    """What one vector is made of, or one for each excerpt.
+    """What one vector is made of, or one for each excerpt."""
 
-    Attributes:
-        name: where its vector goes, below the folder of vectors and without suffix.
-        path: what quarantine calls it.
-        files: its file; of vectors that of each source, None where one is absent.
-        data: its bytes, where there is no file.
-        error: why it can't be used; None = nothing is known against it.
-        cover: its picture, where covers go beside the vectors.
-        position: bytes of an archive that are read with it; 0 = it is from none.
-    """
-
-    name: str
-    path: str
-    files: tuple[Path | None, ...] = ()
-    data: bytes | None = None
-    error: BadFileError | None = None
-    cover: Path | None = None
-    position: int = 0
+    name: str  # where its vector goes, below the folder of vectors and without suffix
+    path: str  # what quarantine calls it
+    files: tuple[Path | None, ...] = ()  # of vectors that of each source, None where one is absent
+    data: bytes | None = None  # where there is no file
+    error: BadFileError | None = None  # why it can't be used
+    cover: Path | None = None  # where covers go beside the vectors
+    position: int = 0  # bytes of an archive that are read with it; 0 = it is from none
 
 
 class Options(NamedTuple):
-    """What is the same for every input.
+    """What is the same for every input."""
 
-    Attributes:
-        make: gives the extractor; importable by name, for every process makes its own.
-        out: folder for quarantine, and of work under way.
-        vectors: folder of the vectors.
-        excerpt: length of an excerpt of an audio file in seconds, None = all of it.
-        excerpts: at most so many.
-        keep_json: write what the extractor computes of audio beside the vector.
+    make: Callable[[], Extractor]  # importable by name, for every process makes its own
+    out: Path  # folder for quarantine, and of work under way
+    vectors: Path  # folder of the vectors
+    excerpt: float | None = None  # length of an excerpt of an audio file in seconds, None = all of it
+    excerpts: int = 1  # at most so many
+    keep_json: bool = False  # write what the extractor computes of audio beside the vector
+
+
+def compute(options: Options,
+            task: tuple[Sequence[Input], int]) -> tuple[int, int, list[tuple[Path, str]], list[Drop], int]:
+    """Computes and writes what is not there yet, of some inputs and how far the source has been read with them.
+
+    Returns how many vectors were made and how many were there already, (cover, where it goes below the folder of
+    covers) of both, the bad files, and how far the source has been read.
     """
-
-    make: Callable[[], Extractor]
-    out: Path
-    vectors: Path
-    excerpt: float | None = None
-    excerpts: int = 1
-    keep_json: bool = False
-
-
-class ComputeTask(NamedTuple):
-    """Some inputs, and how far the source has been read with them (bytes of an archive, else inputs)."""
-
-    inputs: list[Input]
-    options: Options
-    position: int
-
-
-class ComputeResult(NamedTuple):
-    """What became of a task.
-
-    Attributes:
-        written: vectors that were made.
-        existing: vectors that were there already.
-        links: (cover, where it goes below the folder of covers) of both.
-        drops: bad files.
-        position: of the task.
-    """
-
-    written: int
-    existing: int
-    links: list[tuple[Path, str]]
-    drops: list[Drop]
-    position: int
-
-
-def compute(task: ComputeTask) -> ComputeResult:
-    """Computes and writes what is not there yet.
-
-    Raises:
-        OSError: the disk is full, or the like.
-        ValueError: what the extractor needs is not installed.
-    """
-    options, extractor = task.options, task.options.make()
+    inputs, position = task
+    extractor = options.make()
     counts, links, drops = [0, 0], [], []
-    for item in task.inputs:
+    for item in inputs:
         stage = "cover"
         try:
-            kind = item.cover and _check_cover(item.cover)
+            if item.cover:
+                kind = read_name(item.cover.name)[1]
+                if kind not in COVERS:
+                    raise BadFileError("not a cover", f"{item.cover.name}: expected {', '.join(sorted(COVERS))}")
+                read_path(item.cover, COVER_BYTES)
             stage = "audio"
             vectors = list(_vectors(extractor, options, item))
         except BadFileError as error:
@@ -115,7 +75,11 @@ def compute(task: ComputeTask) -> ComputeResult:
         for name, make in vectors:
             target = options.vectors / f"{name}.npy"
             try:
-                is_there = _is_there(options, target, len(extractor.schema.names))
+                is_there = False
+                with contextlib.suppress(OSError):
+                    whole = len(vector_header(len(extractor.schema.names))) + 4 * len(extractor.schema.names)
+                    is_there = target.stat().st_size == whole and (not options.keep_json
+                                                                   or target.with_suffix(".json").is_file())
                 if not is_there:
                     _write(options, target, *make())
             except BadFileError as error:
@@ -126,7 +90,7 @@ def compute(task: ComputeTask) -> ComputeResult:
                 links.append((item.cover, f"{name}.{kind}"))
         if len(problems) == len(vectors):  # of several excerpts one may be silent where another is not
             drops.append(Drop(item.path, stage, problems[0].reason, problems[0].detail))
-    return ComputeResult(*counts, links, drops, task.position)
+    return *counts, links, drops, position
 
 
 def _vectors(extractor: Extractor, options: Options,
@@ -156,13 +120,6 @@ def _of_audio(extractor: Extractor, options: Options, path: Path, start: float,
     return extractor.of_json(data), data
 
 
-def _is_there(options: Options, target: Path, dimension: int) -> bool:
-    with contextlib.suppress(OSError):
-        whole = len(vector_header(dimension)) + 4 * dimension
-        return target.stat().st_size == whole and (not options.keep_json or target.with_suffix(".json").is_file())
-    return False
-
-
 def _write(options: Options, target: Path, vector: np.ndarray, data: bytes | None) -> None:
     """Writes a vector, and its JSON before it, so that where a vector is nothing is missing.
 
@@ -180,12 +137,3 @@ def _write(options: Options, target: Path, vector: np.ndarray, data: bytes | Non
         if error.errno not in _UNWRITABLE:  # the disk's fault, not the name's
             raise
         raise BadFileError("unwritable name", error.strerror) from None
-
-
-def _check_cover(path: Path) -> str:
-    """The suffix of a cover that can be read, without its dot."""
-    kind = read_name(path.name)[1]
-    if kind not in COVERS:
-        raise BadFileError("not a cover", f"{path.name}: expected {', '.join(sorted(COVERS))}")
-    read_path(path, COVER_BYTES)
-    return kind

@@ -19,14 +19,9 @@ VERSION = 1
 
 
 def concat(parts: Sequence[dict[str, Any]] = (), files: Sequence[str] = ()) -> Extractor:
-    """The extractor of several, by their ``Schema.metadata()``; vectors without a schema are absent.
+    """The extractor of several parts, by their ``Schema.metadata()``; vectors without a schema are absent.
 
-    Args:
-        parts: of each source, in order.
-        files: paths of the PCAs among them.
-
-    Raises:
-        ValueError: a part can't be made.
+    ``files`` are the paths of the PCAs among them.
     """
     made = [Extractor(of_size(part["dimension"])) if part["features"] == VECTORS else from_metadata(part, files)
             for part in parts]
@@ -54,16 +49,12 @@ def of_size(dimension: int) -> Schema:
 
 
 def join(sizes: Sequence[int], vectors: Sequence[np.ndarray | None]) -> np.ndarray:
-    """One vector float32 ``[sum(sizes)]``.
-
-    Raises:
-        BadFileError: ``wrong vector size``, or ``absent source`` when all are.
-    """
+    """One vector float32 ``[sum(sizes)]``; BadFileError ``wrong vector size``, or ``absent source`` when all are."""
+    parts = []
     for i, (size, vector) in enumerate(zip(sizes, vectors, strict=True)):
         if vector is not None and len(vector) != size:
             raise BadFileError("wrong vector size", f"{len(vector)} numbers of source {i}; the others have {size}")
-    parts = [np.zeros(size, np.float32) if vector is None else vector
-             for size, vector in zip(sizes, vectors, strict=True)]
+        parts.append(np.zeros(size, np.float32) if vector is None else vector)
     whole = np.concatenate(parts).astype(np.float32)
     if not whole.any():
         raise BadFileError("absent source", "no source has anything but zeros")

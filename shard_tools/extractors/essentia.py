@@ -64,24 +64,19 @@ def essentia() -> Extractor:
 
 
 def of_audio(path: Path, start: float = 0.0, seconds: float | None = None) -> np.ndarray:
-    """The numbers of (a part of) an audio file, float32 ``[582]``.
-
-    Raises:
-        BadFileError: as ``json_of_audio``, or ``not finite``.
-        ValueError: the extra is not installed.
-    """
+    """The numbers of (a part of) an audio file, float32 ``[582]``."""
     return read(json_of_audio(path, start, seconds), NAMES, EXTRACTOR)
 
 
 def json_of_audio(path: Path, start: float = 0.0, seconds: float | None = None) -> bytes:
     """What MusicExtractor says of (a part of) an audio file, as JSON of its own layout, numbers exact in float32.
 
-    Raises:
-        BadFileError: ``unreadable``, ``no audio``, ``damaged audio``, ``too short``, ``too long`` or
-            ``silent audio``.
-        ValueError: the extra is not installed.
+    Beyond the errors of ``pieces``, BadFileError is ``too short``, ``too long`` or ``silent audio``.
     """
-    algorithms = _algorithms()
+    need("audio", "essentia", "av")
+    import essentia
+    essentia.log.infoActive = essentia.log.warningActive = essentia.log.errorActive = False  # from its import on
+    import essentia.standard
     with tempfile.TemporaryDirectory(prefix="covergen-") as folder:
         name = str(Path(folder) / "excerpt.wav")
         with wave.open(name, "wb") as file:
@@ -94,32 +89,19 @@ def json_of_audio(path: Path, start: float = 0.0, seconds: float | None = None) 
                     raise BadFileError("too long", f"more than {LONGEST:,} s; take a part of it: --excerpt 30")
             check_length(file.tell() / RATE)
         try:
-            pool, _ = algorithms.MusicExtractor(**{stage: list(STATISTICS) for stage in _STATISTICS})(name)
+            stages = {stage: list(STATISTICS) for stage in _STATISTICS}
+            pool, _ = essentia.standard.MusicExtractor(**stages)(name)
         except RuntimeError as error:
             text = str(error).removeprefix("In MusicExtractor.compute: ")
             raise BadFileError("silent audio" if "silent" in text else "damaged audio", text[:300]) from None
-    return json.dumps(_tree(pool), indent=1).encode() + b"\n"
-
-
-def _algorithms() -> Any:
-    """Essentia's algorithms, silenced: it would write to the terminal from its import on."""
-    need("audio", "essentia", "av")
-    import essentia
-    essentia.log.infoActive = essentia.log.warningActive = essentia.log.errorActive = False
-    import essentia.standard
-    return essentia.standard
-
-
-def _tree(pool: Any) -> dict[str, Any]:
-    """A pool's descriptors as nested objects, by the dots in their names."""
-    tree: dict[str, Any] = {}
+    tree: dict[str, Any] = {}  # nested by the dots in the names
     for name in pool.descriptorNames():
         *parents, last = name.split(".")
         node = tree
         for parent in parents:
             node = node.setdefault(parent, {})
         node[last] = _plain(pool[name])
-    return tree
+    return json.dumps(tree, indent=1).encode() + b"\n"
 
 
 def _plain(value: Any) -> Any:

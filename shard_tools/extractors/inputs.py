@@ -21,7 +21,7 @@ from shard_tools.dataset import schema
 from shard_tools.dataset.genres import to_folder
 from shard_tools.dataset.layout import AUDIO_SUFFIXES
 from shard_tools.extractors.acousticbrainz import JSON_BYTES
-from shard_tools.extractors.compute import ComputeTask, Input, Options
+from shard_tools.extractors.compute import Input
 
 ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.zst")
 _CHUNK, _CHUNK_BYTES = 32, 4 * 2**20  # JSON files of a task; an audio file is a task of its own
@@ -39,11 +39,8 @@ def is_archive(path: Path) -> bool:
 def read_archive(path: Path, suffix: str, limit: int) -> Iterator[tuple[str, bytes | BadFileError, int]]:
     """Yields the regular files called ``*suffix``, of at most ``limit`` bytes, in the order of the archive.
 
-    Of each its name as written, its bytes or what is wrong with it, and how far the archive has been read with it.
-
-    Raises:
-        BadFileError: ``damaged archive``, after what could be read.
-        ValueError: ``.tar.zst``, and the package zstandard is not installed.
+    Of each its name as written, its bytes or what is wrong with it, and how far the archive has been read with it;
+    raises BadFileError ``damaged archive`` after what could be read.
     """
     with open(path, "rb") as raw, _decompressed(raw, path.name.lower()) as stream:
         try:
@@ -63,11 +60,7 @@ def read_archive(path: Path, suffix: str, limit: int) -> Iterator[tuple[str, byt
 
 
 def safe_name(name: str) -> str:
-    """A member's name as a path below a folder, ``./`` and doubled slashes left out.
-
-    Raises:
-        BadFileError: ``unsafe name``: it is absolute, leads upwards or has a zero byte.
-    """
+    """A member's name as a path below a folder, ``./`` and doubled slashes left out; BadFileError ``unsafe name``."""
     parts = [part for part in name.split("/") if part not in ("", ".")]
     if name.startswith("/") or ".." in parts or "\0" in name:
         raise BadFileError("unsafe name", "it leads out of the folder that it is written to")
@@ -178,11 +171,7 @@ def archive_inputs(path: Path) -> Iterator[Input]:
 
 def table_inputs(table: Path, suffixes: Sequence[str]) -> Iterator[Input]:
     """The rows of a CSV with the columns ``audio`` and ``cover`` (paths relative to it) and, perhaps, ``genre`` or
-    ``label``; each goes to ``<genre>/<stem of the audio>``.
-
-    Raises:
-        ValueError: it is no such table.
-    """
+    ``label``; each goes to ``<genre>/<stem of the audio>``."""
     try:
         rows = csv.DictReader(io.StringIO(read_bounded(table).decode("utf-8-sig"), newline=""))
         if not {"audio", "cover"} <= set(rows.fieldnames or ()):
@@ -218,8 +207,11 @@ def vector_inputs(roots: Sequence[Path]) -> Iterator[Input]:
         yield Input(os.path.splitext(path)[0], path, tuple(found[path]))
 
 
-def make_tasks(inputs: Iterable[Input], options: Options) -> Iterator[ComputeTask]:
-    """Inputs gathered to tasks that are worth sending to another process, and small enough to wait there."""
+def make_tasks(inputs: Iterable[Input]) -> Iterator[tuple[list[Input], int]]:
+    """Inputs gathered to tasks of ``compute`` that are worth a process, and small enough to wait there.
+
+    With each, how far the source has been read: bytes of an archive, else inputs.
+    """
     waiting: list[Input] = []
     size = 0
     for count, item in enumerate(inputs, 1):
@@ -227,10 +219,10 @@ def make_tasks(inputs: Iterable[Input], options: Options) -> Iterator[ComputeTas
         size += len(item.data or b"")
         is_audio = bool(item.files and item.files[0]) and item.files[0].suffix.lower() in AUDIO_SUFFIXES
         if is_audio or len(waiting) == _CHUNK or size >= _CHUNK_BYTES:
-            yield ComputeTask(waiting, options, item.position or count)
+            yield waiting, item.position or count
             waiting, size = [], 0
     if waiting:
-        yield ComputeTask(waiting, options, item.position or count)
+        yield waiting, item.position or count
 
 
 def _duplicate(path: str, first: str) -> Input:

@@ -29,15 +29,9 @@ BATCH = 1024  # vectors at once: a compromise of memory and of the time that the
 
 
 def pca(file_sha256: str = "", source: dict[str, Any] | None = None, files: Sequence[str] = ()) -> Extractor:
-    """The extractor of a fitted file.
+    """The extractor of a fitted file: the one of ``files`` with that hash; "" = the only one.
 
-    Args:
-        file_sha256: of the file that is wanted; "" = the only one of ``files``.
-        source: metadata of the vectors that go in, as the file has them too; None = it is for vectors only, not tracks.
-        files: paths of PCAs.
-
-    Raises:
-        ValueError: none of ``files`` is it, it is damaged, or the extractor before it can't be made.
+    ``source`` is the metadata of the vectors that go in, as the file has them too; None = for vectors only, not tracks.
     """
     found = {_hash(path): path for path in files}
     wanted = file_sha256 or next(iter(found), "")
@@ -64,12 +58,8 @@ def fit(vectors: Callable[[], Iterator[np.ndarray]], components: int, standardis
 
     Vectors of zeros alone (a source that is absent) tell nothing and are left out.
 
-    Returns:
-        ``mean`` ``[D]``, ``scale`` ``[D]``, ``components`` ``[components, D]`` float64 (of standardised columns),
-        ``explained`` ``[components]`` (shares of the variance), ``count`` (vectors fitted on).
-
-    Raises:
-        ValueError: more components than numbers or vectors.
+    Returns ``mean`` ``[D]``, ``scale`` ``[D]``, ``components`` ``[components, D]`` float64 (of standardised columns),
+    ``explained`` ``[components]`` (shares of the variance), ``count`` (vectors fitted on).
     """
     from sklearn.decomposition import IncrementalPCA
     moments = None
@@ -107,11 +97,7 @@ def _batches(vectors: Iterator[np.ndarray], size: int) -> Iterator[np.ndarray]:
 
 
 def apply(fitted: dict[str, np.ndarray], vector: np.ndarray) -> np.ndarray:
-    """A vector ``[D]`` as float32 ``[components]``: one at a time, so that its numbers don't depend on other vectors.
-
-    Raises:
-        BadFileError: ``wrong vector size``, ``absent source`` (zeros alone) or ``not finite`` in float32.
-    """
+    """A vector ``[D]`` as float32 ``[components]``: one at a time, so that its numbers don't depend on any others."""
     if len(vector) != len(fitted["mean"]):
         raise BadFileError("wrong vector size", f"{len(vector)} numbers; the PCA is of {len(fitted['mean'])}")
     if not vector.any():
@@ -124,13 +110,7 @@ def apply(fitted: dict[str, np.ndarray], vector: np.ndarray) -> np.ndarray:
 
 
 def pca_bytes(fitted: dict[str, np.ndarray], source: Schema, of: str) -> bytes:
-    """What is fitted as the bytes of a file, the same for the same numbers.
-
-    Args:
-        fitted: by ``fit``.
-        source: of the vectors.
-        of: what it was fitted on, to tell whether a file belongs to the same work.
-    """
+    """What is fitted as the bytes of a file; ``of`` is what it was fitted on, by which a file is known again."""
     output = io.BytesIO()
     metadata = json.dumps(without_excerpt(source.metadata()), sort_keys=True)
     np.savez(output, source=np.array(metadata), of=np.array(of), **fitted)
@@ -138,11 +118,7 @@ def pca_bytes(fitted: dict[str, np.ndarray], source: Schema, of: str) -> bytes:
 
 
 def read_pca(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of a file that ``pca_bytes`` made; nothing in it is ever unpickled.
-
-    Raises:
-        ValueError: it is none, or damaged.
-    """
+    """The arrays of a file that ``pca_bytes`` made; nothing in it is ever unpickled."""
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in _ARRAYS}

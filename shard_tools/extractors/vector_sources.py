@@ -45,12 +45,9 @@ class Sources(NamedTuple):
 
 
 def open_sources(folders: list[str]) -> Sources:
-    """Lists folders of vectors; of a data set that is its ``audio``.
-
-    Raises:
-        ValueError: no such folder, or no vectors in it.
-    """
-    roots, data_set = [], None
+    """Lists folders of vectors; of a data set that is its ``audio``. One without ``features.json`` gets a schema of as
+    many numbers without names."""
+    roots, schemas, data_set = [], [], None
     for number, folder in enumerate(map(Path, folders)):
         if not folder.is_dir():
             raise ValueError(f"--source {folder} is not a folder; expected one with vectors (.npy)")
@@ -61,19 +58,16 @@ def open_sources(folders: list[str]) -> Sources:
         else:
             roots.append(folder.resolve())
     inputs = list(vector_inputs(roots))
-    return Sources(roots, [_schema_of(root, inputs, number) for number, root in enumerate(roots)], inputs, data_set)
-
-
-def _schema_of(root: Path, inputs: list[Input], number: int) -> Schema:
-    """The schema of a folder's ``features.json``, else one of as many numbers without names."""
-    known = schema.read_schema(root)
-    if known is None:
-        some = islice(read_files(item.files[number] for item in inputs), 100)
-        sizes = Counter(map(len, some)).most_common(1)
-        if not sizes:
-            raise ValueError(f"--source {root} holds no vectors (.npy)")
-        known = of_size(sizes[0][0])
-    return known
+    for number, root in enumerate(roots):
+        known = schema.read_schema(root)
+        if known is None:
+            some = islice(read_files(item.files[number] for item in inputs), 100)
+            sizes = Counter(map(len, some)).most_common(1)
+            if not sizes:
+                raise ValueError(f"--source {root} holds no vectors (.npy)")
+            known = of_size(sizes[0][0])
+        schemas.append(known)
+    return Sources(roots, schemas, inputs, data_set)
 
 
 def read_files(paths: Iterator[Path | None], size: int | None = None) -> Iterator[np.ndarray]:
@@ -97,19 +91,8 @@ def concatenation(found: Sources) -> tuple[Schema, partial[Extractor]]:
 
 def reduction(found: Sources, out: Path, folder: Path, components: int | None, file: str | None,
               standardise: bool) -> tuple[Schema, partial[Extractor]]:
-    """The same of ``pca`` of the first source: by a file, or fitted now; either way the file is put into ``folder``.
-
-    Args:
-        found: the source.
-        out: of the command; unfinished work lies in its ``FOLDER``.
-        folder: where the vectors go.
-        components: of a PCA that is fitted.
-        file: a PCA to apply instead.
-        standardise: as of ``fit``.
-
-    Raises:
-        ValueError: the file is of other vectors, or one is there already that was fitted on others.
-    """
+    """The same of ``pca`` of the first source: by a file, or fitted now; either way the file is put into ``folder``,
+    that of the vectors. Unfinished work lies in ``out``."""
     known, target = found.schemas[0], folder / FILE
     if file is None:
         names = _training_names(found)
@@ -135,20 +118,15 @@ def reduction(found: Sources, out: Path, folder: Path, components: int | None, f
 def _training_names(found: Sources) -> list[str]:
     """The names of the vectors to fit on, shuffled: of the train split where there are splits."""
     names = [item.name for item in found.inputs]
-    splits = {name: _split(name) for name in names}
-    if any(splits.values()):
-        names = [name for name in names if splits[name] == "train"]
+    folders = [name.partition("/")[0].lower() if "/" in name else "" for name in names]
+    splits = [ALIASES.get(folder, folder) for folder in folders]
+    if any(split in SPLITS for split in splits):
+        names = [name for name, split in zip(names, splits, strict=True) if split == "train"]
         if not names:
             raise ValueError(f"{found.roots[0]} has splits, but no train split to fit on; use --pca with a fitted file")
     else:
         print("no splits: the PCA is fitted on all vectors; split first where some are to be left out of it")
     return sorted(names, key=lambda name: (shuffle_key(0, "", name), name))
-
-
-def _split(name: str) -> str | None:
-    folder = name.partition("/")[0].lower() if "/" in name else ""
-    split = ALIASES.get(folder, folder)
-    return split if split in SPLITS else None
 
 
 def _fit(found: Sources, names: list[str], components: int, standardise: bool) -> dict[str, np.ndarray]:

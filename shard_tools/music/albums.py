@@ -51,7 +51,9 @@ def make_tracks(found: dict[str, Tags]) -> list[Track]:
     taken: set[tuple[str, str]] = set()
     for path, tags in sorted(found.items()):
         album = _album(path, tags, alone=len(artists[album_folder(path), _known(tags.album)]) == 1)
-        name = tags.track_id or _name(album.id, tags, path)
+        name = tags.track_id or (
+            _uuid("track", album.id, tags.disc, tags.number, fold(tags.artist), fold(tags.title)) if tags.title
+            else _uuid("file", album.id, path.rpartition("/")[2]))
         if (name, album.id) in taken:  # the same recording twice, in two formats perhaps
             name = _uuid("copy", name, path)
         taken.add((name, album.id))
@@ -73,12 +75,6 @@ def _album(path: str, tags: Tags, alone: bool) -> Album:
 def _known(text: str) -> str:
     text = fold(text)
     return "" if text in _UNKNOWN else text
-
-
-def _name(album: str, tags: Tags, path: str) -> str:
-    if tags.title:
-        return _uuid("track", album, tags.disc, tags.number, fold(tags.artist), fold(tags.title))
-    return _uuid("file", album, path.rpartition("/")[2])
 
 
 def _uuid(*parts: str) -> str:

@@ -19,7 +19,7 @@ from shard_tools.dataset.genres import to_genre
 from shard_tools.dataset.schema import Schema, read_schema, write_schema
 from shard_tools.dataset.vectors import write_vector
 from shard_tools.music.albums import Track
-from shard_tools.music.excerpt_cache import Excerpt, load
+from shard_tools.music.excerpt_cache import load
 
 FOLDER, TRACKS = ".collect", "tracks.csv"
 COLUMNS = ("genre", "stem", "path", "artist", "album_artist", "album", "title", "date", "genre_tag",
@@ -27,14 +27,7 @@ COLUMNS = ("genre", "stem", "path", "artist", "album_artist", "album", "title", 
 
 
 class CollectedTrack(NamedTuple):
-    """A track of a collection.
-
-    Attributes:
-        track: of the library.
-        cache: file of its excerpts.
-        image: file of its cover, None = it has none.
-        cover, cover_path: where the cover comes from.
-    """
+    """A track of the library, the file of its excerpts, that of its cover if there is one, and where it comes from."""
 
     track: Track
     cache: Path
@@ -44,11 +37,7 @@ class CollectedTrack(NamedTuple):
 
 
 def begin(root: Path, schema: Schema) -> Path:
-    """Opens an empty folder, or one that ``collect`` made or began; returns the folder to work in.
-
-    Raises:
-        ValueError: it is of others, or holds vectors of another schema.
-    """
+    """Opens an empty folder, or one that ``collect`` made or began with this schema; returns the folder to work in."""
     found = sorted(path.name for path in root.iterdir() if path.name != OUTPUT_LOCK)
     if found and FOLDER not in found:
         raise ValueError(f"{root} is not empty (found {', '.join(found[:3])}), and collect has not left it so; choose "
@@ -66,28 +55,32 @@ def write_collection(root: Path, tracks: Iterable[CollectedTrack], own: dict[str
                      schema: Schema) -> list[list[str]]:
     """Writes a collection, in place of an older one in the same folder; returns the rows of ``tracks.csv``.
 
-    Args:
-        root: opened by ``begin``.
-        tracks: whose excerpts are in the cache.
-        own: map of genres that goes before the built-in one.
-        schema: of the vectors.
+    ``root`` was opened by ``begin``, and ``own`` is a map of genres that goes before the built-in one.
     """
     work, rows = root / FOLDER, []
     build = work / "build"
-    _remove(build, work / "old")
+    for folder in (build, work / "old"):
+        shutil.rmtree(folder, ignore_errors=True)
     for part in ("cover", "audio"):
         (build / part).mkdir(parents=True)
     for track in tracks:
         seconds, excerpts = load(track.cache)
-        genre = to_genre(track.track.tags.genre, own)
+        tags = track.track.tags
+        genre = to_genre(tags.genre, own)
         for folder in ("audio", "cover") if track.image else ("audio",):
             (build / folder / genre).mkdir(exist_ok=True)
         for excerpt in excerpts:
             stem = track.track.stem(excerpt.number)
             (build / "audio" / genre / f"{stem}.npy").write_bytes(write_vector(excerpt.vector))
-            if track.image:
-                _link(track.image, build / "cover" / genre / f"{stem}.jpg")
-            rows.append([genre, stem, *_row(track, seconds, excerpt)])
+            if track.image:  # all tracks of an album share one file, where the file system can link
+                target = build / "cover" / genre / f"{stem}.jpg"
+                try:
+                    os.link(track.image, target)
+                except OSError:
+                    shutil.copyfile(track.image, target)
+            rows.append([genre, stem, track.track.path, tags.artist, tags.album_artist, tags.album, tags.title,
+                         tags.date, tags.genre, tags.release_id, track.track.album.id, track.cover, track.cover_path,
+                         *(f"{number:.3f}" for number in (seconds, excerpt.start, excerpt.seconds))])
     write_schema(build / "audio", schema)
     os.sync()  # all of it is on the disk before any of it is in place
     (root / TRACKS).unlink(missing_ok=True)
@@ -100,28 +93,9 @@ def write_collection(root: Path, tracks: Iterable[CollectedTrack], own: dict[str
     escaped = ([str(value).encode("utf-8", "backslashreplace").decode() for value in row] for row in rows)
     write_atomically(root / TRACKS, table_bytes(COLUMNS, escaped))  # always UTF-8, for any reader
     os.replace(work / "covers", work / "old" / "covers")  # at once: covers and their records belong together
-    _remove(build, work / "old")
+    for folder in (build, work / "old"):
+        shutil.rmtree(folder, ignore_errors=True)
     for path in (work / "excerpts").glob("*/*"):
         if path.suffix != ".json":  # left by a killed run
             path.unlink()
     return rows
-
-
-def _row(collected: CollectedTrack, seconds: float, excerpt: Excerpt) -> list[str]:
-    track, tags = collected.track, collected.track.tags
-    return [track.path, tags.artist, tags.album_artist, tags.album, tags.title, tags.date, tags.genre, tags.release_id,
-            track.album.id, collected.cover, collected.cover_path,
-            *(f"{number:.3f}" for number in (seconds, excerpt.start, excerpt.seconds))]
-
-
-def _link(image: Path, target: Path) -> None:
-    """All tracks of an album share one file of its cover, where the file system can link."""
-    try:
-        os.link(image, target)
-    except OSError:
-        shutil.copyfile(image, target)
-
-
-def _remove(*folders: Path) -> None:
-    for folder in folders:
-        shutil.rmtree(folder, ignore_errors=True)

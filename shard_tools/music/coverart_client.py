@@ -70,23 +70,18 @@ class Client:
             wait=self._backoff, sleep=self.stopped.wait, reraise=True)
 
     def stop(self) -> None:
-        """Ends all waiting: calls of ``picture`` under way raise ``InterruptedError`` before their next request."""
+        """Ends all waiting: ``picture`` raises ``InterruptedError`` before its next request."""
         self.stopped.set()
 
     def close(self) -> None:
         self.http.close()
 
     def picture(self, path: str) -> tuple[bytes, str]:
-        """The bytes of a picture and its suffix, ``.jpg`` or ``.png``; whole, of pixels that can be decoded.
-
-        Args:
-            path: below the base URL.
+        """The bytes of the picture at ``path`` below the base URL, and its suffix, ``.jpg`` or ``.png``.
 
         Raises:
             BadFileError: ``not found``, ``refused``, ``not JPEG or PNG``, ``too many bytes``, ``too many pixels``, for
                 good; ``given up`` after the last attempt.
-            UnreachableError: see there.
-            InterruptedError: stopped.
         """
         try:
             return self._retrying.copy()(self._attempt, httpx.URL(f"{str(self.base).rstrip('/')}/{path}"))

@@ -132,11 +132,7 @@ def make_cover(task: CoverTask) -> Cover:
 
 def shrink_cover(data: bytes, side: int, max_pixels: int) -> bytes:
     """A cover as a baseline RGB JPEG, no side longer than ``side``: the same bytes when it is one already, otherwise
-    upright, over white, made smaller if need be (its shape stays) and encoded with quality 95 and full colour.
-
-    Raises:
-        BadFileError: not an image, damaged, of too many bytes or pixels.
-    """
+    upright, over white, made smaller if need be (its shape stays) and encoded with quality 95 and full colour."""
     if len(data) > COVER_BYTES:
         raise BadFileError("too many bytes", f"{len(data):,} bytes, the limit is {COVER_BYTES:,}")
     metadata = probe_cover(data, max_pixels)

@@ -19,16 +19,11 @@ from shard_tools.music.tags import FRONT
 
 
 def targets(sources: Sequence[Path], folder: Path, in_place: bool) -> dict[Path, Path]:
-    """Checks audio files; for each, in their order, the file that is to carry the cover.
-
-    Args:
-        sources: audio files of the kinds of ``AUDIO_SUFFIXES``.
-        folder: where the copies are written, as ``<stem>.covergen<suffix>``; a copy of before is overwritten.
-        in_place: take the files themselves instead.
+    """Checks audio files; for each, in their order, the file that is to carry the cover: itself, or
+    ``<stem>.covergen<suffix>`` in ``folder``, where a copy of before is overwritten.
 
     Raises:
-        ValueError: names the file: missing, of another kind, damaged, not writable, or two would become one; or
-            mutagen is not installed.
+        ValueError: names the file: missing, of another kind, damaged, not writable, or two would become one.
     """
     if not sources:
         raise ValueError("--embed: expected the paths of audio files, separated by commas")
@@ -55,9 +50,6 @@ def embed(source: Path, target: Path, picture: Image.Image) -> None:
     """Writes ``source`` with a picture as its only front cover to ``target``, whole or not at all.
 
     All else stays: the audio, the other tags and the pictures of other kinds. Both paths may be the same.
-
-    Raises:
-        ValueError: the file is damaged, or can't be written.
     """
     jpeg = io.BytesIO()
     picture.save(jpeg, format="JPEG", quality=QUALITY)
@@ -69,7 +61,8 @@ def embed(source: Path, target: Path, picture: Image.Image) -> None:
                 audio.add_tags()
             _put(audio, jpeg.getvalue(), picture.size)
         except Exception as error:  # see _opened
-            raise ValueError(f"--embed {source}: its tags can't be written: {_reason(error)}") from None
+            raise ValueError(f"--embed {source}: its tags can't be written: "
+                             f"{str(error) or type(error).__name__}") from None
         if target.exists() and target.samefile(source):  # the copy of a read-only file is written again another time
             shutil.copymode(source, temporary)
         with open(temporary, "rb") as file:
@@ -91,19 +84,23 @@ def _opened(path: Path, source: Path) -> Any:
         try:
             return kind(path, **options)
         except Exception as error:  # mutagen has many kinds, and damaged files find more
-            reasons.append(_reason(error))
+            reasons.append(str(error) or type(error).__name__)
     raise ValueError(f"--embed {source} can't be read, it is damaged or no {source.suffix.lower()}: {reasons[0]}")
-
-
-def _reason(error: Exception) -> str:
-    return str(error) or type(error).__name__
 
 
 def _put(audio: Any, jpeg: bytes, size: tuple[int, int]) -> None:
     """Puts the front cover where the kind of file has it, before the pictures that stay, and saves the file."""
     from mutagen import flac, id3, mp4
     if isinstance(audio.tags, id3.ID3):
-        _put_id3(audio, jpeg)
+        tags = audio.tags
+        others = [picture for picture in tags.getall("APIC") if picture.type != FRONT]
+        name = "front cover"
+        while any(picture.HashKey.startswith(f"APIC:{name}") for picture in others):  # one picture to a description
+            name += " "
+        tags.setall("APIC", [id3.APIC(encoding=0, mime="image/jpeg", type=FRONT, desc=name, data=jpeg), *others])
+        if tags.version < (2, 3):  # which mutagen doesn't write
+            tags.update_to_v24()
+        audio.save(v2_version=3 if tags.version[:2] == (2, 3) else 4, v23_sep=None)
         return
     if isinstance(audio, mp4.MP4):  # its pictures have no kinds; the first is the one that is shown
         audio["covr"] = [mp4.MP4Cover(jpeg, mp4.MP4Cover.FORMAT_JPEG), *audio.get("covr", [])[1:]]
@@ -121,19 +118,6 @@ def _put(audio: Any, jpeg: bytes, size: tuple[int, int]) -> None:
         others = [text for text in audio.get("metadata_block_picture", []) if _kind(text) != FRONT]
         audio["metadata_block_picture"] = [base64.b64encode(cover.write()).decode(), *others]
     audio.save()
-
-
-def _put_id3(audio: Any, jpeg: bytes) -> None:
-    from mutagen import id3
-    tags = audio.tags
-    others = [picture for picture in tags.getall("APIC") if picture.type != FRONT]
-    name = "front cover"
-    while any(picture.HashKey.startswith(f"APIC:{name}") for picture in others):  # ID3: one picture to a description
-        name += " "
-    tags.setall("APIC", [id3.APIC(encoding=0, mime="image/jpeg", type=FRONT, desc=name, data=jpeg), *others])
-    if tags.version < (2, 3):  # which mutagen doesn't write
-        tags.update_to_v24()
-    audio.save(v2_version=3 if tags.version[:2] == (2, 3) else 4, v23_sep=None)
 
 
 def _kind(text: str) -> int | None:

@@ -33,13 +33,9 @@ class Excerpt(NamedTuple):
 
 @dataclass(frozen=True)
 class ExtractTask:
-    """A file of a library.
+    """A file ``path`` of the library ``source``; ``extract`` gives its length and ``Excerpt``s for the file ``cache``.
 
-    Attributes:
-        source: the library.
-        path: of the file in it.
-        extract: gives its length in seconds and its ``Excerpt``s; importable by name.
-        cache: file that keeps them.
+    ``extract`` is importable by name, for other processes.
     """
 
     source: Path

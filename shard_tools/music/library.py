@@ -48,7 +48,7 @@ def walk(root: Path, suffixes: Collection[str]) -> Library:
                 continue
             if not os.path.islink(root / path):
                 folders.append((path, os.path.join(real, name)))
-            elif not _holds(target := os.path.realpath(root / path), top):
+            elif os.path.commonpath([target := os.path.realpath(root / path), top]) != target:  # a link, not upwards
                 links.append((path, target))
         files = [entry for entry in files if not entry.name.startswith(".")]
         for entry in files:
@@ -69,10 +69,6 @@ def album_folder(path: str) -> str:
     folder = path.rpartition("/")[0]
     parent, _, name = folder.rpartition("/")
     return parent if _DISC.fullmatch(name) else folder
-
-
-def _holds(folder: str, inner: str) -> bool:
-    return os.path.commonpath([folder, inner]) == folder
 
 
 def _rank(entry: Entry) -> tuple[int, int, str] | None:

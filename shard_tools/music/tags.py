@@ -7,6 +7,7 @@ under Picard's Vorbis names, letters and digits only (``musicbrainzalbumid``), b
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import os
 import re
@@ -58,21 +59,13 @@ class Tags(NamedTuple):
 
 
 def read_tags(path: Path) -> Tags:
-    """Reads the tags of an audio file, and hashes its pictures.
-
-    Raises:
-        BadFileError: ``unreadable`` or ``empty file``.
-        ValueError: mutagen is not installed.
-    """
-    audio = _opened(path)
-    try:
-        found: dict[str, list[str]] = {}
+    """Reads the tags of an audio file, and hashes its pictures; BadFileError is ``unreadable`` or ``empty file``."""
+    found: dict[str, list[str]] = {}
+    with _opened(path) as audio:
         for name, value in _fields(audio):
             if text := _clean(value):
                 found.setdefault(re.sub(r"[^a-z0-9]", "", name.lower()), []).append(text)
         pictures = tuple(Picture(kind, hashlib.sha256(data).hexdigest()) for kind, data in _pictures(audio))
-    except Exception as error:  # see _opened
-        raise _unreadable(path, error) from None
     first = {name: values[0] for name, values in found.items()}
     kinds = [*found.get("releasetype", ()), *found.get("musicbrainzalbumtype", ())]
     artists = [first.get("albumartist", ""), *found.get("musicbrainzalbumartistid", ())]
@@ -100,23 +93,17 @@ def read_many(source: Path, paths: Sequence[str]) -> list[Tags | BadFileError]:
 
 
 def read_picture(path: Path, sha256: str) -> bytes:
-    """The bytes of the embedded picture with that hash.
-
-    Raises:
-        BadFileError: the file can't be read, or has no such picture any more.
-    """
-    audio = _opened(path)
-    try:
-        found = next((data for _, data in _pictures(audio) if hashlib.sha256(data).hexdigest() == sha256), None)
-    except Exception as error:  # see _opened
-        raise _unreadable(path, error) from None
-    if found is None:
-        raise BadFileError("unreadable", "its picture changed while it was read")
-    return found
+    """The bytes of the embedded picture with that hash; BadFileError also where it is no longer there."""
+    with _opened(path) as audio:
+        for _, data in _pictures(audio):
+            if hashlib.sha256(data).hexdigest() == sha256:
+                return data
+    raise BadFileError("unreadable", "its picture changed while it was read")
 
 
-def _opened(path: Path) -> Any:
-    """The mutagen file at ``path``, of the kind that its beginning and its suffix tell."""
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """The mutagen file at ``path``, of the kind of its beginning and suffix; errors inside become ``BadFileError``."""
     try:
         import mutagen
         from mutagen import flac, mp3, mp4, oggflac, oggopus, oggvorbis, wave
@@ -130,21 +117,16 @@ def _opened(path: Path) -> Any:
         if not info.st_size:
             raise BadFileError("empty file", "0 bytes")
         audio = mutagen.File(path, options=kinds)
+        if audio is None:
+            raise BadFileError("unreadable", "it begins as no kind of audio file that is known")
+        yield audio
     except BadFileError:
         raise
     except Exception as error:  # mutagen has many kinds, and damaged files find more
-        raise _unreadable(path, error) from None
-    if audio is None:
-        raise BadFileError("unreadable", "it begins as no kind of audio file that is known")
-    return audio
-
-
-def _unreadable(path: Path, error: Exception) -> BadFileError:
-    if isinstance(error, OSError) and error.strerror:
-        return BadFileError("unreadable", error.strerror)
-    # Messages may name the file, and would differ after the library is moved.
-    text = str(error).replace(repr(str(path)), "it").replace(str(path), "it")
-    return BadFileError("unreadable", (text or type(error).__name__)[:300])
+        # Messages may name the file, and would differ after the library is moved.
+        text = str(error).replace(repr(str(path)), "it").replace(str(path), "it") or type(error).__name__
+        text = getattr(error, "strerror", None) or text
+        raise BadFileError("unreadable", text[:300]) from None
 
 
 def _fields(audio: Any) -> Iterator[tuple[str, Any]]:

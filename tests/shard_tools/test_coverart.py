@@ -258,6 +258,16 @@ def test_a_dry_run_asks_for_nothing_and_writes_nothing(archive, tmp_path, capsys
     assert not archive.asked and not (tmp_path / "out").exists()
 
 
+def test_the_command_reads_many_files_on_several_processes(tmp_path):
+    for i in range(600):  # three tasks, each known to its process by a module, not by the command's __main__
+        describe(tmp_path / "json", f"rock/{i}", [release(i // 2)])
+    words = [sys.executable, "-m", "shard_tools.coverart", "--source", "json", "--out", "out", "--contact", CONTACT,
+             "--dry_run", "--workers", "2"]
+    done = subprocess.run(words, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "600 files: 600 of 300 releases, 0 name none" in done.stdout and not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(("options", "message"), [
     ({"contact": "me"}, "--contact 'me'"), ({"contact": "a@b.c\r\nX: y"}, "--contact"), ({"rate": 0.0}, "--rate"),
     ({"base_url": "ftp://x"}, "--base_url")])
