@@ -27,7 +27,7 @@ from covergen.evaluation.songs import choose_songs, read_songs
 from covergen.inference.cover_inputs import find_split
 from covergen.inference.trained_model import open_model
 from covergen.runs.checkpoint import step_of
-from covergen.runs.compatibility import check_fit
+from covergen.runs.folder import check_fit
 from covergen.training import tracking
 from shard_tools import cli
 from shard_tools.core.files import write_atomically

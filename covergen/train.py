@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from covergen.data.dataset import ShardDataset
+from covergen.data.dataset import ShardDataset, open_split
 from covergen.data.stream import SequentialBatches
 from covergen.distributed.collectives import report_root_cause
 from covergen.distributed.environment import keep_memory, processes, use_threads
@@ -26,18 +26,14 @@ from shard_tools import cli
 
 
 def train(config: Config) -> int:
-    """Trains until the last step, a signal or a time limit; returns the exit status.
-
-    Raises:
-        ValueError, OSError: wrong options or data, for people.
-    """
+    """Trains until the last step, a signal or a time limit; returns the exit status."""
     training = config.training
     stop = StopSignal(training.minutes)
     threads = use_threads(training.threads)
     keep_memory()
     data = open_training_data(training)
     model = build_model(config, data)
-    val = data.open_validation(model, training)
+    val = open_split(data.root, "val", needed=model.validation_phase is not None, audio_scale=training.audio_scale)
     engine = Engine(model, training)
     ranks = engine.ranks
     validation = None
@@ -74,7 +70,7 @@ def train(config: Config) -> int:
                 continue
 
             row = engine.collect_metrics() | report.speed(step)
-            if due.uses_networks or stopping:
+            if due.networks or stopping:
                 ranks.mean_buffers(engine.networks.values())
             if due.validate:
                 row |= validation.run(state, stop, due.epoch)

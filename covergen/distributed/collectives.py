@@ -32,13 +32,7 @@ def join() -> Ranks:
 
 
 class Ranks:
-    """This process among several, or alone.
-
-    Attributes:
-        rank: of this process.
-        ranks: how many there are.
-        main: whether it is rank 0, the one that writes.
-    """
+    """This process (``rank``) among several (``ranks``), or alone; the ``main`` one writes."""
 
     def __init__(self, rank: int = 0, ranks: int = 1) -> None:
         self.rank, self.ranks, self.main = rank, ranks, rank == 0
@@ -79,11 +73,12 @@ class Ranks:
     def check_weights(self, networks: dict[str, nn.Module]) -> None:
         """Compares the bits of all weights over the ranks.
 
-        Raises:
-            RuntimeError: ranks have drifted apart.
-            FloatingPointError: a network holds NaN or infinity.
+        RuntimeError where ranks have drifted apart, FloatingPointError where a network holds NaN or infinity.
         """
-        sums = torch.stack([_bits_of(network) for network in networks.values()])
+        bits = [[value.detach().contiguous().view(torch.int32).sum(dtype=torch.int64)
+                 for value in network.state_dict().values() if value.dtype == torch.float32]
+                for network in networks.values()]
+        sums = torch.stack([torch.stack(one).sum() for one in bits])
         same = (self.min(sums.clone()) == -self.min(-sums)).tolist()
         for (name, network), alike in zip(networks.items(), same, strict=True):
             if not alike:
@@ -142,12 +137,6 @@ class WatchedRanks(Ranks):
             dist.destroy_process_group()
 
 
-def _bits_of(network: nn.Module) -> Tensor:
-    """A sum over the raw bits of all float32 weights and buffers, int64."""
-    return torch.stack([value.detach().contiguous().view(torch.int32).sum(dtype=torch.int64)
-                        for value in network.state_dict().values() if value.dtype == torch.float32]).sum()
-
-
 LOST = re.compile(r"gloo|nccl|connection (closed|reset|refused)|broken pipe|store", re.IGNORECASE)
 
 
@@ -158,11 +147,7 @@ def is_peer_failure(error: Exception) -> bool:
 
 @contextlib.contextmanager
 def report_root_cause(ranks: int, delay: float = 3.0) -> Iterator[None]:
-    """Lets a process that failed because others have died report after them, in one line: the reason is theirs.
-
-    Raises:
-        ConnectionError: a collective operation failed because others are gone.
-    """
+    """Lets a process that failed because others have died report after them, in one line: the reason is theirs."""
     try:
         yield
     except RuntimeError as error:

@@ -1,10 +1,9 @@
-"""What this machine gives a process: its rank among the launched ones, threads to compute with, memory used."""
+"""What this machine gives a process: its rank among the launched ones, threads to compute with, memory."""
 
 from __future__ import annotations
 
 import ctypes
 import os
-import resource
 from pathlib import Path
 
 import torch
@@ -28,7 +27,7 @@ def use_threads(wanted: int) -> tuple[int, str]:
     given = os.environ.get("OMP_NUM_THREADS")
     if wanted:
         number, source = wanted, "--threads"
-    elif given and (given != "1" or not _set_by_launcher()):
+    elif given and (given != "1" or not launched() or _user_set_omp()):
         number, source = int(given), "OMP_NUM_THREADS"
     else:
         number, source = max(1, cores // local), f"{cores} cores / {local} local process{'es' if local > 1 else ''}"
@@ -41,13 +40,11 @@ def launched() -> bool:
     return bool({"ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID"} & set(os.environ))
 
 
-def _set_by_launcher() -> bool:
-    if not launched():
-        return False
+def _user_set_omp() -> bool:
     try:
-        return b"\0OMP_NUM_THREADS=" not in b"\0" + Path(f"/proc/{os.getppid()}/environ").read_bytes()
+        return b"\0OMP_NUM_THREADS=" in b"\0" + Path(f"/proc/{os.getppid()}/environ").read_bytes()
     except OSError:
-        return True
+        return False
 
 
 # malloc.h of glibc
@@ -97,10 +94,3 @@ def free_memory() -> int:
             except (OSError, ValueError):
                 pass
     return max(0, free)
-
-
-def peak_memory(device: torch.device) -> float:
-    """Peak memory of this process in GiB: the GPU's where there is one, else resident."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

@@ -16,11 +16,7 @@ PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def launcher_is_gone() -> bool:
-    """Asks for SIGTERM when the launcher of this process dies; True when it already has. False without a launcher.
-
-    A killed launcher must not leave processes behind that go on writing. A process that a person started directly may
-    outlive the shell it was started from.
-    """
+    """Asks for SIGTERM when the launcher of this process dies, so that it stops writing; True when it already has."""
     if sys.platform != "linux" or not launched():
         return False
     parent = os.getppid()
@@ -31,15 +27,10 @@ def launcher_is_gone() -> bool:
 
 
 class StopSignal:
-    """Becomes true on SIGTERM, on SIGINT, when the launcher dies, or after a number of minutes.
-
-    Attributes:
-        reason: why, for people; None while there is none.
-    """
+    """Becomes true on SIGTERM, on SIGINT, when the launcher dies, or after a number of minutes (0: no limit)."""
 
     def __init__(self, minutes: float) -> None:
-        """Args: minutes: from now on; 0 for no limit."""
-        self.reason: str | None = None
+        self.reason: str | None = None  # for people
         self.deadline = time.monotonic() + 60 * minutes if minutes else float("inf")
         self.minutes = minutes
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -64,12 +55,10 @@ class StopSignal:
         return self.reason is not None
 
     def status(self, timed: bool) -> int:
-        """The exit status after all processes stopped together, some of them of their own accord.
+        """The exit status after all processes stopped together, for the time limit of one of them if it is ``timed``.
 
         An elastic launcher takes 0 for the end of the run. If only other machines were asked to go, it is not: with
         status 1 this one's launcher starts its processes again, and the run goes on without the others.
-
-        Args: timed: the time limit of one of them was the reason.
         """
         left_behind = self.reason is None and not timed
         return int(left_behind and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)) > 0)

@@ -12,7 +12,7 @@ import numpy as np
 from covergen.data.dataset import ShardDataset
 from covergen.data.sampling import stratified_rows
 from covergen.inference.trained_model import TrainedModel
-from covergen.runs.compatibility import check_fit
+from covergen.runs.folder import check_fit
 from shard_tools import extractors
 from shard_tools.core.errors import BadFileError
 from shard_tools.dataset.layout import AUDIO_SUFFIXES

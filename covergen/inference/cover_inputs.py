@@ -13,7 +13,7 @@ from covergen.data.batch import Batch, downscale
 from covergen.data.dataset import ShardDataset
 from covergen.data.sampling import stratified_rows
 from covergen.inference.trained_model import TrainedModel
-from covergen.runs.compatibility import check_fit
+from covergen.runs.folder import check_fit
 from shard_tools.cli import nearest
 from shard_tools.core.errors import BadFileError
 from shard_tools.dataset import images as codec

@@ -29,29 +29,17 @@ MANIFEST, TRAINER = "manifest.json", "trainer.pt"
 
 
 class Checkpoints:
-    """Loads and saves all that a run goes on from; a thread writes, one checkpoint at a time.
-
-    What is saved is an ``Engine`` of ``covergen.training`` (its networks and ``state_dict``) and a ``TrainState``.
-
-    Attributes:
-        start: the checkpoint that the run goes on from, None for a new run.
-        blocked_seconds: that training has spent on copying and on waiting for an earlier checkpoint.
-        failure: why the last checkpoint could not be written, None while all could.
-    """
+    """Loads and saves an ``Engine`` of ``covergen.training`` and a ``TrainState``; a thread writes, one at a time."""
 
     def __init__(self, folder: Path, keep: int, start: Path | None = None, sync: RunSync | None = None) -> None:
-        """Args: folder: of the run; keep: how many checkpoints stay; start; sync: uploads the folder, if anything."""
+        """A run goes on from ``start`` (None: a new one), its newest ``keep`` checkpoints stay."""
         self.folder, self.keep, self.start, self.sync = folder, keep, start, sync
-        self.blocked_seconds = 0.0
-        self.failure: OSError | None = None
+        self.blocked_seconds = 0.0  # that training has spent on copying and on waiting for an earlier checkpoint
+        self.failure: OSError | None = None  # why the last checkpoint could not be written
         self._thread: threading.Thread | None = None
 
     def load_latest(self, engine: Any) -> TrainState:
-        """Fills the engine from the checkpoint that the run goes on from; of a new run it stays as it is.
-
-        Raises:
-            ValueError: a file is missing, damaged, or of other networks.
-        """
+        """Fills the engine from ``start``; ValueError for a file that is missing, damaged, or of other networks."""
         if self.start is None:
             return TrainState()
         load_networks(self.start, engine.networks)
@@ -65,12 +53,9 @@ class Checkpoints:
             raise ValueError(f"{path} can't be loaded: {type(error).__name__}: {error}") from None
 
     def save(self, state: TrainState, engine: Any, kinds: list[str]) -> None:
-        """Compares the weights of all ranks, then rank 0 starts to write checkpoints of this moment.
+        """Compares the weights of all ranks (``Ranks.check_weights``), then rank 0 starts to write checkpoints.
 
         ``failure`` says, later, what can't be written; nothing more is written then.
-
-        Raises:
-            RuntimeError, FloatingPointError: see ``Ranks.check_weights``.
         """
         engine.ranks.check_weights(engine.networks)
         if not engine.ranks.main:
@@ -110,14 +95,11 @@ class Checkpoints:
 
 
 class Snapshot(NamedTuple):
-    """What a checkpoint holds, in the memory of the host and apart from what goes on being trained.
-
-    step: of training; networks: tensors by name, by the name of their file; trainer: content of ``trainer.pt``.
-    """
+    """What a checkpoint holds, in the memory of the host and apart from what goes on being trained."""
 
     step: int
-    networks: dict[str, dict[str, Tensor]]
-    trainer: dict[str, Any]
+    networks: dict[str, dict[str, Tensor]]  # tensors by name, by the name of their file
+    trainer: dict[str, Any]  # content of trainer.pt
 
 
 def snapshot(state: TrainState, networks: dict[str, nn.Module], engine: dict[str, Any]) -> Snapshot:
@@ -190,12 +172,9 @@ def _fill(temporary: Path, taken: Snapshot) -> None:
 
 
 def check(checkpoint: Path, training: bool = True) -> None:
-    """Compares the files of a checkpoint with its manifest; one whose manifest was removed is taken as it is.
+    """Raises ValueError for a file that is not as the manifest says; without a manifest a checkpoint is taken as it is.
 
     Without ``training`` the networks alone, which is all that is left of a run that was passed on to make covers.
-
-    Raises:
-        ValueError: a file is missing or not as it was written; names it.
     """
     path = checkpoint / MANIFEST
     try:
@@ -241,11 +220,7 @@ def quarantine(checkpoint: Path) -> Path:
 
 
 def load_networks(checkpoint: Path, networks: dict[str, nn.Module]) -> None:
-    """Fills networks, by the names of their files, from a checkpoint.
-
-    Raises:
-        ValueError: a file is missing or damaged, or its names or shapes are not the network's.
-    """
+    """Fills networks, by the names of their files; ValueError for a damaged file or other names or shapes in it."""
     for name, network in networks.items():
         path = checkpoint / f"{name}.safetensors"
         try:

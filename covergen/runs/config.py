@@ -1,7 +1,7 @@
-"""What a run is: flags, a YAML file and presets in, one frozen and checked ``Config`` out.
+"""What a run is: a frozen and checked ``Config``.
 
 Flags override the file, the file overrides the preset (the model's, and the demo's where no shards are given), the
-preset overrides the defaults. Nothing is read from anywhere else.
+preset overrides the defaults.
 """
 
 from __future__ import annotations
@@ -26,11 +26,8 @@ from shard_tools.remote.filesystem import check_url, is_remote
 
 @dataclass(frozen=True)
 class Training:
-    """Options of every model; ``None`` means: see the help of the option.
-
-    Those that are ``free`` may differ when a run is resumed, for they change where and how long it computes and what it
-    reports, not what it computes.
-    """
+    """Options of every model. Those that are ``free`` may differ when a run is resumed, for they change where and how
+    long it computes and what it reports, not what it computes."""
 
     shards: str | None = option(
         None, "folder or URL (s3://, gs://, https://, hf://) of shards; without it the toy demo world is made",
@@ -116,14 +113,8 @@ class Training:
         0.01, "stop when more than this share of the samples read is damaged; up to it, others are read instead "
         "(corrupt_samples.jsonl of the run lists them); 0: stop at the first", ge=0, lt=1, free=True)
 
-    @property
-    def max_skipped_updates(self) -> int | None:
-        """How many updates that are not finite ``on_nan`` leaves out; None: it stops at the first."""
-        return None if self.on_nan == "stop" else int(re.fullmatch(SKIP, self.on_nan)[1])
 
-
-SKIP = r"skip[ ,=:](\d{1,9})"
-
+SKIP = r"skip[ ,=:]\d{1,9}"  # of --on_nan
 YAML_BYTES = 2**20  # most bytes of a configuration that are read
 # The demo world on two CPU cores in a few minutes; the model's spec adds its own, the rest is the thesis's.
 DEMO = {"save_every": 100, "minutes": 4.4}
@@ -172,23 +163,10 @@ def check_model(name: str) -> str:
     return name
 
 
-def read_file(path: str) -> dict[str, Any]:
-    """The options in a YAML file.
-
-    Raises:
-        ValueError: not a mapping of option names to values.
-    """
-    found = read_yaml(Path(path), "--config ")
-    if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
-        raise ValueError(f"--config {path}: expected lines 'option: value', found {type(found).__name__}")
-    return found
-
-
 def read_yaml(path: Path, what: str = "") -> Any:
     """The values in a YAML file, whoever wrote it; ``what`` comes before its path in messages.
 
-    Raises:
-        ValueError: no file, not YAML, or with aliases, whose ten lines can stand for more than memory holds.
+    ValueError for no file, no YAML, or aliases, whose ten lines can stand for more than memory holds.
     """
     try:
         text = read_bounded(path, YAML_BYTES).decode()
@@ -202,14 +180,13 @@ def read_yaml(path: Path, what: str = "") -> Any:
 
 
 def resolve(flags: dict[str, Any]) -> Config:
-    """The configuration from what was typed: flags over ``config`` file over presets over defaults.
-
-    Raises:
-        ValueError: an unknown name (with the nearest), a value of the wrong type or out of range.
-    """
-    flags = dict(flags)
-    path = flags.pop("config", None)
-    given = {**(read_file(path) if path else {}), **flags}
+    """The configuration from what was typed; ValueError for unknown names and for values of a wrong type or range."""
+    given = dict(flags)
+    if path := given.pop("config", None):
+        found = read_yaml(Path(path), "--config ")
+        if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
+            raise ValueError(f"--config {path}: expected lines 'option: value', found {type(found).__name__}")
+        given = {**found, **given}
     model = check_model(str(given.pop("model", "wgan_gp")))
     spec, options = models.load(model), options_of(model)
     cli.check_names(given, options)
@@ -232,11 +209,7 @@ def resolve(flags: dict[str, Any]) -> Config:
 
 
 def read_run(folder: Path) -> Config:
-    """The configuration that a run folder was started with; options that it does not know yet have their defaults.
-
-    Raises:
-        ValueError: not a run folder, or its configuration is not one that this version reads.
-    """
+    """The configuration that a run folder was started with; options that it does not know yet have their defaults."""
     path = folder / "config.yaml"
     if not path.is_file():
         raise ValueError(f"{folder} is not a run folder: it has no config.yaml (runs are in runs/<name>)")

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from covergen.data.stream import Stream
 from covergen.runs.checkpoint import TRAINER, check, checkpoints, latest_valid, quarantine, step_of
-from covergen.runs.compatibility import check_fit
 from covergen.runs.config import Config, differences, read_run
 from shard_tools.core.files import read_bounded, write_atomically
 from shard_tools.shards.index import is_audio, metadata_bytes
@@ -28,11 +26,7 @@ FIELDS: dict[str, tuple[Any, Callable[[Any], bool]]] = {
 
 
 def read_data(folder: Path) -> dict[str, Any]:
-    """The metadata of a run's data: resolution, genres, audio (or None), shards, identity and samples.
-
-    Raises:
-        ValueError: missing, damaged, or not what training writes.
-    """
+    """The metadata of a run's data (``FIELDS``); ValueError for what is not as training writes it."""
     path = folder / "data.json"
     try:
         metadata = json.loads(read_bounded(path))
@@ -47,21 +41,33 @@ def read_data(folder: Path) -> dict[str, Any]:
     return metadata
 
 
-def describe_data(shards: str, stream: Stream, resolution: int) -> dict[str, Any]:
-    """What a run must know of its data to be used without it: genres, audio statistics, resolution, which data."""
-    metadata = stream.metadata
-    return {"shards": str(shards), "identity": stream.identity, "samples": metadata["samples"],
-            "resolution": resolution, "genres": metadata["genres"], "audio": metadata["audio"]}
+def check_fit(run: Path, data: Mapping[str, Any], shards: object, metadata: Mapping[str, Any], *, audio: bool,
+              covers: str = "larger") -> None:
+    """Raises ValueError, which says what was found and expected, unless a run can be used on samples of shards.
+
+    ``data`` is the metadata of the run's data, ``metadata`` that of a split or of the data of a run on the shards;
+    ``audio``: the run is conditioned on it; covers must be ``larger`` (not smaller), the ``same``, or any (``none``).
+    """
+    ours, theirs = data["resolution"], metadata["resolution"]
+    if (covers == "larger" and theirs < ours) or (covers == "same" and theirs != ours):
+        raise ValueError(f"{shards} has covers of {theirs} px; {run} needs {ours} px")
+    if not audio:
+        return
+    ours, theirs = data["audio"], metadata["audio"]
+    if theirs is None or theirs["dimension"] != ours["dimension"]:
+        has = f"vectors of {theirs['dimension']} numbers" if theirs else "no audio"
+        raise ValueError(f"{shards} has {has}; {run} was trained on {ours['dimension']} numbers")
+    ours, theirs = ours.get("features"), theirs.get("features")
+    if ours and theirs and ours["sha256"] != theirs["sha256"]:
+        raise ValueError(f"{shards} has vectors of {theirs['features']} {theirs['version']} with other options or "
+                         f"another order of descriptors; {run} was trained on {ours['features']} {ours['version']}")
 
 
 def resolve_resume(config: Config, log: Callable[[str], None] = print) -> Path | None:
     """The checkpoint that the configuration's ``resume`` means, or None for a fresh start.
 
     Of a run's own checkpoints those that are damaged are put aside if an older one is valid; ``log`` gets the warning.
-
-    Raises:
-        ValueError: the run has checkpoints and ``never`` was asked for, or none that is valid; its saved configuration
-            defines another run; or a path is no checkpoint or would fork this very run.
+    ValueError where none is valid, the saved configuration defines another run, or a path would fork this very run.
     """
     resume = config.training.resume
     own = _valid_checkpoints(config.folder, log)
@@ -92,11 +98,7 @@ def resolve_resume(config: Config, log: Callable[[str], None] = print) -> Path |
 
 
 def _valid_checkpoints(folder: Path, log: Callable[[str], None], rename: bool = True) -> list[Path]:
-    """The checkpoints of a run up to the newest valid one; later ones are renamed, or only named.
-
-    Raises:
-        ValueError: there are checkpoints, and not one is valid.
-    """
+    """The checkpoints of a run up to the newest valid one; later ones are renamed, or only named."""
     found = checkpoints(folder)
     newest, problems = latest_valid(found)
     if found and newest is None:
@@ -109,11 +111,7 @@ def _valid_checkpoints(folder: Path, log: Callable[[str], None], rename: bool = 
 
 
 def write_run(folder: Path, config: Config, data: dict[str, Any], resuming: bool) -> None:
-    """Writes ``config.yaml`` and ``data.json``; a run that goes on must be on the data it began with.
-
-    Raises:
-        ValueError: the shards are not the run's.
-    """
+    """Writes ``config.yaml`` and ``data.json``; ValueError for a run that goes on with other data than it began on."""
     if resuming and (folder / "data.json").is_file():
         begun = read_data(folder)
         if begun["identity"] is None:  # converted from the thesis, trained here for the first time

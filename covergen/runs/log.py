@@ -14,7 +14,6 @@ LINE_BYTES = 2**20  # most bytes of a line that are read at once
 
 
 def log_path(folder: Path) -> Path:
-    """Where the log of a run folder is."""
     return folder / "log.jsonl"
 
 
@@ -31,10 +30,7 @@ def log_line(row: dict[str, Any]) -> str:
 
 
 def cut_log(path: Path, step: int) -> int:
-    """Drops the lines of a log after ``step``, and any half-written one, for that part of the run happens again.
-
-    Returns the last step that the log held before.
-    """
+    """Drops the lines after ``step`` and half-written ones, for that part happens again; returns the last step held."""
     rest, last = [], 0
     for line in _lines(path) if path.is_file() else []:
         try:
@@ -48,11 +44,7 @@ def cut_log(path: Path, step: int) -> int:
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
-    """The rows of a run's log up to the first damaged one, such as a last line that was cut.
-
-    Raises:
-        ValueError: no log, or no whole row in it.
-    """
+    """The rows of a run's log up to the first damaged one, such as a last line that was cut; ValueError for none."""
     path, rows = log_path(folder), []
     if not path.is_file():
         raise ValueError(f"{folder} has no log.jsonl: not a run folder, or one that has not been trained")

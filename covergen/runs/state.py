@@ -8,18 +8,12 @@ from typing import Any
 
 @dataclass
 class EarlyStopping:
-    """The validation losses of past epochs, as far as stopping depends on them.
+    """The validation losses of past epochs, as far as stopping depends on them."""
 
-    Attributes:
-        best, best_step: the lowest loss and when it was (step 0: there was none).
-        waited: epochs since then.
-        validation_pending: a validation was broken off and is to be made before training goes on.
-    """
-
-    best: float = float("inf")
-    best_step: int = 0
-    waited: int = 0
-    validation_pending: bool = False
+    best: float = float("inf")  # the lowest loss
+    best_step: int = 0  # when it was; 0: there was none
+    waited: int = 0  # epochs since then
+    validation_pending: bool = False  # one was broken off and is to be made before training goes on
 
     def update(self, step: int, loss: float, epoch: bool = True) -> bool:
         """Takes in the loss at a step; True when it is the best so far. ``epoch``: an epoch ended here."""

@@ -1,9 +1,8 @@
 """Run folders behind URLs: a folder of this machine that is kept in step with one.
 
-A run is written to a folder in the user's cache, and a thread uploads what changed, a checkpoint at a time: its files
-first and ``whole.json``, which holds their sizes and hashes, last, so that a checkpoint at the URL is whole or does not
-count. At the start the newest whole one is fetched where this machine has none as new. A network that is away stops no
-training: what could not be uploaded is tried again with the next checkpoint.
+A thread uploads what changed in a folder of the user's cache, a checkpoint at a time: its files first and
+``whole.json``, which holds their sizes and hashes, last, so that a checkpoint at the URL is whole or does not count.
+What could not be uploaded is tried again with the next checkpoint.
 """
 
 from __future__ import annotations
@@ -37,12 +36,7 @@ def local_folder(run: str | Path) -> Path:
 
 
 def fetched_run(run: str | Path) -> Path:
-    """The folder of a run to read: a path as it is, of a URL a copy with its newest and best checkpoint.
-
-    Raises:
-        ValueError: there is no run, or credentials in the URL.
-        OSError: it is out of reach.
-    """
+    """The folder of a run to read: a path as it is, of a URL a copy with its newest and best checkpoint."""
     if not is_remote(run):
         return Path(run)
     sync = RunSync(str(run))
@@ -69,17 +63,9 @@ def open_sync(out: str, name: str, keep: int, main: bool) -> RunSync | None:
 
 
 class RunSync:
-    """A run folder on this machine and at a URL.
-
-    Attributes:
-        folder: on this machine.
-    """
+    """A run folder on this machine (``folder``) and at a URL, where the newest ``keep`` checkpoints stay."""
 
     def __init__(self, url: str, keep: int = 3) -> None:
-        """Args:
-            url: of the run folder.
-            keep: newest checkpoints that stay at the URL.
-        """
         self.remote, self.keep = Remote(url, attempts=ATTEMPTS, option="out"), keep
         self.folder = local_folder(url)
         self._thread: threading.Thread | None = None
@@ -162,7 +148,10 @@ class RunSync:
         for path in (path for kind in KINDS for path in self._checkpoints(kind)):
             if path.name not in uploaded:
                 with contextlib.suppress(FileNotFoundError):  # removed meanwhile
-                    self._upload_checkpoint(path)
+                    files = {file.name: [file.stat().st_size, file_sha256(file)] for file in sorted(path.iterdir())}
+                    for name in files:
+                        self.remote.put(path / name, f"{CHECKPOINTS}/{path.name}/{name}")
+                    self.remote.write(json.dumps(files).encode(), f"{CHECKPOINTS}/{path.name}/{MANIFEST}")
                     self._write_uploaded(uploaded := uploaded | {path.name: "whole"})
         for path in sorted(self.folder.rglob("*")):
             name = path.relative_to(self.folder).as_posix()
@@ -172,13 +161,6 @@ class RunSync:
                     self.remote.put(path, name)
                     self._write_uploaded(uploaded := uploaded | {name: stamp})
         self._prune()
-
-    def _upload_checkpoint(self, path: Path) -> None:
-        """Uploads its files, then what says that they are all there."""
-        files = {file.name: [file.stat().st_size, file_sha256(file)] for file in sorted(path.iterdir())}
-        for name in files:
-            self.remote.put(path / name, f"{CHECKPOINTS}/{path.name}/{name}")
-        self.remote.write(json.dumps(files).encode(), f"{CHECKPOINTS}/{path.name}/{MANIFEST}")
 
     def _prune(self) -> None:
         """Removes old checkpoints at the URL, first what says that they are whole."""

@@ -1,7 +1,6 @@
 """How a global batch is divided: among the processes, evenly or not, and into pieces that fit into memory.
 
-The global batch is what defines a run. However many processes share it, and in however many pieces each of them
-computes, the gradient is that of the mean loss over the whole.
+However many there are of either, the gradient is that of the mean loss over the whole batch.
 """
 
 from __future__ import annotations
@@ -26,11 +25,7 @@ class BatchSplit:
     """
 
     def __init__(self, training: Training, rank: int, ranks: int, needs_whole_batch: bool) -> None:
-        """Args: training; rank among ``ranks``; needs_whole_batch: the model compares all covers of a global batch.
-
-        Raises:
-            ValueError: uneven parts or pieces for what needs the same of all ranks.
-        """
+        """ValueError for uneven parts or pieces where a model compares all covers of a batch, or with --sync_bn."""
         size = training.batch_size
         own, least, most = (rank_slice(size, one, ranks) for one in (rank, 0, ranks - 1))
         even, cut = len(most) == len(least), 0 < training.micro_batch < len(most)

@@ -1,7 +1,4 @@
-"""What makes a step fast without changing what it computes: compiled phases and fused optimisers.
-
-Dynamo keeps its counts for the whole process, and so does this: one run a process.
-"""
+"""Compiled phases and fused optimisers. Dynamo counts for the whole process, and so does this: one run a process."""
 
 from __future__ import annotations
 
@@ -17,11 +14,7 @@ from covergen.runs.config import Training
 
 
 class Compiling:
-    """Compiles phases, each as one graph and in place, and knows what that has cost so far.
-
-    Attributes:
-        phases: that are compiled.
-    """
+    """Compiles phases, each as one graph and in place, and knows what that has cost so far."""
 
     def __init__(self, phases: Iterable[Phase], training: Training, device: torch.device) -> None:
         """Raises ValueError where CUDA graphs can't be had."""

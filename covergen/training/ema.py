@@ -1,4 +1,4 @@
-"""The exponential moving average (EMA) of networks: smoother copies of their weights, to sample from."""
+"""Exponential moving averages (EMA) of networks."""
 
 from __future__ import annotations
 
@@ -13,10 +13,6 @@ class EMA:
 
     Where an update is given no decay, the decay grows as min(decay, (1 + n) / (10 + n)) over n updates, so that early
     averages forget the initial weights. Buffers (running statistics) are copied, not averaged.
-
-    Attributes:
-        networks: name -> averaged copy, without gradients.
-        updates: how many there were; saved with a run.
     """
 
     def __init__(self, networks: dict[str, nn.Module], decay: float) -> None:

@@ -34,17 +34,13 @@ from covergen.training.nonfinite import SkipUpdates, StopAtFirst
 
 @dataclass
 class PhaseState:
-    """A phase of the model and what trains it.
+    """A phase of the model and what trains it."""
 
-    number: its position among the phases, which seeds its noise; phase: as the model has it; module: the same, wrapped
-    for several processes; optimizer: Accelerate's; parameters: that it updates.
-    """
-
-    number: int
+    number: int  # its position among the phases, which seeds its noise
     phase: Phase
-    module: nn.Module
-    optimizer: Any
-    parameters: list[nn.Parameter]
+    module: nn.Module  # the phase wrapped for several processes
+    optimizer: Any  # Accelerate's
+    parameters: list[nn.Parameter]  # that it updates
 
 
 class Engine:
@@ -60,15 +56,19 @@ class Engine:
     def __init__(self, model: Model, training: Training) -> None:
         """Starts the process group, moves the networks to the device, compiles and wraps the phases.
 
-        Raises:
-            ValueError: options that the device or the model does not offer.
+        ValueError for options that the device or the model does not offer.
         """
         self._accelerator = _start_accelerator(training)
         self._model, self._training = model, training
         self.device = torch.device("cpu") if self._accelerator.device.type == "cpu" else self._accelerator.device
         self.ranks = WatchedRanks(self._accelerator.process_index, self._accelerator.num_processes)
         self._split = BatchSplit(training, self.ranks.rank, self.ranks.ranks, model.needs_whole_batch)
-        self._move_networks()
+        if training.sync_bn and self.device.type != "cuda":
+            raise ValueError("--sync_bn needs GPUs: torch's SyncBatchNorm does not run on CPUs")
+        for network in model.networks.values():
+            if training.sync_bn:  # replaces norms inside the networks; they themselves stay the same objects
+                nn.SyncBatchNorm.convert_sync_batchnorm(network)
+            network.to(self.device)
         averaged = {name: model.networks[name] for name in model.ema_networks}
         if training.ema and not averaged:
             raise ValueError(f"--ema {training.ema:g}: this model has no averaged networks; leave it at 0")
@@ -77,19 +77,11 @@ class Engine:
         self.compiling = Compiling(model.phases, training, self.device)
         self._phases = [self._prepare(number, phase) for number, phase in enumerate(model.phases)]
         self._generator = torch.Generator(self.device)
-        names, limit = [phase.name for phase in model.phases], training.max_skipped_updates
-        self._nonfinite = (StopAtFirst(names, self.device, self.ranks) if limit is None else SkipUpdates(
-            names, self.device, self.ranks, limit, model.networks, self._accelerator.scaler))
+        names, on_nan = [phase.name for phase in model.phases], training.on_nan
+        self._nonfinite = (StopAtFirst(names, self.device, self.ranks) if on_nan == "stop" else SkipUpdates(
+            names, self.device, self.ranks, int(on_nan[len("skip "):]), model.networks, self._accelerator.scaler))
         self._metrics = MetricAccumulator(self.ranks, ignore_nan=self._nonfinite.skips)
         self._learning_rate = 0.0
-
-    def _move_networks(self) -> None:
-        if self._training.sync_bn and self.device.type != "cuda":
-            raise ValueError("--sync_bn needs GPUs: torch's SyncBatchNorm does not run on CPUs")
-        for network in self._model.networks.values():
-            if self._training.sync_bn:  # replaces norms inside the networks; they themselves stay the same objects
-                nn.SyncBatchNorm.convert_sync_batchnorm(network)
-            network.to(self.device)
 
     def _prepare(self, number: int, phase: Phase) -> PhaseState:
         optimizer = optimizer_of(phase, self._training, self._accelerator.mixed_precision)
@@ -114,13 +106,10 @@ class Engine:
         return self.batches_per_step * self._training.batch_size
 
     def step(self, step: int, batches: list[Batch], measure: bool = False) -> None:
-        """Goes through every phase of a step, then updates the moving average.
+        """Goes through every phase of a step (numbered from 1), then updates the moving average.
 
-        Args:
-            step: its number, from 1; noise is a function of it.
-            batches: its ``batches_per_step`` batches; repeat r of a phase reads its accumulation's worth of them from
-                position r on.
-            measure: also note the gradient norm of every phase (one that is not in every step always notes it).
+        Repeat r of a phase reads the r-th part of the step's ``batches_per_step`` batches. ``measure``: note the
+        gradient norm of every phase (one that is not in every step always notes it).
         """
         given, skipped = self._training, False
         # Layers that draw from the global generator (dropout) are a function of the step as well.
@@ -164,7 +153,7 @@ class Engine:
                     nn.utils.get_total_norm([parameter.grad for parameter in state.parameters]))
         self._nonfinite.update(state.optimizer, norm)
         if measure:
-            self._metrics.set_norm(state.phase.name, norm)
+            self._metrics.values[f"optim/{state.phase.name}_grad_norm"] = [norm.float()]  # the last one counts
         state.optimizer.zero_grad(set_to_none=True)
 
     def _noise(self, state: PhaseState, step: int, repeat: int) -> list[dict[str, Tensor]]:
@@ -181,8 +170,7 @@ class Engine:
     def collect_metrics(self) -> dict[str, float]:
         """What is logged of the steps since the last call; here alone the host waits for the device.
 
-        Raises:
-            FloatingPointError: a loss was NaN or infinite, or more updates than are allowed had such gradients.
+        FloatingPointError where a loss was not finite, or more updates than are allowed had such gradients.
         """
         return self._metrics.collect() | self._nonfinite.check() | {"optim/lr": self._learning_rate}
 

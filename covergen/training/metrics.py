@@ -12,7 +12,7 @@ class MetricAccumulator:
     """Collects scalars of updates without waiting for the device."""
 
     def __init__(self, ranks: Ranks, ignore_nan: bool) -> None:
-        """Args: ranks: that the means are over; ignore_nan: means leave out values that are not finite."""
+        """Means are over the ranks; with ``ignore_nan`` they leave out values that are not finite."""
         self.ranks, self.ignore_nan = ranks, ignore_nan
         self.values: dict[str, list[Tensor]] = {}
 
@@ -20,10 +20,6 @@ class MetricAccumulator:
         """Takes in the scalars of an update: this rank's part of a mean."""
         for name, value in scalars.items():
             self.values.setdefault(f"loss/{name}", []).append(value.float())
-
-    def set_norm(self, phase: str, norm: Tensor) -> None:
-        """Takes in the gradient norm of a phase; the last one counts."""
-        self.values[f"optim/{phase}_grad_norm"] = [norm.float()]
 
     def collect(self) -> dict[str, float]:
         """Means over all ranks and all updates since the last call; the host waits for the device here."""

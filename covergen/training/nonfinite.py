@@ -16,19 +16,14 @@ NEVER = 2**62  # "no step": larger than any step number
 
 
 class StopAtFirst:
-    """Ends the run at the first loss that is not finite.
+    """Ends the run at the first loss that is not finite."""
 
-    Attributes:
-        skips: whether updates are left out, for which ``update`` needs the gradient norm.
-        skipped: how many updates were left out since the run began, int64 scalar.
-    """
-
-    skips = False
+    skips = False  # whether updates are left out, for which ``update`` needs the gradient norm
 
     def __init__(self, phases: list[str], device: torch.device, ranks: Ranks) -> None:
-        """Args: phases: their names, in order; device: of the losses."""
+        """``phases`` are their names, in order."""
         self.phases, self.ranks = phases, ranks
-        self.skipped = torch.zeros((), dtype=torch.int64, device=device)
+        self.skipped = torch.zeros((), dtype=torch.int64, device=device)  # updates left out since the run began
         self._first_bad = torch.full((len(phases),), NEVER, dtype=torch.int64, device=device)
 
     def begin(self) -> None:
@@ -44,11 +39,7 @@ class StopAtFirst:
         self._first_bad[phase] = torch.where(torch.isfinite(loss), self._first_bad[phase], first)
 
     def check(self) -> dict[str, float]:
-        """Metrics to log; all ranks call it.
-
-        Raises:
-            FloatingPointError: a loss was not finite; names the phase and the first such step.
-        """
+        """Metrics to log, by all ranks; FloatingPointError that names phase and first step of a loss not finite."""
         first = self.ranks.min(self._first_bad).tolist()
         if min(first) < NEVER:
             name = self.phases[first.index(min(first))]
@@ -66,7 +57,7 @@ class SkipUpdates(StopAtFirst):
 
     def __init__(self, phases: list[str], device: torch.device, ranks: Ranks, limit: int,
                  networks: dict[str, nn.Module], scaler: torch.amp.GradScaler | None) -> None:
-        """Args: limit; networks: whose running statistics are put back; scaler: of the loss, with fp16."""
+        """The networks' running statistics are put back; there is a loss scaler with fp16."""
         super().__init__(phases, device, ranks)
         self.limit, self.scaler = limit, scaler
         self._buffers = [buffer for network in networks.values() for buffer in network.buffers()]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -16,7 +15,7 @@ class Profile:
     """Records some steps of a run, those after ``WARM`` of them; ``step`` is called after every step."""
 
     def __init__(self, folder: Path, steps: int, device: torch.device, log: Callable[[str], None]) -> None:
-        """Args: folder: ``profile/`` is made in it; steps: to record, 0: none; device; log: gets the table."""
+        """``profile/`` is made in the folder; ``log`` gets the table. No steps: nothing is recorded."""
         self.folder, self.steps, self.device, self.log = folder / "profile", steps, device, log
         self.done, self.profiler = 0, None
 
@@ -43,22 +42,15 @@ class Profile:
         profiler.stop()
         self.folder.mkdir(parents=True, exist_ok=True)
         profiler.export_chrome_trace(str(self.folder / "trace.json.gz"))
-        steps = min(self.steps, self.done - WARM)
-        table = table_of(profiler.key_averages(), max(1, steps), self.device.type == "cuda")
-        (self.folder / "top10.txt").write_text(table)
-        self.log(f"{table}trace of {steps} steps: {self.folder / 'trace.json.gz'} (opens in chrome://tracing or "
-                 "ui.perfetto.dev)")
-
-
-def table_of(events: Any, steps: int, on_gpu: bool) -> str:
-    """The ten operations with the most time of their own, without what they call, as text."""
-    # A range that code names ("Optimizer.step") has a time of its own on the GPU as well, that of all kernels in it.
-    times = {event.key: (event.self_device_time_total if on_gpu else event.self_cpu_time_total, event.count)
-             for event in events if not (on_gpu and getattr(event, "is_user_annotation", False))}
-    whole = max(1e-9, sum(time for time, _ in times.values()))
-    costliest = sorted(times.items(), key=lambda item: -item[1][0])[:ROWS]
-    where = "the GPU" if on_gpu else "the CPU"
-    lines = [f"{'ms/step':>10}{'share':>8}{'calls/step':>12}  operation (own time on {where}, {steps} steps)"]
-    lines += [f"{time / 1000 / steps:>10.2f}{time / whole:>8.1%}{count / steps:>12.1f}  {name}"
-              for name, (time, count) in costliest]
-    return "\n".join(lines) + "\n"
+        recorded, on_gpu = min(self.steps, self.done - WARM), self.device.type == "cuda"
+        steps, where = max(1, recorded), "the GPU" if on_gpu else "the CPU"
+        # A range that code names ("Optimizer.step") has a time of its own on the GPU as well, of all kernels in it.
+        times = {event.key: (event.self_device_time_total if on_gpu else event.self_cpu_time_total, event.count)
+                 for event in profiler.key_averages() if not (on_gpu and getattr(event, "is_user_annotation", False))}
+        whole = max(1e-9, sum(time for time, _ in times.values()))
+        lines = [f"{'ms/step':>10}{'share':>8}{'calls/step':>12}  operation (own time on {where}, {steps} steps)\n"]
+        lines += [f"{time / 1000 / steps:>10.2f}{time / whole:>8.1%}{count / steps:>12.1f}  {name}\n"
+                  for name, (time, count) in sorted(times.items(), key=lambda item: -item[1][0])[:ROWS]]
+        (self.folder / "top10.txt").write_text("".join(lines))
+        self.log(f"{''.join(lines)}trace of {recorded} steps: {self.folder / 'trace.json.gz'} (opens in "
+                 "chrome://tracing or ui.perfetto.dev)")

@@ -30,14 +30,7 @@ class SampleGrids:
 
     def __init__(self, model: Model, examples: Batch, genres: list[str], resolution: int, device: torch.device,
                  seed: int) -> None:
-        """Args:
-            model: that is trained.
-            examples: covers to reconstruct; the audio of the first eight makes the rows of a conditional model.
-            genres: names of the genres.
-            resolution: side of the covers that the model was built for.
-            device: of the model.
-            seed: of the noise.
-        """
+        """The examples are reconstructed; the audio of the first eight makes the rows of a conditional model."""
         self.model = model
         count = len(examples.cover)
         whole = torch.arange(max(COLUMNS, count // COLUMNS * COLUMNS)) % count  # rows are full, if by repetition

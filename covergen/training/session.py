@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import resource
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,13 +15,12 @@ from tqdm import tqdm
 from covergen.data.batch import Batch
 from covergen.data.loader import Loader
 from covergen.data.memory_cache import cache_decoded
-from covergen.distributed.environment import peak_memory
 from covergen.distributed.interrupts import StopSignal
 from covergen.inference.trained_model import TrainedModel
 from covergen.models.base import Model
 from covergen.runs.checkpoint import Checkpoints, checkpoints, last_good, step_of
 from covergen.runs.config import Config, Training
-from covergen.runs.folder import describe_data, resolve_resume, write_run
+from covergen.runs.folder import resolve_resume, write_run
 from covergen.runs.state import TrainState
 from covergen.runs.sync import open_sync
 from covergen.training.batch_split import BatchSplit
@@ -34,18 +34,15 @@ from shard_tools.core.locks import lock_folder
 
 @dataclass(frozen=True)
 class Due:
-    """What is to be done after a step; ``epoch``: one ended with it; ``log``: any of it, or just a line of the log."""
+    """What is to be done after a step."""
 
     grids: bool
     save: bool
     validate: bool
     evaluate: bool
-    epoch: bool
-    log: bool
-
-    @property
-    def uses_networks(self) -> bool:
-        return self.grids or self.save or self.validate or self.evaluate
+    networks: bool  # any of those, which need the networks
+    epoch: bool  # one ended with it
+    log: bool  # any of those, or just a line of the log
 
 
 class Schedule:
@@ -57,7 +54,7 @@ class Schedule:
     """
 
     def __init__(self, training: Training, images_per_step: int, epoch: int, validates: bool) -> None:
-        """Args: training; images_per_step; epoch: its images, 0 if unknown; validates: there are validation losses."""
+        """An epoch is of so many images (0: unknown); with ``validates`` there are validation losses."""
         self.training, self.images_per_step, self.epoch, self.validates = training, images_per_step, epoch, validates
         self.steps = min(training.steps, -(-training.epochs * epoch // images_per_step) or training.steps)
         self.patience = training.patience if validates else 0
@@ -75,38 +72,33 @@ class Schedule:
         epoch = bool(self.epoch) and images // self.epoch > (images - self.images_per_step) // self.epoch
         grids, save = last or every(self.training.sample_every), last or every(self.training.save_every)
         validate, evaluate = self.validates and (last or epoch), every(self.training.eval_every)
-        log = grids or save or validate or evaluate or every(self.training.log_every)
-        return Due(grids, save, validate, evaluate, epoch, log)
+        networks = grids or save or validate or evaluate
+        return Due(grids, save, validate, evaluate, networks, epoch, networks or every(self.training.log_every))
 
 
 class Run:
-    """A run folder that is being trained in.
-
-    Attributes:
-        config, data, model, engine, schedule: of the training.
-        folder: of the run; metadata: of its data, as ``data.json`` has it.
-        checkpoints: in the folder.
-        status: the exit status of the process so far.
-    """
+    """A run folder that is being trained in; ``metadata`` is of its data, ``status`` the exit status so far."""
 
     def __init__(self, config: Config, data: TrainingData, model: Model, engine: Engine, schedule: Schedule) -> None:
         self.config, self.data, self.model, self.engine, self.schedule = config, data, model, engine, schedule
         self.folder, self.status = config.folder, 0
-        self.metadata = describe_data(data.shards, data.stream, data.resolution)
+        known, main = data.stream.metadata, engine.ranks.main
+        self.metadata = {"shards": str(data.shards), "identity": data.stream.identity, "samples": known["samples"],
+                         "resolution": data.resolution, "genres": known["genres"], "audio": known["audio"]}
         self.resources = contextlib.ExitStack()
         out, name, keep = config.training.out, config.training.name, config.training.keep
         with engine.ranks.main_first():
-            sync = open_sync(out, name, keep, engine.ranks.main)
-            if engine.ranks.main:
+            sync = open_sync(out, name, keep, main)
+            if main:
                 self.resources.enter_context(lock_folder(self.folder))
             start = resolve_resume(config, log_main)
-            if engine.ranks.main and not (start and step_of(start) >= schedule.steps):
+            if main and not (start and step_of(start) >= schedule.steps):
                 write_run(self.folder, config, self.metadata, resuming=start is not None)
         self.checkpoints = self.closing(Checkpoints(self.folder, keep, start, sync))
 
-    def closing(self, resource: Any) -> Any:
-        """The resource itself, whose ``close`` is called when training ends, however it does."""
-        return self.resources.enter_context(contextlib.closing(resource))
+    def closing(self, opened: Any) -> Any:
+        """What was opened, whose ``close`` is called when training ends, however it does."""
+        return self.resources.enter_context(contextlib.closing(opened))
 
     def finished(self, state: TrainState) -> bool:
         """Whether there is nothing left to train, which is said then, with what would go on."""
@@ -173,23 +165,13 @@ class Run:
         return (f"the best validation loss, {early.best:.6g}, was at step {early.best_step}"
                 + (f": {there[0]}" if there else ""))
 
-    def close(self) -> None:
-        """Ends the run when all ranks have come here."""
-        if self.checkpoints.failure:
-            log_main(f"stopped: {self.checkpoints.failure}. {last_good(self.folder)}. Make room; the same command "
-                     "goes on from there")
-            self.status = 1
-        self.engine.ranks.close()
-
 
 @contextlib.contextmanager
 def open_run(config: Config, data: TrainingData, model: Model, engine: Engine, schedule: Schedule) -> Iterator[Run]:
     """Opens or makes the run folder for rank 0 to write in; other processes are told why this one fails.
 
-    A loss that is not finite ends the block with a message and ``status`` 1.
-
-    Raises:
-        ValueError: another process writes there, or it is of another run; see ``resolve_resume``, ``write_run``.
+    A loss that is not finite ends the block with a message and ``status`` 1. For errors see ``resolve_resume`` and
+    ``write_run``.
     """
     run = Run(config, data, model, engine, schedule)
     try:
@@ -202,7 +184,11 @@ def open_run(config: Config, data: TrainingData, model: Model, engine: Engine, s
     except Exception as error:  # boundary: whatever it is, the other processes must know of it
         engine.ranks.report_failure(error)
         raise
-    run.close()
+    if run.checkpoints.failure:
+        log_main(f"stopped: {run.checkpoints.failure}. {last_good(run.folder)}. Make room; the same command goes on "
+                 "from there")
+        run.status = 1
+    engine.ranks.close()
 
 
 class Report:
@@ -210,12 +196,7 @@ class Report:
 
     def __init__(self, run: Run, loader: Loader, examples: Batch, state: TrainState,
                  quick_evaluation: Callable[[TrainedModel], tuple[Any, ...]] | None) -> None:
-        """Args:
-            run: that is trained; loader: of its batches.
-            examples: that grids show, see ``SampleGrids``.
-            state: that the run goes on from.
-            quick_evaluation: of the model as it is now: metrics, and columns and rows of a table of songs.
-        """
+        """``examples`` are for grids; ``quick_evaluation`` gives metrics, and columns and rows of a table of songs."""
         training, engine, main = run.config.training, run.engine, run.engine.ranks.main
         self.run, self.loader = run, loader
         self.sample_grids = SampleGrids(run.model, examples, run.metadata["genres"], run.data.resolution, engine.device,
@@ -234,20 +215,18 @@ class Report:
         self.bar.update()
 
     def start_clock(self, step: int) -> None:
-        """Measures speed from here on; what came between the last line of the log and this is not part of it."""
+        """Measures speed from here on."""
         self._since, self._clock = step, time.perf_counter()
         self._blocked, self._compiling = self.loader.blocked_seconds, self.run.engine.compiling.seconds
 
     def speed(self, step: int) -> dict[str, float]:
-        """Metrics since the clock was started: speed without compiling, waiting in seconds, memory in GiB.
-
-        All ranks call it: samples that can't be read are counted over all.
-        """
-        engine, saver = self.run.engine, self.run.checkpoints
+        """Metrics since the clock was started, by all ranks: speed without compiling, waiting, peak memory."""
+        engine, saver, on_gpu = self.run.engine, self.run.checkpoints, self.run.engine.device.type == "cuda"
         seconds = time.perf_counter() - self._clock - (engine.compiling.seconds - self._compiling)
         row = {"speed/images_per_second": (step - self._since) * engine.images_per_step / seconds,
                "speed/data_wait_seconds": self.loader.blocked_seconds - self._blocked,
-               "speed/memory_gib": peak_memory(engine.device),
+               "speed/memory_gib": (torch.cuda.max_memory_allocated(engine.device) / 2**30 if on_gpu else
+                                    resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20),
                "speed/checkpoint_seconds": saver.blocked_seconds - self._saving}
         self._saving = saver.blocked_seconds
         if costs := engine.compiling.new_stats():

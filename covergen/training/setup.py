@@ -14,7 +14,6 @@ from platformdirs import user_cache_path
 from tqdm import tqdm
 
 from covergen import models
-from covergen.data.dataset import ShardDataset, open_split
 from covergen.data.sampling import seed_of
 from covergen.data.stream import Stream, open_stream
 from covergen.distributed.environment import processes
@@ -36,10 +35,7 @@ def log_main(text: str) -> None:
 
 
 def demo_shards(log: Callable[[str], None], tier: str = "toy") -> str:
-    """The packed demo world of a tier in the user's cache folder, made there once.
-
-    Every process calls this: the first one of a machine makes it, the others wait for it.
-    """
+    """The packed demo world of a tier in the user's cache folder: a machine's first process makes it, others wait."""
     from shard_tools.demo import TIERS, VERSION, make
     from shard_tools.pack import pack
     root = user_cache_path("covergen") / f"demo-{tier}-{VERSION}"
@@ -55,28 +51,16 @@ def demo_shards(log: Callable[[str], None], tier: str = "toy") -> str:
 
 @dataclass(frozen=True)
 class TrainingData:
-    """What a run is trained on.
+    """What a run is trained on."""
 
-    shards: as given; root: their folder, of a URL that of the index; stream: of training batches; resolution: side of
-    the covers that are trained on.
-    """
-
-    shards: str
-    root: Path
+    shards: str  # as given
+    root: Path  # their folder, of a URL that of the index
     stream: Stream
-    resolution: int
-
-    def open_validation(self, model: Model, training: Training) -> ShardDataset | None:
-        """The val split, None where there is none; a damaged one is an error for models that are validated."""
-        return open_split(self.root, "val", needed=model.validation_phase is not None, audio_scale=training.audio_scale)
+    resolution: int  # side of the covers that are trained on
 
 
 def open_training_data(training: Training) -> TrainingData:
-    """Opens the shards of a run, or those of the demo world.
-
-    Raises:
-        ValueError, OSError: no such shards, damaged ones, or options that don't fit them.
-    """
+    """Opens the shards of a run, or of the demo world; ValueError or OSError for what can't be trained on."""
     shards = training.shards or demo_shards(log_main)
     root = resolve(shards, training.shard_cache_dir, training.shard_cache_gb)
     rank, ranks, _ = processes()
@@ -91,11 +75,7 @@ def open_training_data(training: Training) -> TrainingData:
 
 
 def build_model(config: Config, data: TrainingData) -> Model:
-    """The run's model with its initial weights, which are a function of the seed.
-
-    Raises:
-        ValueError: options that don't fit the model or the data.
-    """
+    """The run's model with its initial weights, which are a function of the seed; ValueError for what does not fit."""
     training, normalizer = config.training, data.stream.normalizer
     torch.manual_seed(seed_of(training.seed, "weights"))
     sizes = InputSpec(data.resolution, normalizer.size if normalizer else 0)
@@ -122,11 +102,7 @@ def audio_encoders(model: Model) -> list[AudioEncoder]:
 
 
 def load_pretrained_audio_encoder(model: Model, training: Training, data: TrainingData) -> None:
-    """Gives the audio encoders of a new model the weights of the contrast run that ``--condition`` names.
-
-    Raises:
-        ValueError: not a contrast run, a judge, other albums, other audio, or a model without such encoders.
-    """
+    """Gives the audio encoders of a new model the weights of the contrast run that ``--condition`` names."""
     folder, albums, normalizer = training.condition, training.album_subset, data.stream.normalizer
     found = open_model(folder, device=torch.device("cpu"))
     encoders, trained_for = audio_encoders(found.model), found.config.training.album_subset

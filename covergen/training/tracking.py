@@ -1,7 +1,4 @@
-"""The record of a run: its log, sample grids as PNG files, and a Weights & Biases run.
-
-The log and the grids are the record; W&B is a view of them that may fail without harm. Only rank 0 tracks.
-"""
+"""The record of a run: its log, sample grids as PNG files, and a Weights & Biases run, which may fail without harm."""
 
 from __future__ import annotations
 
@@ -27,7 +24,7 @@ class Tracker:
     """The record of one run, from a step on."""
 
     def __init__(self, folder: Path, config: dict[str, Any], step: int) -> None:
-        """Opens the record at the step that a resumed run goes on from (0 for a new one); config: all options."""
+        """Opens the record at the step that a run goes on from; ``config``: all options."""
         self.folder = folder
         self.sent = cut_log(log_path(folder), step)  # W&B had these steps before; its steps must never go back
         self.log_file = open(log_path(folder), "a")
@@ -86,10 +83,7 @@ def show(folder: Path, name: str, path: Path) -> None:
 
 
 def show_table(folder: Path, step: int, scalars: dict[str, float], columns: list[str], rows: list[list[Any]]) -> None:
-    """Shows scalars of a checkpoint and a table (its pictures are Pillow's) on the W&B run of a run folder.
-
-    They lie at the images that the run had seen by that step. A failure is a warning.
-    """
+    """The same for scalars and a table (its pictures are Pillow's) of a step, at the images seen by then."""
     def row() -> dict[str, Any]:
         logged = read_log(folder) if log_path(folder).is_file() else []
         images = max((one["images"] for one in logged if one["step"] <= step), default=0)
@@ -109,19 +103,10 @@ def _log_afterwards(folder: Path, row: Callable[[], dict[str, Any]]) -> None:
 
 
 def _table(columns: list[str], rows: list[list[Any]]) -> Any:
-    """A table for W&B whose pictures are Pillow's."""
     import wandb
     from PIL import Image
     return wandb.Table(columns=columns, data=[[wandb.Image(cell) if isinstance(cell, Image.Image) else cell
                                                for cell in row] for row in rows])
-
-
-def _run_id(folder: Path) -> str:
-    path = folder / "wandb" / "run_id"
-    if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, secrets.token_hex(4).encode())
-    return path.read_text()
 
 
 def _open_wandb(folder: Path, config: dict[str, Any]) -> Any:
@@ -151,8 +136,12 @@ def _open_wandb(folder: Path, config: dict[str, Any]) -> Any:
 
 def _start(folder: Path, config: dict[str, Any], mode: str) -> Any:
     import wandb
-    run = wandb.init(project=config["project"], name=config["name"], id=_run_id(folder), dir=str(folder), config=config,
-                     mode=mode, resume="allow",
+    run_id = folder / "wandb" / "run_id"
+    if not run_id.is_file():
+        run_id.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(run_id, secrets.token_hex(4).encode())
+    run = wandb.init(project=config["project"], name=config["name"], id=run_id.read_text(), dir=str(folder),
+                     config=config, mode=mode, resume="allow",
                      settings=wandb.Settings(init_timeout=TIMEOUT, finish_timeout=TIMEOUT))
     run.define_metric("images")
     for section in SECTIONS:

@@ -17,20 +17,11 @@ class Validation:
     """Validates a model with the loss of one of its phases, and keeps early stopping up to date."""
 
     def __init__(self, phase: Phase, engine: Engine, batches: SequentialBatches, resolution: int, seed: int) -> None:
-        """Args:
-            phase: one of the model's; its noise is the same in every call and on any number of ranks.
-            engine: that trains the model; running statistics are those of the moment.
-            batches: of the split, this rank's part.
-            resolution: side of the covers that the model was built for.
-            seed: of the noise.
-        """
+        """The phase's noise is the same in every call and on any number of ranks; batches are this rank's part."""
         self.phase, self.engine, self.batches, self.resolution, self.seed = phase, engine, batches, resolution, seed
 
     def run(self, state: TrainState, stop: StopSignal, epoch: bool = True) -> dict[str, float]:
-        """Metrics ``val/...`` to log; empty if a stop broke it off, and then ``validation_pending`` is set.
-
-        Args: state: whose early stopping takes in the loss; stop: of any rank breaks off; epoch: one ended here.
-        """
+        """Metrics ``val/...`` to log; empty if a stop of any rank broke it off, which sets ``validation_pending``."""
         losses = validate(self.phase, self.engine, self.batches, self.resolution, self.seed, stop)
         state.early_stopping.validation_pending = losses is None
         if losses is None:

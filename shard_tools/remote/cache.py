@@ -60,14 +60,10 @@ class FullError(BusyError):
 
 
 class Cache:
-    """A bounded folder of copies.
-
-    Args:
-        folder: shared by all processes of a machine; default: in the user's cache folder.
-        gigabytes: its bound, from now on and for all who use the folder; None = as it was set before.
-    """
+    """A bounded folder of copies, shared by all processes of a machine."""
 
     def __init__(self, folder: str | Path | None = None, gigabytes: float | None = None) -> None:
+        """Without a folder it is in the user's cache folder; a bound holds from now on and for all who use it."""
         self.folder = Path(folder).expanduser().absolute() if folder else user_cache_path("covergen") / "shards"
         self.shards = self.folder / SHARDS
         self.shards.mkdir(parents=True, exist_ok=True)
@@ -91,15 +87,8 @@ class Cache:
              wait: bool = True) -> BinaryIO:
         """The copy, opened, downloaded first where need be; it stays in the cache for as long as it is open.
 
-        Args:
-            remote: where the file is.
-            wanted: which.
-            protected: gives the hashes of copies that must not go for it.
-            wait: for another process that downloads it.
-
-        Raises:
-            BusyError: another process downloads it and ``wait`` is false; FullError: there is no space.
-            ValueError, OSError: it can't be had, see ``Remote.fetch``.
+        No copy whose hash is ``protected`` goes for it. BusyError where another process downloads it and ``wait`` is
+        false, FullError where there is no space; else see ``Remote.fetch``.
         """
         copy = self._path(wanted)
         path = copy.with_suffix(PART)
@@ -152,11 +141,7 @@ class Cache:
         return None
 
     def reserve(self, part: BinaryIO, size: int, protected: Callable[[], Collection[str]] = tuple) -> None:
-        """Makes space for a file, and takes it at once by the file's own length.
-
-        Raises:
-            FullError: there is too little that may go.
-        """
+        """Makes space for a file, and takes it at once by its own length; FullError if too little may go."""
         with lock(self.folder / ".lock"):
             missing = self.used() - os.fstat(part.fileno()).st_size + size - self.bound()
             if missing > 0:

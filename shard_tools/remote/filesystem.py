@@ -32,7 +32,6 @@ Result = TypeVar("Result")
 
 
 def is_remote(path: str | Path | None) -> bool:
-    """Whether this is a URL, not a path."""
     return bool(re.match(r"[A-Za-z][\w+.-]*://", str(path or "")))
 
 
@@ -62,16 +61,7 @@ class ChecksumError(ValueError):
 
 
 class Remote:
-    """A folder behind a URL.
-
-    Args:
-        url: of the folder, without credentials; any that fsspec knows.
-        attempts: how often each request is tried.
-        option: that gave the URL, for the error.
-
-    Raises:
-        ValueError: credentials in the URL.
-    """
+    """A folder behind a URL, any that fsspec knows; each request is tried so many times."""
 
     def __init__(self, url: str, attempts: int = ATTEMPTS, option: str = "shards") -> None:
         check_url(option, url)
@@ -118,9 +108,7 @@ class Remote:
     def fetch(self, name: str, size: int, sha256: str, file: BinaryIO) -> None:
         """Writes a file of known size and hash to an open one, going on where an attempt broke off.
 
-        Raises:
-            ValueError: its hash is another, whatever one tries.
-            OSError: it can't be had.
+        ValueError where its hash is another, whatever one tries; OSError where it can't be had.
         """
         digest, received, wrong = hashlib.sha256(), 0, 0
 
@@ -157,8 +145,7 @@ class Remote:
         return None
 
     def sizes(self) -> dict[str, int]:
-        """The files of this folder and those below it, by their paths from here, and their bytes; none where there is
-        no such folder."""
+        """The bytes of the files in and below this folder, by their paths from here; none where there is no folder."""
         def ask() -> dict[str, int]:
             self.files.invalidate_cache()
             top = self.files._strip_protocol(self.url).rstrip("/") + "/"
@@ -181,7 +168,6 @@ class Remote:
         self._retry(name, attempt, "written")
 
     def write(self, data: bytes, name: str) -> None:
-        """Uploads a small file."""
         self._retry(name, lambda: self.files.pipe_file(self.url_of(name), data), "written")
 
     def remove(self, name: str) -> None:

@@ -31,14 +31,8 @@ ORIGIN = "origin.json"
 def resolve(root: str | Path, cache: str | Path | None = None, gigabytes: float | None = None) -> Path:
     """The folder where the index of shards is: a path as it is, of a URL the folder in the cache.
 
-    Args:
-        root: folder or URL that ``shard_tools.pack`` wrote.
-        cache: folder of the cache; None = in the user's cache folder.
-        gigabytes: bound of the cache; None = as it is.
-
-    Raises:
-        ValueError: no extra for the URL, credentials in it, a damaged index, or no space in the cache.
-        FileNotFoundError, OSError: no index there, or out of reach.
+    ``cache`` and ``gigabytes`` are as of ``Cache``. ValueError for credentials in the URL, a missing extra, a damaged
+    index or a full cache; OSError for no index there, or one out of reach.
     """
     if not is_remote(root):
         return Path(root)
@@ -74,7 +68,12 @@ def _fetch_index(url: str, folder: Path) -> Path:
         changed = [split for split, data in found.items()
                    if not (path := root / f"{split}.index.json").is_file() or path.read_bytes() != data]
         if changed:
-            _fetch_truth(cache, remote, root)
+            try:  # what only demo shards have: the attributes that their covers show
+                truth = remote.read(TRUTH)
+            except (FileNotFoundError, PermissionError):
+                (root / TRUTH).unlink(missing_ok=True)
+            else:
+                _save(cache, root / TRUTH, len(truth), lambda file: file.write(truth))
         with ThreadPoolExecutor(len(found)) as threads:
             list(threads.map(lambda split: _fetch_split(cache, remote, root, split, found[split]), changed))
         for path in root.glob("*.index.json"):
@@ -85,12 +84,7 @@ def _fetch_index(url: str, folder: Path) -> Path:
 
 
 def read_indexes(remote: Remote) -> dict[str, bytes]:
-    """The index JSON of every split: of the usual ones, and of those that these name; web servers list no files.
-
-    Raises:
-        FileNotFoundError: there is none.
-        OSError: out of reach.
-    """
+    """The index JSON of every split: of the usual ones, and of those that these name; web servers list no files."""
     def read(split: str) -> bytes | OSError:
         try:
             return remote.read(f"{split}.index.json")
@@ -124,16 +118,6 @@ def _fetch_split(cache: Cache, remote: Remote, root: Path, split: str, data: byt
         raise FileNotFoundError(f"{remote.url_of(rows)}: no such file, but {path.name} is there; pack again")
     _save(cache, root / rows, size, lambda file: remote.fetch(rows, size, sha256, file))
     _save(cache, path, len(data), lambda file: file.write(data))
-
-
-def _fetch_truth(cache: Cache, remote: Remote, root: Path) -> None:
-    """Fetches what only demo shards have: the attributes that their covers show."""
-    try:
-        data = remote.read(TRUTH)
-    except (FileNotFoundError, PermissionError):
-        (root / TRUTH).unlink(missing_ok=True)
-        return
-    _save(cache, root / TRUTH, len(data), lambda file: file.write(data))
 
 
 def _save(cache: Cache, path: Path, size: int, write: Callable[[BinaryIO], object]) -> None:

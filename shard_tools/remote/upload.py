@@ -25,20 +25,9 @@ THREADS = 4  # uploads at a time
 
 
 class Upload:
-    """A folder to pack into (``with``), which is uploaded at the end if it is finished then, and removed.
-
-    Attributes:
-        folder: on this machine.
-    """
+    """A ``folder`` to pack into (``with``), which is uploaded at the end if it is finished then, and removed."""
 
     def __init__(self, url: str, overwrite: bool) -> None:
-        """Args:
-            url: of the folder to write to.
-            overwrite: replace what is there.
-
-        Raises:
-            ValueError: credentials in the URL, or nothing can be written there.
-        """
         self.remote, self.overwrite = Remote(url, option="out"), overwrite
         if self.remote.extra == "http":
             raise ValueError(f"--out {url}: web servers take no files; pack to a folder or an object store (s3://, "
@@ -50,8 +39,7 @@ class Upload:
     def published(self) -> list[dict[str, Any]]:
         """The metadata of what is finished at the URL and not to be replaced.
 
-        Raises:
-            ValueError: nothing is finished, but there are files that this machine did not upload.
+        ValueError where nothing is finished, but there are files that this machine did not upload.
         """
         with contextlib.suppress(FileNotFoundError):
             found = {} if self.overwrite else read_indexes(self.remote)

@@ -9,7 +9,7 @@ from covergen.runs.state import EarlyStopping, TrainState
 from covergen.training.session import Due, Schedule
 
 OFTEN = Training(steps=10, log_every=2, sample_every=3, save_every=4, eval_every=5)
-NOTHING = Due(grids=False, save=False, validate=False, evaluate=False, epoch=False, log=False)
+NOTHING = Due(grids=False, save=False, validate=False, evaluate=False, networks=False, epoch=False, log=False)
 
 
 def due(schedule: Schedule, name: str) -> list[int]:
