@@ -1,7 +1,4 @@
-"""Benchmarks, which compare speeds within one run: ``python -m covergen.bench WHAT``.
-
-What is measured, and against what, is in ``covergen.benchmarks``, a file each with options of its own.
-"""
+"""Benchmarks, which compare speeds within one run: ``python -m covergen.bench WHAT``."""
 
 from __future__ import annotations
 

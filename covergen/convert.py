@@ -184,10 +184,8 @@ def rows(costs: Mapping[str, list[float]], every: Mapping[str, int], step: int, 
 
 
 def adam(found: Any, order: list[str], network: nn.Module) -> tuple[dict[int, dict[str, Tensor]], int]:
-    """Adam's state by our order of a network's parameters, and how many steps it took.
-
-    ``found`` has it by the thesis's order, in which ``order`` gives our names; ValueError where it is not of use.
-    """
+    """Adam's state by our order of a network's parameters, and how many steps it took, from the thesis's order, in
+    which ``order`` gives our names; ValueError where it is not of use."""
     state = found.get("state") if isinstance(found, dict) else None
     if not isinstance(state, dict) or state.keys() != set(range(len(order))):
         raise ValueError("it never took a step" if state == {} else f"it has no state of {len(order)} parameters")
@@ -207,9 +205,7 @@ def adam(found: Any, order: list[str], network: nn.Module) -> tuple[dict[int, di
 def import_weights(file: Mapping[Any, Any], run: config.Config, model: Model,
                    ) -> tuple[TrainState, dict[str, Any], list[dict[str, Any]], list[str]]:
     """Fills the networks from a file that fits; returns the states of training and of its engine, the log, and notes.
-
-    ValueError for weights that are not finite and for more steps than a run can count.
-    """
+    ValueError for weights that are not finite and for more steps than a run can count."""
     training, optimizers, costs, notes = run.training, {}, {}, []
     taken = dict.fromkeys(PUBLISHED[run.model], 0)
     for name, part in PUBLISHED[run.model].items():

@@ -1,8 +1,4 @@
-"""Does a run's cover follow the music? ``python -m covergen.evaluate --run RUN --shards DIR [--judge RUN]``.
-
-One table (terminal, JSON, W&B): the run beside real covers, shuffled audio, the genre's mean, no audio, and copies of
-training covers. Starts on several processes as training does.
-"""
+"""Does a run's cover follow the music? ``python -m covergen.evaluate --run RUN --shards DIR [--judge RUN]``."""
 
 from __future__ import annotations
 

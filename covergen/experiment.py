@@ -1,8 +1,4 @@
-"""Experiments that anybody can run again: ``python -m covergen.experiment ablation --tier toy``.
-
-A YAML in ``covergen/experiments`` has rows and thresholds. Every row gets a run and evaluations, all of them one table
-and one figure. The same command goes on where it was stopped, and a row that had its minutes gets no more.
-"""
+"""Experiments that anybody can run again: ``python -m covergen.experiment ablation --tier toy``."""
 
 from __future__ import annotations
 
@@ -98,9 +94,6 @@ def main(name: str, tier: str = "toy", shards: str | None = None, out: str | Non
     return 0
 
 
-# -- the plan ---
-
-
 def read_plan(name: str, tier: str) -> dict[str, Any]:
     """An experiment's YAML; ValueError if there is no such file or tier, or it is not a plan."""
     path = Path(name) if name.endswith((".yaml", ".yml")) else PLANS / f"{name}.yaml"
@@ -179,9 +172,6 @@ def words(options: dict[str, Any], **more: Any) -> list[str]:
     """Options as the words of a command line."""
     return [word for name, value in {**options, **more}.items()
             for word in (f"--{name}", ",".join(map(str, value)) if isinstance(value, list) else str(value))]
-
-
-# -- what came out ---
 
 
 def judged(thresholds: dict[str, dict[str, dict[str, float]]], results: dict[str, Any]) -> list[str]:

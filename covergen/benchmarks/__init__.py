@@ -1,8 +1,5 @@
-"""Speed as ratios within one run, a file for each thing that is measured.
-
-Each has a ``run`` whose options are those of ``python -m covergen.bench NAME``. Contenders alternate for several rounds
-and the median counts, so that a busy machine slows all of them alike.
-"""
+"""Speed as ratios within one run, a file with a ``run`` for each thing that is measured: contenders alternate for
+several rounds and the median counts, so that a busy machine slows all of them alike."""
 
 from __future__ import annotations
 
@@ -41,13 +38,14 @@ def alternate(contenders: dict[str, Callable[[], float]], rounds: int) -> dict[s
     return measured
 
 
-def median_seconds(call: Callable[[], Any], clock: Callable[[], float] = time.perf_counter, rounds: int = 5) -> float:
-    """The median time of a call, after one that is not measured."""
-    def seconds() -> float:
+def median_seconds(call: Callable[[], Any], clock: Callable[[], float] = time.perf_counter) -> float:
+    """The median time of five calls, after one that is not measured."""
+    times = []
+    for _ in range(6):
         began = clock()
         call()
-        return clock() - began
-    return statistics.median(alternate({"": seconds}, rounds)[""])
+        times.append(clock() - began)
+    return statistics.median(times[1:])
 
 
 def make_demo_shards(folder: Path, resolution: int, albums: int) -> Path:

@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -69,16 +68,12 @@ def make_index(root: Path, rows: int, shard_samples: int) -> None:
     for shard in shards:
         (root / shard["name"]).touch()
     genres = [f"genre {number:02d}" for number in range(14)]
-    metadata = {"samples": rows, "groups": max(2, rows // TRACKS), "resolution": 128, "audio": None, "genres": genres,
-             "genre_counts": dict.fromkeys(genres, rows // 14), "shards": shards, "splits": ["train"], "drops": {},
-             "quarantine_sha256": ""}
-    write_index(root, "train", metadata, rows, blocks(rows, shard_samples))
+    albums, draws = max(2, rows // TRACKS), np.random.default_rng(0)
+    metadata = {"samples": rows, "groups": albums, "resolution": 128, "audio": None, "genres": genres,
+                "genre_counts": dict.fromkeys(genres, rows // 14), "shards": shards, "splits": ["train"], "drops": {},
+                "quarantine_sha256": ""}
 
-
-def blocks(rows: int, shard_samples: int) -> Iterator[np.ndarray]:
-    """Rows of an index, some at a time."""
-    draws = np.random.default_rng(0)
-    for start in range(0, rows, BLOCK):
+    def rows_from(start: int) -> np.ndarray:
         numbers = np.arange(start, min(start + BLOCK, rows))
         block = np.zeros(len(numbers), ROW)
         block["shard"] = numbers // shard_samples
@@ -86,5 +81,7 @@ def blocks(rows: int, shard_samples: int) -> Iterator[np.ndarray]:
         block["audio_offset"] = block["cover_offset"] + COVER + TAR
         block["cover_bytes"], block["audio_bytes"] = COVER, VECTOR
         block["genre"] = draws.integers(0, 14, len(numbers))
-        block["group"] = draws.integers(0, max(2, rows // TRACKS), len(numbers)) * 2_654_435_761
-        yield block
+        block["group"] = draws.integers(0, albums, len(numbers)) * 2_654_435_761
+        return block
+
+    write_index(root, "train", metadata, rows, map(rows_from, range(0, rows, BLOCK)))

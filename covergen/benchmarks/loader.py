@@ -44,27 +44,6 @@ def run(resolution: int = 128, batch_size: int = 32, rounds: int = 3, threads: t
     """
     use_threads(0)
     keep_memory()  # as training does
-    rates = time_loaders(resolution, batch_size, samples, rounds, threads, workers)
-    median = {name: statistics.median(values) for name, values in rates.items()}
-    shares = {alone: {count: median[f"covergen, {named(count)}"] / median[f"{alone}, {named(count)}"]
-                      for count in threads} for alone in ("decoding alone", "torchvision's decoder")}
-    for alone, share in shares.items():
-        print("covergen reaches " + ", ".join(f"{value:.0%} with {named(count)}" for count, value in share.items())
-              + f" of the speed of {alone}")
-    report("loader", rates, unit="samples/s", base="ImageFolder + DataLoader", faster_is="more",
-           about={"resolution": resolution, "batch_size": batch_size, "workers": workers,
-                  "share_of_decoding": shares["decoding alone"],
-                  "share_of_torchvision": shares["torchvision's decoder"]})
-    return 0
-
-
-def named(threads: int) -> str:
-    return f"{threads} thread{'s' if threads > 1 else ''}"
-
-
-def time_loaders(resolution: int, batch_size: int, samples: int, rounds: int, threads: tuple[int, ...],
-                 workers: int) -> dict[str, list[float]]:
-    """Samples a second of every contender, on a data set that is made for it."""
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         shards = make_demo_shards(Path(folder), resolution, max(40, int(samples / 1.9)))
         raw = Path(folder) / "raw/audio-cover_dataset/cover/train"
@@ -107,10 +86,25 @@ def time_loaders(resolution: int, batch_size: int, samples: int, rounds: int, th
                 f"torchvision's decoder, {named(count)}": lambda pool=pool: decode_all(pool, torchvision)}
         first, cached = loader(workers), loader(workers, "ram")
         rate(cached, 2 * batches, batch_size)  # fills it
-        return alternate(contenders | {
+        rates = alternate(contenders | {
             f"first reading, {named(workers)}": read_first,
             f"--decoded_cache ram, {named(workers)}": lambda: rate(cached, CACHED_EPOCHS * batches, batch_size),
         }, rounds)
+    median = {name: statistics.median(values) for name, values in rates.items()}
+    shares = {alone: {count: median[f"covergen, {named(count)}"] / median[f"{alone}, {named(count)}"]
+                      for count in threads} for alone in ("decoding alone", "torchvision's decoder")}
+    for alone, share in shares.items():
+        print("covergen reaches " + ", ".join(f"{value:.0%} with {named(count)}" for count, value in share.items())
+              + f" of the speed of {alone}")
+    report("loader", rates, unit="samples/s", base="ImageFolder + DataLoader", faster_is="more",
+           about={"resolution": resolution, "batch_size": batch_size, "workers": workers,
+                  "share_of_decoding": shares["decoding alone"],
+                  "share_of_torchvision": shares["torchvision's decoder"]})
+    return 0
+
+
+def named(threads: int) -> str:
+    return f"{threads} thread{'s' if threads > 1 else ''}"
 
 
 def rate(batches: Iterator, count: int, batch_size: int) -> float:

@@ -112,8 +112,7 @@ def tar(root: Path, hashed: bool) -> float:
 
 
 def pack(source: Path, out: Path, workers: int, watch: bool = False) -> tuple[float, int]:
-    """Seconds of packing in a process of its own, and the most bytes of memory that all its processes had at once; the
-    latter only of one that is watched, which slows it."""
+    """Seconds of packing, and, if watched, which slows it, the most bytes of memory that all its processes had."""
     shutil.rmtree(out, ignore_errors=True)
     began, most = time.perf_counter(), 0
     process = subprocess.Popen([sys.executable, "-m", "shard_tools.pack", "--source", source, "--out", out,

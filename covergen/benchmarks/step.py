@@ -7,6 +7,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -77,7 +78,6 @@ class Contender:
     compiling: Compiling | None = None
 
     def losses(self, steps: int) -> list[float]:
-        """Of the next steps."""
         keep_memory(self.ours)
         return torch.stack([self.step() for _ in range(steps)]).tolist()
 
@@ -118,10 +118,7 @@ class Bench:
 
     def contenders(self, compile: bool) -> dict[str, Contender]:
         """By name, each with networks of its own; the first is what the others are compared with."""
-        def autocast() -> contextlib.AbstractContextManager:
-            return torch.autocast(self.device.type, torch.bfloat16)
-
-        found = {}
+        autocast, found = partial(torch.autocast, self.device.type, torch.bfloat16), {}
         if self.name == "wgan_gp":
             found["notebook fp32"] = Contender(notebook_loop(self.model(), self.batches, self.options), 1, ours=False)
         for name, precision in (("fp32", contextlib.nullcontext), ("bf16", autocast)):

@@ -72,13 +72,11 @@ def augment(images: Tensor, values: Tensor | None, truth: Truth | None) -> tuple
     plain = torch.ones(count, dtype=torch.bool)
     if truth is None:
         down = torch.zeros_like(down)
-    elif MIRRORED in truth.names:
+    else:
         column = truth.names.index(MIRRORED)
         values, plain = values.clone(), across == down  # both are half a turn, which changes no attribute
         offset = 2 * float(truth.mean[column] / truth.std[column])
         values[:, column] = torch.where(plain, values[:, column], -values[:, column] - offset)
-    else:
-        across, down = torch.zeros_like(across), torch.zeros_like(down)
     for mirrored, axis in ((across, 3), (down, 2)):
         images = torch.where(mirrored.to(device)[:, None, None, None], images.flip(axis), images)
     margin = max(1, round(SHIFT * side))

@@ -20,11 +20,8 @@ HEADER = 512  # bytes of a tar member's header, which lies before its data
 
 @dataclass(frozen=True)
 class Truth:
-    """The truth of a demo, with one row for each of T tracks, and the SHA-256 of its file.
-
-    ``values``, what the covers show (``drawn`` of the demo), are standardised with the mean and standard deviation of
-    the training rows.
-    """
+    """The truth of a demo, with one row for each of T tracks, and the SHA-256 of its file. ``values``, what the covers
+    show (``drawn`` of the demo), are standardised with the mean and standard deviation of the training rows."""
 
     names: tuple[str, ...]
     mean: np.ndarray  # float32 [A], in the units of the demo

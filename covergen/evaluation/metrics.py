@@ -26,10 +26,9 @@ SPARE = 6  # candidates beside the k wanted that are measured exactly: the fast 
 def frechet(real: Tensor, fake: Tensor) -> float:
     """The Fréchet distance of features ``[N, D]`` and ``[M, D]``, in float64; lower is better.
 
-    It falls with the number of samples, so only equal numbers compare: see ``with_count``.
+    It falls with the number of samples: see ``with_count``.
 
-    Source: Heusel et al. 2017, "GANs Trained by a Two Time-Scale Update Rule Converge to a Local Nash Equilibrium",
-    equation 6.
+    Source: Heusel et al. 2017, "GANs Trained by a Two Time-Scale Update Rule", equation 6.
     """
     return _compared(FrechetInceptionDistance(_features(real), sync_on_compute=False), real, fake).item()
 
@@ -110,10 +109,8 @@ def with_count(metric: str, count: int) -> str:
 
 
 def thumbnails(covers: Tensor) -> Tensor:
-    """Covers ``[N, 3, S, S]`` with values 0..255 as means of 4 x 4 areas, float32 ``[N, 48]``.
-
-    Source: J. Bustos 2020 compared covers so to find near duplicates, by the sum of absolute differences.
-    """
+    """Covers ``[N, 3, S, S]`` with values 0..255 as means of 4 x 4 areas, float32 ``[N, 48]``. Source: J. Bustos 2020,
+    who compared covers so, by the sum of absolute differences, to find near duplicates."""
     return F.interpolate(covers.float(), size=(4, 4), mode="area").flatten(1)
 
 
@@ -165,18 +162,15 @@ def share_nearer(generated: Tensor, held_out: Tensor) -> float:
     """The share of distances ``[Q]`` below the median of others ``[H]``.
 
     Of distances to the nearest training cover it says whether a model copies: near 0.5 where generated covers are as
-    far from the training covers as real covers that were held out, near 1 for a model that repeats them.
-
-    Source: Meehan et al. 2020, "A Non-Parametric Test to Detect Data-Copying in Generative Models", after its idea.
+    far as real covers that were held out, near 1 for copies. Source: Meehan et al. 2020, "A Non-Parametric Test to
+    Detect Data-Copying in Generative Models", after its idea.
     """
     return (generated < held_out.double().quantile(0.5)).double().mean().item()
 
 
 def vote(labels: Tensor, distances: Tensor, rows: Tensor) -> Tensor:
-    """The commonest label int64 ``[Q]`` among neighbours, of equally common ones the nearest one's; -1 for none.
-
-    Takes the labels of the base ``[N]``, from 0, and distances and rows ``[Q, k]`` as ``nearest`` gives them.
-    """
+    """The commonest label int64 ``[Q]``, of labels ``[N]`` from 0, among neighbours ``[Q, k]`` as of ``nearest``; of
+    equally common ones the nearest one's; -1 for none."""
     # A vote each, and less than one altogether for being nearer: it decides ties only.
     weights = (1 + 0.5 ** torch.arange(1, rows.shape[1] + 1, dtype=torch.float64)).expand(rows.shape)
     votes = torch.zeros(len(rows), int(labels.max()) + 1, dtype=torch.float64)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,15 +86,15 @@ def evaluate(run: TrainedModel, extractor: FeatureExtractor | None, songs: Songs
     if extractor is None:
         return {}, {}, covers["run"]
 
-    def interruptible(parts: Iterable) -> Iterator:
-        for part in parts:
-            check_interrupt()
-            yield part
-
-    columns = {name: extractor.compute(part) for name, part in interruptible(covers.items())}
+    columns, training = {}, []
+    for name, part in covers.items():
+        check_interrupt()
+        columns[name] = extractor.compute(part)
     rows = choose_songs(train, COPIED_FROM, 0, run.config.training.album_subset)
-    training = torch.cat([extractor.quality(part) for part in
-                          interruptible(cover_batches(train, rows, run.resolution))]).numpy()
+    for part in cover_batches(train, rows, run.resolution):
+        check_interrupt()
+        training.append(extractor.quality(part).numpy())
+    training = np.concatenate(training)
     truth = extractor.probes.truth and extractor.probes.truth.attributes(held_out, songs.rows)
     predicted = extractor.probes.predict(songs.raw)
     embedded = judges.embed_audio(extractor.judge, songs.raw).numpy() if extractor.judge else None
@@ -102,10 +102,8 @@ def evaluate(run: TrainedModel, extractor: FeatureExtractor | None, songs: Songs
                            None if held_out.index.split == "train" else training, truth, predicted, seed,
                            check_interrupt)
     table["run"] |= gaps
-    details = {}
-    if truth is not None and predicted is not None:
-        details = scores.each_attribute(columns["run"].attributes, truth, predicted, songs.strata,
-                                        extractor.probes.truth.names)
+    details = {} if truth is None or predicted is None else scores.each_attribute(
+        columns["run"].attributes, truth, predicted, songs.strata, extractor.probes.truth.names)
     return table, details, covers["run"]
 
 
@@ -131,5 +129,5 @@ class QuickEvaluation:
                                          self.songs, self.seed)
         if run.model.denoising_loss:
             figures |= scores.denoising_gaps(run, self.songs, self.seed, alone)
-        shown = report.song_table(self.judge, self.songs, covers, self.genres, SHOWN)
-        return report.scalars({"run": figures}, "eval"), *shown
+        return (report.scalars({"run": figures}, "eval"),
+                *report.song_table(self.judge, self.songs, covers, self.genres, SHOWN))

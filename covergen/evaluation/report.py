@@ -82,11 +82,8 @@ def short(value: float | None) -> str:
 
 def scalars(figures: dict[str, dict[str, Figure]], section: str) -> dict[str, float]:
     """The run's figures as curves for W&B: ``<section>/<metric>`` and ``<section>/<metric>_p``."""
-    row = {}
-    for metric, figure in figures["run"].items():
-        row[f"{section}/{metric.replace('@', '')}"] = figure.value
-        if figure.p is not None:
-            row[f"{section}/{metric}_p"] = figure.p
+    row = {f"{section}/{metric.replace('@', '')}": figure.value for metric, figure in figures["run"].items()}
+    row |= {f"{section}/{metric}_p": figure.p for metric, figure in figures["run"].items() if figure.p is not None}
     return {name: value for name, value in row.items() if math.isfinite(value)}
 
 
@@ -102,9 +99,7 @@ def song_table(judge: TrainedModel | None, songs: Songs, covers: Tensor, genres:
         real = embed_covers(judge, songs.covers[:count])
         made = embed_covers(judge, covers[:count].flatten(0, 1)).unflatten(0, (count, -1))
         scores = np.stack([(real * audio).sum(1), (made * audio[:, None]).sum(2).mean(1)], 1)
-    rows = []
-    for row, genre in enumerate(songs.genres[:count].tolist()):
-        rows.append([f"album {int(songs.groups[row]):x}", genres[genre] if genre >= 0 else "unknown",
-                     grid(songs.covers[row][None].float() / 255),
-                     grid(covers[row].float() / 255, columns=covers.shape[1]), *scores[row].tolist()])
-    return columns, rows
+    return columns, [[f"album {int(songs.groups[row]):x}", genres[genre] if genre >= 0 else "unknown",
+                      grid(songs.covers[row][None].float() / 255),
+                      grid(covers[row].float() / 255, columns=covers.shape[1]), *scores[row].tolist()]
+                     for row, genre in enumerate(songs.genres[:count].tolist())]

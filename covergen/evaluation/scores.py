@@ -147,7 +147,7 @@ def denoising_gaps(run: TrainedModel, songs: Songs, seed: int, ranks: Ranks,
                    check_interrupt: Callable[[], None] = lambda: None) -> dict[str, Figure]:
     """By what share of itself the loss grows with another song's audio, overall and with one of the same genre.
 
-    The same cover meets the same times and noises with both, so that nothing but the audio differs; p by sign flips.
+    The same cover meets the same times and noises with both; p by sign flips.
     """
     audio = run.normalizer(songs.raw)
     right, row = denoising_losses(run, songs, audio, seed, ranks, check_interrupt).numpy(), {}

@@ -1,7 +1,4 @@
-"""Confidence intervals, p values and effect sizes of scores and of attributes estimated from covers.
-
-Pure functions of numpy arrays, everything random by a seed. Rows are songs, one of each album unless it says otherwise.
-"""
+"""Confidence intervals, p values and effect sizes. Rows are songs, one of each album unless it says otherwise."""
 
 from __future__ import annotations
 
@@ -85,10 +82,8 @@ def permutation_p(scores: np.ndarray, genres: np.ndarray | None, groups: np.ndar
 
 
 def sign_flip_p(differences: np.ndarray, *, seed: int, permutations: int = 9999) -> float:
-    """One-sided p of a mean above 0, against random signs of the differences ``[N]``; NaN are left out.
-
-    Source: Fisher 1935, "The Design of Experiments", section 21; p as in ``permutation_p``.
-    """
+    """One-sided p of a mean above 0, against random signs of the differences ``[N]``; NaN are left out. Source: Fisher
+    1935, "The Design of Experiments", section 21; p as in ``permutation_p``."""
     differences = _present(differences)
     rng = np.random.default_rng(seed)
     flipped = [(2.0 * rng.integers(2, size=(rows, len(differences)), dtype=np.int8) - 1) @ differences
@@ -108,9 +103,8 @@ def retrieval(scores: np.ndarray, groups: np.ndarray) -> np.ndarray:
 
 
 def intraclass(features: np.ndarray) -> float:
-    """How much of what varies in covers is due to the audio: near 0 for none, 1 if noise does not matter.
-
-    Of features ``[N, K, D]`` of K covers of each of N songs, both at least 2.
+    """How much of what varies in features ``[N, K, D]`` of K covers of each of N songs, both at least 2, is due to the
+    audio: near 0 for none, 1 if noise does not matter.
 
     Source: Shrout and Fleiss 1979, "Intraclass correlations", ICC(1, 1); mean squares are summed over dimensions.
     """
@@ -128,10 +122,9 @@ def attribute_figures(estimates: np.ndarray, truth: np.ndarray, genres: np.ndarr
     estimates stands for the posterior mean, and the variance that the noise leaves in it is taken off. How strongly
     a model shows an attribute does not matter. A negative correlation counts as 0, as does what does not vary.
 
-    Source: Spearman 1904, "The Proof and Measurement of Association between Two Things" (correction for attenuation).
-
     Estimates are ``[N, K, A]`` from K covers of each of N songs, K at least 4, or 1 for what has no noise, which is not
-    corrected; with genres ``[N]`` their means are taken off.
+    corrected; with genres ``[N]`` their means are taken off. Source: Spearman 1904, "The Proof and Measurement of
+    Association between Two Things" (correction for attenuation).
     """
     estimates, truth = estimates.astype(np.float64), truth.astype(np.float64)
     samples, average = estimates.shape[1], estimates.mean(1)
@@ -187,11 +180,8 @@ def _blocks(rows: int, width: int) -> list[tuple[int, int]]:
 
 
 def _p_value(drawn: np.ndarray, observed: float, scale: float) -> float:
-    """``(1 + number at least the observed) / (1 + number drawn)``.
-
-    Equal sums in another order differ by rounding, so what is less by a trifle of the scale counts as equal. What is
-    not less counts, so NaN proves nothing.
-    """
+    """``(1 + number at least the observed) / (1 + number drawn)``; NaN prove nothing. Equal sums in another order
+    differ by rounding, so what is less by a trifle of the scale counts as equal."""
     return float((1 + np.sum(~(drawn < observed - 1e-9 * scale))) / (1 + len(drawn)))
 
 

@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from covergen.distributed.interrupts import StopSignal
@@ -45,7 +46,13 @@ class JobRunner:
         try:
             while waiting or self.running:
                 while waiting and self.slots:
-                    self._start(*waiting.pop(0))
+                    label, command = waiting.pop(0)
+                    print(f"{label}: {shlex.join(command)}", flush=True)
+                    cores = self.slots.pop(0)
+                    restrict = partial(os.sched_setaffinity, 0, cores) if cores else None
+                    with open(self.folder / f"{label}.log", "a") as log:
+                        self.running[label] = (subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT,
+                                                                start_new_session=True, preexec_fn=restrict), cores)
                 time.sleep(INTERVAL)
                 now = time.monotonic()
                 for label in self.running:
@@ -68,14 +75,6 @@ class JobRunner:
                 process.wait()
             self.running.clear()
             self._save()
-
-    def _start(self, label: str, command: list[str]) -> None:
-        print(f"{label}: {shlex.join(command)}", flush=True)
-        cores = self.slots.pop(0)
-        with open(self.folder / f"{label}.log", "a") as log:
-            process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
-                                       preexec_fn=(lambda: os.sched_setaffinity(0, cores)) if cores else None)
-        self.running[label] = (process, cores)
 
     def _save(self) -> None:
         write_atomically(self.state, (json.dumps({"minutes": self.minutes, "done": self.done}) + "\n").encode())
