@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -77,7 +78,7 @@ def coverart(source: str, out: str, contact: str, size: Literal["250", "500", "1
     folder = root / FOLDER
     answers = _read_answers(folder)
     pictures = {mbid: path for mbid in releases for suffix in (".jpg", ".png")
-                if (path := _picture_path(folder, mbid, suffix)).is_file()}
+                if (path := folder / mbid[:2] / f"{mbid}{suffix}").is_file()}
     wanted = [mbid for mbid in releases if mbid not in pictures
               and (mbid not in answers or (retry and answers[mbid][0] == GIVEN_UP))]
     tracks, seconds = sum(map(len, releases.values())), len(wanted) / rate
@@ -94,13 +95,15 @@ def coverart(source: str, out: str, contact: str, size: Literal["250", "500", "1
         if (folder / SIZE).is_file() and (before := (folder / SIZE).read_text()) != size:
             raise ValueError(f"{root} holds covers of --size {before}, not {size}; choose another --out")
         write_atomically(folder / SIZE, size.encode())
-        for mbid, picture in pictures.items():
-            _link(root, picture, releases[mbid])
         client = Client(base_url, f"covergen/{__version__} ( {contact} )", rate, attempts, backoff)
         ending = "" if size == "full" else f"-{size}"
-        for mbid, picture in _fetch(client, folder, wanted, ending, connections, answers):
-            _link(root, picture, releases[mbid])
+        fetched = _fetch(client, folder, wanted, ending, connections, answers)
+        for mbid, picture in chain(list(pictures.items()), fetched):
             pictures[mbid] = picture
+            for track in releases[mbid]:
+                target = root / "cover" / (track + picture.suffix)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                place_link(picture, target, "hard")
     return _finish(root, releases, pictures, answers, drops)
 
 
@@ -134,7 +137,7 @@ def _fetch(client: Client, folder: Path, wanted: list[str], ending: str, connect
             with open(folder / ANSWERS, "ab", buffering=0) as file:
                 file.write((json.dumps([mbid, error.reason, error.detail]) + "\n").encode())
             return error
-        path = _picture_path(folder, mbid, suffix)
+        path = folder / mbid[:2] / f"{mbid}{suffix}"
         write_atomically(path, data)  # here, not when its future is read: from now on it is not asked for again
         return path
 
@@ -149,13 +152,9 @@ def _fetch(client: Client, folder: Path, wanted: list[str], ending: str, connect
                     yield mbid, answer
                 bar.update()
         finally:
-            client.stop()
+            client.stopped.set()
             pool.shutdown(cancel_futures=True)
-            client.close()
-
-
-def _picture_path(folder: Path, mbid: str, suffix: str) -> Path:
-    return folder / mbid[:2] / (mbid + suffix)
+            client.http.close()
 
 
 def _read_answers(folder: Path) -> dict[str, tuple[str, str]]:
@@ -168,14 +167,6 @@ def _read_answers(folder: Path) -> dict[str, tuple[str, str]]:
             continue
         answers[mbid] = (reason, detail)
     return answers
-
-
-def _link(root: Path, picture: Path, tracks: list[str]) -> None:
-    """Gives the tracks of a release its picture."""
-    for track in tracks:
-        target = root / "cover" / (track + picture.suffix)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        place_link(picture, target, "hard")
 
 
 def _finish(root: Path, releases: dict[str, list[str]], pictures: dict[str, Path], answers: dict[str, tuple[str, str]],

@@ -84,7 +84,13 @@ def dedup(source: str, out: str | None = None, distance: Annotated[int, Range(0,
     write_atomically(root / SHEET, _sheet(source_path, clusters, max_pixels))
     _report(root, files, covers, clusters, drops, time.monotonic() - started)
     if apply == "group":
-        _group(source_path / listing.top, listing, files, clusters)
+        folder, groups = source_path / listing.top, merge_groups(listing.groups, files, clusters)
+        if groups == listing.groups:
+            print(f"{folder / GROUPS} says so already" if groups else "nothing to group")
+        else:
+            write_groups(folder, groups)
+            print(f"{folder / GROUPS} puts {len(groups):,} covers into {len(set(groups.values())):,} groups; pack and "
+                  "split keep each together")
     elif apply == "keep-one":
         if moved := [(entry.path, members[0].file.path) for members in clusters for member in members
                      if not member.keep for entry in (member.file.cover, member.file.audio) if entry]:
@@ -146,16 +152,6 @@ def _report(root: Path, files: Sequence[File], covers: DistinctCovers, clusters:
     print(f"{len(clusters):,} clusters hold {sum(map(len, clusters)):,} covers of "
           f"{sum(map(count_groups, clusters)):,} of these: " + ", ".join(f"{why} {kinds[why]:,}" for why in WHY))
     print(f"{root / TABLE} lists them, {root / SHEET} shows the largest")
-
-
-def _group(folder: Path, listing: Listing, files: Sequence[File], clusters: Sequence[Sequence[Member]]) -> None:
-    groups = merge_groups(listing.groups, files, clusters)
-    if groups == listing.groups:
-        print(f"{folder / GROUPS} says so already" if groups else "nothing to group")
-        return
-    write_groups(folder, groups)
-    print(f"{folder / GROUPS} puts {len(groups):,} covers into {len(set(groups.values())):,} groups; pack and split "
-          "keep each together")
 
 
 if __name__ == "__main__":

@@ -56,6 +56,9 @@ class Client:
         rate: requests a second to any one host.
         attempts: for each picture.
         backoff: seconds before the second attempt, doubled for each further one, with up to half as much by chance.
+
+    Attributes:
+        stopped: once it is set, ``picture`` raises ``InterruptedError`` before its next request.
     """
 
     def __init__(self, base_url: str, agent: str, rate: float, attempts: int, backoff: float):
@@ -68,13 +71,6 @@ class Client:
         self._retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(_TransientError), stop=tenacity.stop_after_attempt(attempts),
             wait=self._backoff, sleep=self.stopped.wait, reraise=True)
-
-    def stop(self) -> None:
-        """Ends all waiting: ``picture`` raises ``InterruptedError`` before its next request."""
-        self.stopped.set()
-
-    def close(self) -> None:
-        self.http.close()
 
     def picture(self, path: str) -> tuple[bytes, str]:
         """The bytes of the picture at ``path`` below the base URL, and its suffix, ``.jpg`` or ``.png``.

@@ -57,8 +57,7 @@ def cache_path(folder: Path, entry: Entry, *extraction: object) -> Path:
 def load(cache: Path) -> tuple[float, list[Excerpt]]:
     """The length of a track in seconds, and its excerpts.
 
-    Raises:
-        ValueError: they are not in the cache, or damaged.
+    ValueError if they are not in the cache, or damaged.
     """
     try:
         seconds, lines, digest = json.loads(read_bounded(cache))
@@ -86,10 +85,8 @@ def is_cached(cache: Path) -> bool:
 def extract_all(tasks: Sequence[ExtractTask], pool: Pool) -> Iterator[tuple[ExtractTask, BadFileError | None]]:
     """Extracts on several processes; yields each task once, with what was wrong with its file.
 
-    A file at which a process dies (decoders do) is tried again alone; if that dies too, the file is bad.
-
-    Raises:
-        ChildProcessError: processes die, but not of a file.
+    A file at which a process dies (decoders do) is tried again alone; if that dies too, the file is bad. Where
+    processes die, but not of a file, ``ChildProcessError`` passes.
     """
     waiting = list(tasks)
     while waiting:
