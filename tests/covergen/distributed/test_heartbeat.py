@@ -24,8 +24,8 @@ def be(rank: int, port: int, said: str, fate: str) -> None:
     heartbeat.INTERVAL, heartbeat.SILENCE, heartbeat.ANSWER = 0.1, 3.0, 3.0
     dist.init_process_group("gloo")
     beat = heartbeat.Heartbeat(rank, RANKS, dist.new_group(backend="gloo"))
-    began, evaluated = beat.answered, Path(f"{said}.evaluated")
-    wait_for(lambda: beat.answered != began, "a first beat")
+    began, evaluated = beat.last_answer, Path(f"{said}.evaluated")
+    wait_for(lambda: beat.last_answer != began, "a first beat")
     Path(f"{said}.{rank}").touch()
     wait_for(lambda: all_there(Path(said)), "the others")
     if fate == "ends well":
