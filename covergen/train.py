@@ -1,7 +1,7 @@
 """Trains a model: ``accelerate launch -m covergen.train --model wgan_gp [--shards DIR]``, on one process or many.
 
-The loop of a run from top to bottom. What a step computes is in the model's file, how it is computed on many processes
-in ``training.engine``, which covers it reads in ``data.stream``, and what surrounds the loop in ``training.session``.
+What a step computes is in the model's file, how it is computed on many processes in ``training.engine``, which covers
+it reads in ``data.stream``, and what surrounds the loop in ``training.session``.
 """
 
 from __future__ import annotations

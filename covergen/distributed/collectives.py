@@ -87,7 +87,6 @@ class Ranks:
                 raise FloatingPointError(f"the weights of {name} are not finite")
 
     def close(self) -> None:
-        """Leaves the process group."""
         if self.ranks > 1:
             dist.barrier()
             dist.destroy_process_group()

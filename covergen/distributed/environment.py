@@ -19,8 +19,7 @@ def processes() -> tuple[int, int, int]:
 def use_threads(wanted: int) -> tuple[int, str]:
     """Sets how many threads this process computes with; returns the number and where it comes from.
 
-    Launchers start CPU processes with OMP_NUM_THREADS=1 unless that is set, which leaves most cores idle. A value
-    that the user set is seen in the environment that the launcher itself was started with.
+    Launchers set OMP_NUM_THREADS=1 where the user did not, as their own environment shows; that leaves cores idle.
     """
     local = processes()[2]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

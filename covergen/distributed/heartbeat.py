@@ -1,9 +1,8 @@
 """A heartbeat between the processes of a run: each ends when another has fallen silent.
 
-A machine that loses its power or its cable closes no connection, so the others would wait in the middle of a collective
-for as long as that may take: hours, for rank 0 may be evaluating alone meanwhile. Every process therefore counts up in
-the store where all of them met, from a thread of its own, and watches the count of the next one. The first that finds
-a count standing still writes down whose it is, and all read that.
+A machine that loses its power closes no connection, and the others would wait in a collective for hours. Every process
+therefore counts up in the store where all of them met, from a thread of its own, and watches the count of the next one.
+The first that finds a count standing still writes down whose it is, and all read that.
 """
 
 from __future__ import annotations

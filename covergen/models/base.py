@@ -123,13 +123,7 @@ class ModelSpec:
 
 
 def option(default: Any, help: str, *, free: bool = False, **limits: float) -> Any:
-    """A field of a dataclass of options.
-
-    Args:
-        default, help: of the option.
-        free: it may differ when a run is resumed.
-        limits: of a number, any of gt (above), ge (at least), lt (below).
-    """
+    """A field of a dataclass of options; ``free``: it may differ when a run is resumed; limits: any of gt, ge, lt."""
     return field(default=default, metadata={"help": help, "free": free, **limits})
 
 
@@ -215,16 +209,10 @@ def adversarial(networks: dict[str, nn.Module], phases: list[Phase], latents: La
 
 def label_gan(generator: nn.Module, discriminator: nn.Module, loss: Callable[[Tensor, float], Tensor],
               latents: Latents, real_label: float, interval: int = 1, **more: Any) -> Model:
-    """The Model of a GAN that compares scores with labels.
+    """The Model of a GAN that compares scores ``[B]`` with labels; ``more`` are its attributes.
 
-    Args:
-        generator: latents ``[B, L]`` and audio -> images.
-        discriminator: images -> scores ``[B]``.
-        loss: scores and the label that they should have -> scalar.
-        latents: the distribution of the latents.
-        real_label: of real covers; below 1 is one-sided label smoothing (Salimans et al. 2016, section 3.4).
-        interval: steps between updates of the discriminator.
-        more: attributes of the Model.
+    The discriminator is updated every ``interval`` steps. A ``real_label`` below 1 is one-sided label smoothing
+    (Salimans et al. 2016, section 3.4).
     """
     phases = [DiscriminatorPhase(generator, discriminator, loss, latents, real_label),
               GeneratorPhase(generator, discriminator, lambda scores: loss(scores, real_label), latents)]

@@ -33,7 +33,10 @@ def augment(images: Tensor, kinds: tuple[str, ...], draws: Tensor) -> Tensor:
     if "translation" in kinds:
         images = translate(images, draws[:, 3], draws[:, 4])
     if "cutout" in kinds:
-        images = images * outside_hole(images.shape[-1], draws[:, 5], draws[:, 6])
+        side = images.shape[-1]
+        centres = (torch.arange(side, device=draws.device) + 0.5) * 2 / side - 1
+        rows, columns = ((centres - draw[:, None]).abs() < HOLE for draw in (draws[:, 5], draws[:, 6]))
+        images = images * (1 - (rows[:, None, :, None] & columns[:, None, None, :]).float())
     return images
 
 
@@ -57,10 +60,3 @@ def translate(images: Tensor, down: Tensor, right: Tensor) -> Tensor:
         shape[axis] = side
         images = images.gather(axis, source.clamp(0, side - 1).view(shape).expand_as(images)) * inside.view(shape)
     return images
-
-
-def outside_hole(side: int, down: Tensor, right: Tensor) -> Tensor:
-    """A mask ``[B, 1, R, R]``: 0 in a square of ``HOLE`` of the side around the draws ``[B]`` in [-1, 1], else 1."""
-    centres = (torch.arange(side, device=down.device) + 0.5) * 2 / side - 1
-    rows, columns = ((centres - draw[:, None]).abs() < HOLE for draw in (down, right))
-    return 1 - (rows[:, None, :, None] & columns[:, None, None, :]).float()

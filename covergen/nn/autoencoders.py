@@ -35,7 +35,6 @@ class Decoder(nn.Module):
     """
 
     def __init__(self, width: int, norm_last: bool) -> None:
-        """Args: as of ``Encoder``."""
         super().__init__()
         sizes = [4 * width, 2 * width, 2 * width, width, 3]
         self.convs = nn.ModuleList(

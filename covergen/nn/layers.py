@@ -48,11 +48,6 @@ def feature_norm(kind: str, channels: int) -> nn.Module:
     return nn.GroupNorm(max(1, channels // 16), channels)
 
 
-def instance_norm(channels: int) -> nn.Module:
-    """Instance norm with scale and shift; GroupNorm's kernel and its double backward are the faster ones."""
-    return nn.GroupNorm(channels, channels)
-
-
 def activation(norm: str, slope: float = 0.0) -> nn.Module:
     """ReLU (LeakyReLU with a slope) beside batch norm; SiLU beside group norm, where a batch's split must not matter.
 
@@ -93,12 +88,7 @@ class Upsampler(nn.Module):
     """Turns latents ``[B, latent]`` into images ``[B, 3, R, R]`` in [-1, 1]: linear to 4x4, then doublings."""
 
     def __init__(self, latent: int, widths: Sequence[int], norm: str = "batch", refined: int = 0) -> None:
-        """Args:
-            latent: size of the noise vector.
-            widths: channels at 4, 8, ... R/2 pixels.
-            norm: kind of ``feature_norm``.
-            refined: the first so many doublings are followed by a 3x3 convolution.
-        """
+        """Widths are channels at 4, 8, ... R/2 pixels; a 3x3 convolution follows the first ``refined`` doublings."""
         super().__init__()
         self.project = nn.Linear(latent, widths[0] * 4 * 4)
         self.project_norm = feature_norm(norm, widths[0])
@@ -153,11 +143,7 @@ class AudioTrunk(nn.Sequential):
         super().__init__(*audio_layers([audio + (out - audio) * i // 3 for i in range(4)]))
 
     def forward(self, audio: Tensor) -> Tensor:
-        """Computes in fp32 at any precision of the rest, for raw descriptors reach 1e13.
-
-        Raises:
-            ValueError: a single vector in training, which batch norm can't normalise.
-        """
+        """Computes in fp32 at any precision of the rest, for raw descriptors reach 1e13."""
         if self.training and len(audio) < 2:
             raise ValueError("--batch_size: the batch norm over audio needs at least 2 covers in every process")
         with torch.autocast(audio.device.type, enabled=False):
@@ -201,7 +187,6 @@ class FilmUpsampler(nn.Module):
     """Turns latents ``[B, latent]`` and audio ``[B, A]`` into images in [-1, 1], with FiLM at every norm."""
 
     def __init__(self, latent: int, audio: int, widths: Sequence[int], features: int = 512) -> None:
-        """Args: latent, audio, features: sizes; widths: channels at 4, 8, ... R/2 pixels."""
         super().__init__()
         self.project = nn.Linear(latent, widths[0] * 4 * 4)
         self.doublings = nn.ModuleList(nn.ConvTranspose2d(size, out, 4, 2, 1) for size, out in pairwise(widths))
@@ -242,7 +227,6 @@ class AudioEncoder(nn.Module):
     """
 
     def __init__(self, audio: int, size: int = EMBEDDING, hidden: int = 512) -> None:
-        """Args: audio: A; size: of an embedding; hidden: size of the layers between."""
         super().__init__()
         self.layers = nn.Sequential(nn.Linear(audio, hidden), ResidualMlp(hidden), ResidualMlp(hidden),
                                     nn.LayerNorm(hidden), nn.Linear(hidden, size))
@@ -258,11 +242,8 @@ def audio_noise(count: int, audio: int, generator: torch.Generator, embedding_no
                 audio_dropout: float) -> dict[str, Tensor]:
     """The noise that keeps ``AudioEncoder`` from memorising tracks: ``dropout_mask`` and ``embedding_noise``.
 
-    Args:
-        count, audio: tracks and the numbers of each.
-        generator: it draws, on its device.
-        embedding_noise: standard deviation of what is added to each number of an embedding.
-        audio_dropout: share of an audio vector's numbers that are set to 0; the others are scaled up.
+    For ``count`` tracks of ``audio`` numbers: a standard deviation of what is added to an embedding, and a share of the
+    numbers that are set to 0; the others are scaled up.
     """
     device = generator.device
     mask = torch.rand(count, audio, generator=generator, device=device) >= audio_dropout

@@ -24,10 +24,7 @@ def squared_gradient_norms(critic: Callable[[Tensor], Tensor], images: Tensor) -
     actually Converge?", eq. 9 and 10). The gradient is ``torch.func.grad`` inside the forward, so the whole phase stays
     one graph. Scores are multiplied by the square root of the number of input values first, which keeps the gradients
     of a critic with norm 1 near unit size per value (in fp16 they would underflow otherwise); the norm is in fp32.
-
-    Args:
-        critic: images ``[B, 3, R, R]`` -> scores ``[B]``; must not mix the images of a batch.
-        images: ``[B, 3, R, R]``, without gradient.
+    The critic gives images ``[B, 3, R, R]`` scores ``[B]`` and must not mix the images of a batch.
     """
     scale = images[0].numel() ** 0.5
     gradient = torch.func.grad(lambda inputs: critic(inputs).float().sum() * scale)(images)
@@ -38,10 +35,7 @@ def gradient_penalty(critic: Callable[[Tensor], Tensor], real: Tensor, fake: Ten
                      mix: Tensor) -> tuple[Tensor, Tensor]:
     """The mean of (norm - 1)^2 and the detached mean norm of a critic's gradients between real and fake images.
 
-    Args:
-        critic, real, fake: as of ``squared_gradient_norms``.
-        mix: one interpolation weight per image in [0, 1], ``[B, 1, 1, 1]``.
-
+    ``mix`` are interpolation weights in [0, 1], ``[B, 1, 1, 1]``.
     Source: Gulrajani et al. 2017, "Improved Training of Wasserstein GANs", algorithm 1 (per image, not per pixel).
     """
     norm = (squared_gradient_norms(critic, torch.lerp(fake, real, mix)) + 1e-12).sqrt()
@@ -62,14 +56,9 @@ def relativistic_loss(better: Tensor, worse: Tensor) -> Tensor:
 def info_nce(audio: Tensor, images: Tensor, scale: Tensor, same: Tensor) -> Tensor:
     """Symmetric InfoNCE between embeddings of audio and of images, with several positives.
 
-    The positives of a row are all of the other kind from its album; its loss is minus the mean of their log
-    probabilities.
-
-    Args:
-        audio: unit vectors ``[B, D]``.
-        images: unit vectors ``[N, D]``.
-        scale: the inverse of the temperature, a factor of the cosines.
-        same: bool ``[B, N]``, whether they are of one album; every row and column needs a True.
+    Audio ``[B, D]`` and images ``[N, D]`` are unit vectors, ``scale`` the inverse temperature. The positives of a row
+    are all of the other kind from its album (``same``, bool ``[B, N]``; every row and column needs a True); its loss is
+    minus the mean of their log probabilities.
 
     Source: Radford et al. 2021, "CLIP", figure 3; Khosla et al. 2020, "Supervised Contrastive Learning", eq. 2.
     """
@@ -90,16 +79,10 @@ def binary_cross_entropy(scores: Tensor, label: float) -> Tensor:
 
 
 def bernoulli_and_kl(logits: Tensor, images: Tensor, mean: Tensor, log_variance: Tensor) -> tuple[Tensor, Tensor]:
-    """The two parts of a VAE's negative evidence lower bound (ELBO), in nats per image.
+    """The two parts of a VAE's negative evidence lower bound (ELBO), in nats per image, as means over the batch.
 
-    Args:
-        logits: of the reconstructions, ``[B, 3, R, R]``.
-        images: in [0, 1], ``[B, 3, R, R]``.
-        mean, log_variance: of q(z|x), ``[B, L]``.
-
-    Returns:
-        cross entropy summed over an image's values, and KL(q(z|x) || N(0, 1)); means over the batch, scalars.
-
+    They are the cross entropy summed over an image's values (logits and images in [0, 1], ``[B, 3, R, R]``), and
+    KL(q(z|x) || N(0, 1)) from the mean and log variance ``[B, L]`` of q(z|x).
     Source: Kingma and Welling 2014, "Auto-Encoding Variational Bayes", appendices B and C.1.
     """
     entropy = F.binary_cross_entropy_with_logits(logits.float(), images, reduction="sum") / len(images)

@@ -47,10 +47,7 @@ def fetched_run(run: str | Path) -> Path:
 
 
 def open_sync(out: str, name: str, keep: int, main: bool) -> RunSync | None:
-    """What the main process of a training uploads with, up to date; None for other processes, and for paths.
-
-    All call it, the main process first: what it alone has is uploaded before the others fetch.
-    """
+    """What the main process uploads with (None for others and for paths); it calls first, and uploads what it has."""
     if not is_remote(out):
         return None
     sync = RunSync(f"{out.rstrip('/')}/{name}", keep)
@@ -71,10 +68,7 @@ class RunSync:
         self._thread: threading.Thread | None = None
 
     def fetch(self) -> None:
-        """Brings what this machine lacks: the newest whole checkpoint if it is newer, the best, and all small files.
-
-        A damaged one is passed over with a warning.
-        """
+        """Brings what this machine lacks: the newest and best whole checkpoints, if newer, and all small files."""
         names = list(self.remote.sizes())
         self.folder.mkdir(parents=True, exist_ok=True)
         with lock(self.folder / ".fetch"):
@@ -160,10 +154,7 @@ class RunSync:
                 if uploaded.get(name) != stamp:
                     self.remote.put(path, name)
                     self._write_uploaded(uploaded := uploaded | {name: stamp})
-        self._prune()
-
-    def _prune(self) -> None:
-        """Removes old checkpoints at the URL, first what says that they are whole."""
+        # Old checkpoints go, first what says that they are whole.
         names = [name for name in self.remote.sizes() if name.startswith(f"{CHECKPOINTS}/")]
         whole = sorted(name.split("/")[1] for name in names if _is_manifest(name))
         steps, bests = ([name for name in whole if name.startswith(f"{kind}_")] for kind in KINDS)

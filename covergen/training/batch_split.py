@@ -13,15 +13,10 @@ from covergen.runs.config import Training
 
 
 class BatchSplit:
-    """One rank's part of every global batch.
+    """One rank's ``part`` (a slice) of every global batch, in ``pieces`` of these sizes, one after the other.
 
-    A mean over the global batch is the mean over ranks of the sum over pieces of their means times ``weights``.
-
-    Attributes:
-        part: slice of the global batch; of a cover that does not count where there are more ranks than covers.
-        pieces: sizes of the pieces that go through the networks one after the other.
-        weights: of the pieces.
-        notice: what people should know of it, or None.
+    A mean over the global batch is the mean over ranks of the sum over pieces of their means times ``weights``. Where
+    there are more ranks than covers, some have a cover that does not count.
     """
 
     def __init__(self, training: Training, rank: int, ranks: int, needs_whole_batch: bool) -> None:

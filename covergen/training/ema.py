@@ -22,7 +22,6 @@ class EMA:
 
     @torch.no_grad()
     def update(self, decay: float | None = None) -> None:
-        """Moves the averages towards the live weights."""
         self.updates += 1
         if decay is None:
             decay = min(self.decay, (1 + self.updates) / (10 + self.updates))

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from covergen.data.batch import Batch
 from covergen.data.sampling import seed_of
-from covergen.distributed.collectives import TIMEOUT, WatchedRanks
+from covergen.distributed.collectives import TIMEOUT, Ranks, WatchedRanks
 from covergen.distributed.environment import processes
 from covergen.models.base import Model, Phase
 from covergen.nn.schedules import decay_of_average, learning_rate
@@ -28,7 +28,6 @@ from covergen.runs.config import Training
 from covergen.training.batch_split import BatchSplit
 from covergen.training.compilation import Compiling, load_optimizer, optimizer_of
 from covergen.training.ema import EMA
-from covergen.training.metrics import MetricAccumulator
 from covergen.training.nonfinite import SkipUpdates, StopAtFirst
 
 
@@ -46,11 +45,7 @@ class PhaseState:
 class Engine:
     """Trains a model, and knows all of its state.
 
-    Attributes:
-        ranks: the processes that train together.
-        device: where this process computes.
-        networks: all networks by the names of their files: ``<net>``, and its moving average ``<net>_ema``.
-        compiling: what compiling the phases has cost.
+    ``networks`` are all, by the names of their files: ``<net>``, and its moving average ``<net>_ema``.
     """
 
     def __init__(self, model: Model, training: Training) -> None:
@@ -202,6 +197,31 @@ class Engine:
             self._accelerator.scaler.load_state_dict(state["scaler"])
         self._ema.updates = state["ema_updates"]
         self._nonfinite.skipped.fill_(state["skipped"])
+
+
+class MetricAccumulator:
+    """Collects scalars of updates on the device, without waiting for it, until a line of the log needs their means."""
+
+    def __init__(self, ranks: Ranks, ignore_nan: bool) -> None:
+        """Means are over the ranks; with ``ignore_nan`` they leave out values that are not finite."""
+        self.ranks, self.ignore_nan = ranks, ignore_nan
+        self.values: dict[str, list[Tensor]] = {}
+
+    def add(self, scalars: dict[str, Tensor]) -> None:
+        """Takes in the scalars of an update: this rank's part of a mean."""
+        for name, value in scalars.items():
+            self.values.setdefault(f"loss/{name}", []).append(value.float())
+
+    def collect(self) -> dict[str, float]:
+        """Means over all ranks and all updates since the last call; the host waits for the device here."""
+        names, values = sorted(self.values), []
+        for name in names:
+            value = torch.stack(self.values[name])
+            values.append(torch.where(value.isfinite(), value, torch.nan).nanmean() if self.ignore_nan
+                          else value.mean())
+        self.values = {}
+        means = self.ranks.sum(torch.stack(values)) / self.ranks.ranks
+        return dict(zip(names, means.tolist(), strict=True))
 
 
 def _start_accelerator(training: Training) -> accelerate.Accelerator:

@@ -20,7 +20,6 @@ class Profile:
         self.done, self.profiler = 0, None
 
     def step(self) -> None:
-        """A step is over."""
         self.done += 1
         if self.steps and self.done == WARM:
             kinds = [torch.profiler.ProfilerActivity.CPU]

@@ -46,12 +46,7 @@ class Due:
 
 
 class Schedule:
-    """The plan of a run, a pure function of its options and its data.
-
-    Attributes:
-        steps: number of the last step.
-        patience: epochs without a better validation loss that end the run, 0: none do.
-    """
+    """The plan of a run, a pure function of its options and its data: its last step, its patience, what is due."""
 
     def __init__(self, training: Training, images_per_step: int, epoch: int, validates: bool) -> None:
         """An epoch is of so many images (0: unknown); with ``validates`` there are validation losses."""
@@ -116,11 +111,10 @@ class Run:
 
     def announce(self, threads: tuple[int, str]) -> None:
         """Says what is trained, on what and where."""
-        data, checkpoints = self.data, self.checkpoints
+        data, checkpoints, ranks = self.data, self.checkpoints, self.engine.ranks
         if self.model.validation_phase and not self.schedule.validates:
             log_main(f"note: {data.shards} has no val split: there is no validation loss and no early stopping")
-        split = BatchSplit(self.config.training, self.engine.ranks.rank, self.engine.ranks.ranks,
-                           self.model.needs_whole_batch)
+        split = BatchSplit(self.config.training, ranks.rank, ranks.ranks, self.model.needs_whole_batch)
         for notice in filter(None, (data.stream.notice, split.notice)):
             log_main(f"note: {notice}")
         log_main(f"{self.config.model} at {data.resolution} px on {data.stream.samples:,} samples of {data.shards}\n"
@@ -210,7 +204,6 @@ class Report:
         self.start_clock(state.step)
 
     def step(self) -> None:
-        """A step is over."""
         self.profile.step()
         self.bar.update()
 
@@ -253,14 +246,12 @@ class Report:
         return row
 
     def log(self, step: int, row: dict[str, float]) -> None:
-        """Writes a line of the log."""
         shown = {name.removeprefix("loss/"): f"{value:.3g}" for name, value in row.items() if name.startswith("loss/")}
         self.bar.set_postfix({"images/s": f"{row.get('speed/images_per_second', 0):.0f}", **shown})
         if self.tracker:
             self.tracker.log(step, step * self.run.engine.images_per_step, row)
 
     def close(self) -> None:
-        """Closes the progress bar, the profile, the log and W&B."""
         self.bar.close()
         self.profile.close()
         if self.tracker:

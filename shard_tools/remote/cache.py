@@ -1,9 +1,8 @@
 """A bounded folder of this machine with copies of files behind URLs.
 
-All processes of a machine share a cache without talking to each other. A copy's name is its hash. Who downloads holds
-an exclusive lock on the unfinished file, whose full size is reserved beforehand, so that the folder never grows beyond
-its bound; who reads holds a shared lock on the copy; and copies that nobody holds go when space is needed, the least
-recently used first. Locks end with their process, so a killed one leaves nothing that has to be cleaned up by hand.
+A copy's name is its hash. Who downloads holds an exclusive lock on the unfinished file, whose full size is reserved
+beforehand, so that the folder never grows beyond its bound; who reads holds a shared lock on the copy; and copies that
+nobody holds go when space is needed, the least recently used first. Locks end with their process.
 """
 
 from __future__ import annotations
