@@ -23,7 +23,6 @@ from covergen.data.shard_store import RemoteShardStore
 from covergen.data.stream import open_stream
 from shard_tools.core.locks import lock
 from shard_tools.inspect import inspect
-from shard_tools.pack import pack
 from shard_tools.remote import filesystem as far
 from shard_tools.remote.cache import BusyError, Cache, FullError, RemoteFile
 from shard_tools.remote.filesystem import Remote, check_url, redact_url
@@ -232,15 +231,6 @@ def put(folder: Path, url: str) -> str:
         if path.is_file():
             fsspec.filesystem("memory").pipe_file(f"{url}/{path.name}", path.read_bytes())
     return url
-
-
-@pytest.fixture(scope="module")
-def many(world: Path) -> Path:
-    """The small demo world in many shards."""
-    out = world.parent / "many"
-    if not out.is_dir():
-        assert pack(str(world), str(out), samples_per_shard=10, workers=1) == 0
-    return out
 
 
 @pytest.mark.parametrize(("window", "order", "windows"), [

@@ -33,15 +33,6 @@ def bad() -> Faults:
     return Faults(failed=0.05, cut=0.05, latency=0.2)
 
 
-@pytest.fixture(scope="module")
-def many(world: Path) -> Path:
-    """The small demo world in many shards."""
-    out = world.parent / "many"
-    if not out.is_dir():
-        assert pack(str(world), str(out), samples_per_shard=10, workers=1) == 0
-    return out
-
-
 def two_epochs(shards: Path) -> list[str]:
     return ["--steps", str(2 * len(open_index(shards, "train").rows) // READ), "--shard_window", str(WINDOW)]
 
